@@ -1,0 +1,22 @@
+"""Contrastive language-audio pretraining: train, compare, evaluate and use audio-text dual encoders."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["Clap", "ClapDataset", "ClapTrainer", "SigmoidLoss", "SymmetricCrossEntropyLoss"]
+
+_HOMES = {
+    "Clap": "clap.model",
+    "ClapDataset": "clap.dataset.clips",
+    "ClapTrainer": "clap.trainer",
+    "SigmoidLoss": "clap.loss",
+    "SymmetricCrossEntropyLoss": "clap.loss",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: one encoder then needs neither MLflow nor the trainer."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'clap' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

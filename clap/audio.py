@@ -1,0 +1,206 @@
+"""Audio from file to log-mel: load, resample, cut, fill, spectrogram, masks.
+
+Workers call `load_waveform`; everything else runs on the device, inside the audio encoder.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import librosa
+import numpy as np
+import soundfile
+import soxr
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+SHORTEST = 0.02  # seconds: below one analysis frame there is nothing to hear
+FILL_MODES = ("repeat_pad", "repeat", "pad")
+
+
+class AudioError(ValueError):
+    """A recording that cannot be used; the message names the file and what is wrong with it."""
+
+
+def load_waveform(
+    path: str | os.PathLike,
+    sample_rate: int,
+    *,
+    max_duration: float | None = None,
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """Read a recording as mono float32 (samples,) at `sample_rate`, decoding only the part that is needed.
+
+    Args:
+        sample_rate: Hz of the result; channels are averaged, then resampled by soxr (HQ).
+        max_duration: seconds; of a longer recording the middle is read, or a random part where `rng` is given.
+
+    Raises:
+        AudioError: missing, empty, truncated, not audio, shorter than 20 ms, or not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError(f"{path}: no such audio file")
+    try:
+        with soundfile.SoundFile(path) as file:
+            check_header(path, file)
+            start, count = choose_part(file.frames, file.samplerate, max_duration, rng)
+            file.seek(start)
+            waveform = file.read(count, dtype="float32", always_2d=True).mean(axis=1)
+            file_rate = file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            f"{path}: cannot be decoded ({error.error_string.strip()}); WAV, FLAC, OGG, Opus, MP3 can"
+        ) from None
+    if len(waveform) < count:
+        raise AudioError(f"{path}: truncated, {len(waveform)} of {count} samples could be read")
+    if not np.isfinite(waveform).all():
+        raise AudioError(f"{path}: holds NaN or infinite samples")
+    return soxr.resample(waveform, file_rate, sample_rate) if file_rate != sample_rate else waveform
+
+
+def check_header(path: Path, file: soundfile.SoundFile) -> None:
+    """Refuse a file that is empty, too short, or cut off before the length that its header announces."""
+    announced = re.search(r"data : (\d+) \(should be (\d+)\)", file.extra_info)
+    if announced:
+        raise AudioError(f"{path}: truncated, its header announces {announced[1]} bytes and {announced[2]} are there")
+    if file.frames == 0:
+        raise AudioError(f"{path}: empty, no samples")
+    if file.frames < SHORTEST * file.samplerate:
+        raise AudioError(
+            f"{path}: {file.frames} samples at {file.samplerate} Hz, shorter than one frame of {SHORTEST} s"
+        )
+
+
+def choose_part(
+    num_frames: int, file_rate: int, max_duration: float | None, rng: np.random.Generator | None
+) -> tuple[int, int]:
+    """Start and count, in the file's own samples, of the part to read: the middle, or random with `rng`."""
+    count = num_frames if max_duration is None else min(num_frames, round(max_duration * file_rate))
+    spare = num_frames - count
+    start = spare // 2 if rng is None else int(rng.integers(spare + 1))
+    return start, count
+
+
+def fill_waveform(waveform: Tensor, lengths: Tensor, num_samples: int, mode: str) -> Tensor:
+    """Make short clips last `num_samples`.
+
+    waveform (batch, samples), zero behind each row's length; lengths (batch,) -> (batch, num_samples).
+
+    Args:
+        mode: `pad` with zeros; `repeat` and cut; `repeat_pad`: whole repeats, then zeros (LAION-CLAP's `repeatpad`).
+    """
+    lengths = lengths.clamp(max=num_samples)[:, None]
+    time = torch.arange(num_samples, device=waveform.device)[None]
+    filled = {"pad": lengths, "repeat": num_samples, "repeat_pad": num_samples // lengths * lengths}[mode]
+    repeated = waveform.gather(1, (time % lengths).clamp(max=waveform.shape[1] - 1))
+    return torch.where(time < filled, repeated, 0.0)
+
+
+def int16_round_trip(waveform: Tensor) -> Tensor:
+    """Clip to [-1, 1] and truncate to 16 bits, as LAION-CLAP's file loader does."""
+    return (waveform.clamp(-1, 1) * 32767).trunc() / 32767
+
+
+class LogMelSpectrogram(nn.Module):
+    """Log-mel spectrogram in dB, computed on the waveform's device, in float32 outside autocast.
+
+    waveform (batch, samples) -> log_mel (batch, time, n_mels), time = samples // hop_length + 1.
+    10 log10(max(mel, 1e-10)) of the power spectrum: Hann window, centred, reflect-padded.
+
+    Args:
+        sample_rate: Hz of the waveforms.
+        window: seconds that the encoder behind it sees at once.
+        fill: how a shorter clip is filled up to the window: `repeat_pad`, `repeat` or `pad` (see `fill_waveform`).
+        hop_length: samples between frames; 480 at 48 kHz is 10 ms.
+        f_max: upper band edge, Hz.
+        mel_scale: `slaney` (area-normalised filters) or `htk` (none); published fused models use `htk`.
+        bank_rate: Hz that the filter bank is built for; only MS-CLAP 2023 differs from `sample_rate` (32000 on 44100).
+        int16: round the waveform to 16 bits first, as LAION-CLAP does with files.
+
+    Raises:
+        ValueError: f_max lies above half the rate, a window that is not positive, an unknown fill or mel scale.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        *,
+        window: float,
+        fill: str = "repeat_pad",
+        n_fft: int = 1024,
+        hop_length: int,
+        n_mels: int = 64,
+        f_min: float = 50.0,
+        f_max: float = 14000.0,
+        mel_scale: str = "slaney",
+        bank_rate: int | None = None,
+        int16: bool = False,
+    ) -> None:
+        super().__init__()
+        bank_rate = bank_rate or sample_rate
+        if window <= 0:
+            raise ValueError(f"window={window} seconds is not positive; set audio_encoder.frontend.window")
+        if fill not in FILL_MODES:
+            raise ValueError(f"fill={fill!r} is not one of {', '.join(FILL_MODES)}; set audio_encoder.frontend.fill")
+        if f_max > bank_rate / 2:
+            raise ValueError(f"f_max={f_max} lies above half of {bank_rate} Hz; set audio_encoder.frontend.f_max")
+        if mel_scale not in ("slaney", "htk"):
+            raise ValueError(f"mel_scale={mel_scale!r} is not slaney or htk; set audio_encoder.frontend.mel_scale")
+        self.sample_rate, self.hop_length, self.n_mels = sample_rate, hop_length, n_mels
+        self.f_min, self.f_max, self.mel_scale, self.int16 = f_min, f_max, mel_scale, int16
+        self.fill, self.num_samples = fill, round(window * sample_rate)
+        self.num_frames = self.num_samples // hop_length + 1  # of a full window
+        self.n_fft = n_fft
+        htk = mel_scale == "htk"
+        bank = librosa.filters.mel(
+            sr=bank_rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max, htk=htk, norm=None if htk else "slaney"
+        )
+        self.register_buffer("hann", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("mel", torch.tensor(bank.T.copy()), persistent=False)  # (n_fft // 2 + 1, n_mels)
+
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, waveform: Tensor) -> Tensor:
+        waveform = int16_round_trip(waveform.float()) if self.int16 else waveform.float()
+        power = torchaudio.functional.spectrogram(
+            waveform,
+            pad=0,
+            window=self.hann,
+            n_fft=self.n_fft,
+            hop_length=self.hop_length,
+            win_length=self.n_fft,
+            power=2.0,
+            normalized=False,
+        )  # (batch, n_fft // 2 + 1, time)
+        return 10 * (power.transpose(1, 2) @ self.mel).clamp(min=1e-10).log10()
+
+    def full_window(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """Waveforms (batch, samples) inside the window, lengths (batch,) -> log_mel (batch, num_frames, n_mels)."""
+        return self(fill_waveform(waveform, lengths, self.num_samples, self.fill))
+
+
+class SpecAugment(nn.Module):
+    """Zero random bands of time and frequency while training (Park et al. 2019), each clip its own.
+
+    log_mel (batch, views, time, n_mels) -> same.
+
+    Args:
+        time_mask, frequency_mask: longest band, in frames and mel bins; 0 leaves the axis alone.
+        num_masks: bands on each axis.
+    """
+
+    def __init__(self, *, time_mask: int, frequency_mask: int, num_masks: int = 2) -> None:
+        super().__init__()
+        self.num_masks = num_masks
+        self.time = torchaudio.transforms.TimeMasking(time_mask, iid_masks=True)
+        self.frequency = torchaudio.transforms.FrequencyMasking(frequency_mask, iid_masks=True)
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        if not self.training:
+            return log_mel
+        masked = log_mel.transpose(2, 3)  # (batch, views, n_mels, time), as torchaudio wants it
+        for _ in range(self.num_masks):
+            masked = self.frequency(self.time(masked))
+        return masked.transpose(2, 3)

@@ -1,0 +1,119 @@
+"""HTS-AT (Chen et al. 2022): a Swin transformer on the log-mel folded into a square image.
+
+The trunk is timm's Swin, so that published weights fit by renaming keys: HTS-AT's `layers.i.downsample` is timm's
+`trunk.layers.{i+1}.downsample`, `patch_embed.mel_conv2d` is `trunk.patch_embed.local_proj`, `patch_embed.fusion_model` is
+`trunk.patch_embed.merge`; all other names are the paper's.
+"""
+
+from collections.abc import Sequence
+
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clap.audio import LogMelSpectrogram, SpecAugment
+from clap.audio_encoder.base import AudioEncoder, beside
+
+
+class HTSAT(AudioEncoder):
+    """Log-mel (batch, views, frames, n_mels) -> (batch, embed_dim * 2 ** (stages - 1)), the mean of the last tokens.
+
+    Args:
+        embed_dim: width of the first stage; it doubles at each of the next.
+        image_size: side of the square that the log-mel is folded into, image_size / n_mels segments of time above
+            each other; so at most image_size ** 2 / n_mels frames fit.
+        patch_size: side of a token, in frames and in mel bins.
+        window_size: side of an attention window, in tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        image_size: int = 256,
+        patch_size: int = 4,
+        window_size: int = 8,
+        drop_path: float = 0.1,
+        frontend: LogMelSpectrogram,
+        fusion: nn.Module | None = None,
+        spec_augment: SpecAugment | None = None,
+    ) -> None:
+        super().__init__(frontend, fusion, spec_augment)
+        self.image_size = image_size
+        self.check_sizes(patch_size)
+        self.output_dim = embed_dim * 2 ** (len(depths) - 1)
+        self.trunk = SwinTransformer(
+            img_size=image_size,
+            patch_size=patch_size,
+            in_chans=1,
+            num_classes=0,
+            embed_dim=embed_dim,
+            depths=tuple(depths),
+            num_heads=tuple(num_heads),
+            window_size=window_size,
+            drop_path_rate=drop_path,
+        )
+        self.trunk.patch_embed = PatchEmbed(patch_size, embed_dim, self.fusion)
+
+    def check_sizes(self, patch_size: int) -> None:
+        n_mels, most = self.frontend.n_mels, self.image_size**2 // self.frontend.n_mels
+        if self.image_size % n_mels or n_mels % patch_size:
+            raise ValueError(
+                f"n_mels={n_mels} must divide image_size={self.image_size} and be a multiple of patch_size={patch_size}; "
+                "set audio_encoder.frontend.n_mels"
+            )
+        if self.frontend.num_frames > most:
+            raise ValueError(
+                f"a window of {self.frontend.num_frames} frames does not fit into image_size={self.image_size}, which holds {most}; "
+                "lower audio_encoder.frontend.window or raise audio_encoder.frontend.hop_length"
+            )
+
+    def encode(self, log_mel: Tensor, is_longer: Tensor) -> Tensor:
+        x = self.fold(log_mel)
+        x = self.trunk.patch_embed(x, is_longer)  # (batch, height, width, embed_dim)
+        x = self.trunk.norm(self.trunk.layers(x))
+        return x.mean(dim=(1, 2))
+
+    def fold(self, log_mel: Tensor) -> Tensor:
+        """(batch, views, frames, n_mels) -> (batch, views, image_size, image_size): segments of time, one below the other."""
+        batch, views, frames, n_mels = log_mel.shape
+        segments = self.image_size // n_mels
+        if frames < self.image_size * segments:
+            size = (self.image_size * segments, n_mels)
+            log_mel = F.interpolate(log_mel, size, mode="bicubic", align_corners=True)
+        x = log_mel.view(batch, views, segments, self.image_size, n_mels)
+        return x.transpose(3, 4).reshape(batch, views, self.image_size, self.image_size)
+
+
+class PatchEmbed(nn.Module):
+    """Image (batch, views, size, size) -> tokens (batch, height, width, embed_dim); local views are merged before the norm.
+
+    Wu et al. 2023, section 2.3: local views pass a convolution three patches wide, so that three of them side by side
+    are as wide as the global view.
+    """
+
+    def __init__(self, patch_size: int, embed_dim: int, fusion: nn.Module) -> None:
+        super().__init__()
+        make_merge = fusion.merge
+        self.in_channels = 1 if make_merge else fusion.num_views
+        self.proj = nn.Conv2d(self.in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim)
+        if make_merge:
+            local_size = (patch_size, 3 * patch_size)
+            self.local_proj = nn.Conv2d(1, embed_dim, kernel_size=local_size, stride=local_size)
+            self.merge = make_merge(embed_dim)
+
+    def forward(self, x: Tensor, is_longer: Tensor) -> Tensor:
+        tokens = self.proj(x[:, : self.in_channels])  # (batch, embed_dim, height, width)
+        if x.shape[1] > self.in_channels and is_longer.any():
+            tokens = self.merge_local(tokens, x, is_longer)
+        return self.norm(tokens.permute(0, 2, 3, 1))
+
+    def merge_local(self, tokens: Tensor, x: Tensor, is_longer: Tensor) -> Tensor:
+        longer = is_longer.nonzero().flatten()
+        local = self.local_proj(x[longer, 1:].flatten(0, 1).unsqueeze(1))  # (longer * 3, embed_dim, height, width / 3)
+        local = beside(local, len(longer), tokens.shape[3])
+        merged = self.merge(tokens[longer], local)
+        return tokens.index_copy(0, longer, merged.to(tokens.dtype))

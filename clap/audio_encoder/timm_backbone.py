@@ -1,0 +1,55 @@
+"""Any timm image backbone on the log-mel, by name."""
+
+import timm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clap.audio import LogMelSpectrogram, SpecAugment
+from clap.audio_encoder.base import AudioEncoder
+
+
+class TimmBackbone(AudioEncoder):
+    """Log-mel (batch, views, frames, n_mels) -> (batch, output_dim), the backbone's pooled features.
+
+    The log-mel is one image of n_mels rows and `frames` columns; a backbone that takes images of one size only (most
+    vision transformers) gets it resized.
+
+    Args:
+        name: a model of `timm.list_models()`, such as `convnext_nano`.
+        pretrained: True takes timm's ImageNet weights, averaged over the colour channels; False starts at random.
+
+    Raises:
+        ValueError: unknown name, or a fusion that merges features inside the encoder (daf, aff, iaff).
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        pretrained: bool = False,
+        drop_path: float = 0.0,
+        frontend: LogMelSpectrogram,
+        fusion: nn.Module | None = None,
+        spec_augment: SpecAugment | None = None,
+    ) -> None:
+        super().__init__(frontend, fusion, spec_augment)
+        if self.fusion.merge:
+            raise ValueError(
+                "fusion inside the encoder (daf, aff, iaff) needs HTS-AT or Cnn14; with audio_encoder=timm choose "
+                "fusion=none, mean or channel_map"
+            )
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+            raise ValueError(f"timm knows no model {name!r}; near: {', '.join(near) or 'none'}; set audio_encoder.name")
+        self.backbone = timm.create_model(
+            name, pretrained=pretrained, in_chans=self.fusion.num_views, num_classes=0, drop_path_rate=drop_path
+        )
+        config = self.backbone.pretrained_cfg
+        self.image_size = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None
+        self.output_dim = self.backbone.head_hidden_size
+
+    def encode(self, log_mel: Tensor, is_longer: Tensor) -> Tensor:
+        image = log_mel.transpose(2, 3)  # (batch, views, n_mels, frames)
+        if self.image_size is not None:
+            image = F.interpolate(image, self.image_size, mode="bilinear")
+        return self.backbone(image)

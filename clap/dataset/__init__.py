@@ -1,0 +1,1 @@
+"""Corpora, one file each, and what turns them into batches."""

@@ -1,0 +1,280 @@
+"""From a corpus to batches: Clip, Corpus, ClapDataset, EpochSampler, Batch, Collate."""
+
+import functools
+import hashlib
+import importlib
+import json
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from clap.audio import AudioError, load_waveform
+from clap.config import build, read_config
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+CORPORA = {"synthetic": "Synthetic", "esc50": "ESC50", "csv": "CSV"}  # module of clap.dataset -> class
+LOADER_KEYS = ("batch_size", "num_workers", "max_bad_fraction", "max_clips")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording (or one scene that its corpus renders) and what people say of it."""
+
+    id: str
+    captions: tuple[str, ...]
+    path: Path | None = None
+    label: str | None = None
+
+
+class Corpus:
+    """A named collection of clips in splits; a child class reads its index in `clips`."""
+
+    name: str
+    max_duration: float = 30.0  # seconds; of a longer clip only this much is ever used
+
+    def clips(self, split: str) -> list[Clip]:
+        raise NotImplementedError
+
+    def load(
+        self, clip: Clip, *, sample_rate: int, max_duration: float, rng: np.random.Generator | None = None
+    ) -> np.ndarray:
+        """Mono float32 (samples,) at `sample_rate`, at most `max_duration` seconds (see `load_waveform`)."""
+        return load_waveform(clip.path, sample_rate, max_duration=max_duration, rng=rng)
+
+
+@dataclass
+class Item:
+    """What a worker makes of one clip; `problem` says why there is no waveform."""
+
+    index: int
+    waveform: np.ndarray | None
+    caption: str
+    group: int
+    problem: str | None = None
+
+
+@dataclass
+class Batch:
+    """Waveforms (batch, samples), zero behind each row's length (batch,); token ids and mask (batch, tokens).
+
+    clip_ids (batch,): equal where rows are positives of each other, for they share a clip or all its captions.
+    index (batch,): positions in the dataset; problems: {clip id: what is wrong} for clips that were left out.
+    """
+
+    waveform: Tensor
+    lengths: Tensor
+    token_ids: Tensor
+    token_mask: Tensor
+    clip_ids: Tensor
+    index: Tensor
+    problems: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "problems"}
+        return replace(self, **moved)
+
+
+class Collate:
+    """Items -> Batch: pads waveforms and token ids to the batch's longest, leaves out clips with a problem.
+
+    Args:
+        tokenize: captions -> token ids and mask.
+    """
+
+    def __init__(self, tokenize: Callable[[list[str]], tuple[Tensor, Tensor]]) -> None:
+        self.tokenize = tokenize
+
+    def __call__(self, items: Sequence[Item]) -> Batch | None:
+        good = [item for item in items if item.problem is None]
+        problems = {item.index: item.problem for item in items if item.problem is not None}
+        if not good:
+            empty = torch.zeros(0, dtype=torch.long)
+            return Batch(torch.zeros(0, 0), empty, empty[:, None], empty[:, None], empty, empty, problems)
+        token_ids, token_mask = self.tokenize([item.caption for item in good])
+        waveforms = [torch.from_numpy(item.waveform) for item in good]
+        return Batch(
+            waveform=torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
+            lengths=torch.tensor([len(waveform) for waveform in waveforms]),
+            token_ids=token_ids,
+            token_mask=token_mask,
+            clip_ids=torch.tensor([item.group for item in good]),
+            index=torch.tensor([item.index for item in good]),
+            problems=problems,
+        )
+
+
+class ClapDataset(Dataset):
+    """The clips of one split of one or several corpora, with one caption each time a clip is drawn.
+
+    In training a clip's caption and the part of it that is read are drawn anew in every epoch, as a function of seed,
+    epoch and position alone; in the other splits they are the first caption and the middle.
+
+    Args:
+        datasets: names (`"ESC50"`) or corpora; several are put one behind the other.
+        kind: `train`, `val` or `test`.
+        root: folder of the corpus.
+        sample_rate: Hz of the waveforms; with `config` that of its audio encoder.
+        window: seconds of a clip that the model takes; None for all of it, up to the corpus's max_duration.
+        max_bad_fraction: share of clips that may be missing before it is an error.
+        max_clips: use only so many from the start.
+        training: draw captions and parts at random; None does so in the train split.
+        config: a composed config (path or mapping) instead of `datasets` and `root`.
+
+    Raises:
+        ValueError: unknown name or split, empty split. FileNotFoundError: too many recordings are missing.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[str | Corpus] | str | Corpus | None = None,
+        kind: str = "train",
+        root: str | Path | None = None,
+        *,
+        sample_rate: int | None = None,
+        window: float | None = None,
+        seed: int = 0,
+        max_bad_fraction: float = 0.01,
+        max_clips: int | None = None,
+        training: bool | None = None,
+        config: str | Path | Mapping | None = None,
+    ) -> None:
+        if kind not in SPLITS:
+            raise ValueError(f"kind={kind!r} is not one of {', '.join(SPLITS)}")
+        if config is not None:
+            config = read_config(config)
+            datasets = [open_corpus(config["dataset"])]
+            sample_rate = sample_rate or config["audio_encoder"]["frontend"]["sample_rate"]
+            max_bad_fraction, max_clips = config["dataset"]["max_bad_fraction"], config["dataset"]["max_clips"]
+        if datasets is None or sample_rate is None:
+            raise ValueError("ClapDataset needs datasets=[...] and sample_rate=... (clap.sample_rate), or config=...")
+        datasets = [datasets] if isinstance(datasets, str | Corpus) else list(datasets)
+        self.corpora = [find_corpus(item, root) if isinstance(item, str) else item for item in datasets]
+        self.name = "_".join(corpus.name for corpus in self.corpora)
+        self.kind, self.sample_rate, self.window, self.seed = kind, sample_rate, window, seed
+        self.max_bad_fraction = max_bad_fraction
+        self.training = kind == "train" if training is None else training
+        listed = [(corpus, clip) for corpus in self.corpora for clip in corpus.clips(kind)[:max_clips]]
+        if not listed:
+            raise ValueError(f"the {kind} split of {self.name} has no clips")
+        self.num_listed = len(listed)
+        self.missing = [clip for _, clip in listed if clip.path is not None and not clip.path.is_file()]
+        self.check_missing()
+        absent = set(self.missing)
+        self.owners, self.clips = zip(*(pair for pair in listed if pair[1] not in absent), strict=True)
+        numbers: dict[tuple[str, ...], int] = {}
+        self.groups = [numbers.setdefault(clip.captions, len(numbers)) for clip in self.clips]
+
+    @property
+    def captions(self) -> list[str]:
+        """Every caption of every clip."""
+        return [caption for clip in self.clips for caption in clip.captions]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hash of the clips' ids, captions and labels: two datasets with the same digest pose the same task."""
+        manifest = [[clip.id, clip.captions, clip.label] for clip in self.clips]
+        return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16]
+
+    def check_missing(self) -> None:
+        if not self.missing:
+            return
+        text = (
+            f"{len(self.missing)} of {self.num_listed} recordings of the {self.kind} split of {self.name} are missing"
+        )
+        text += f", the first is {self.missing[0].path}"
+        if len(self.missing) > self.max_bad_fraction * self.num_listed:
+            raise FileNotFoundError(f"{text}; set dataset.root, or allow them with dataset.max_bad_fraction")
+        log.warning("%s; going on without them", text)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, position: int | tuple[int, int]) -> Item:
+        """`position`: an index, or (epoch, index) as EpochSampler draws them."""
+        epoch, index = position if isinstance(position, tuple) else (int(torch.randint(2**31, ())), position)
+        rng = np.random.default_rng([self.seed, epoch, index]) if self.training else None
+        clip, corpus = self.clips[index], self.owners[index]
+        caption = clip.captions[0 if rng is None else rng.integers(len(clip.captions))]
+        duration = min(self.window or corpus.max_duration, corpus.max_duration)
+        try:
+            waveform = corpus.load(clip, sample_rate=self.sample_rate, max_duration=duration, rng=rng)
+        except AudioError as error:
+            return Item(index, None, caption, self.groups[index], problem=str(error))
+        return Item(index, waveform, caption, self.groups[index])
+
+
+class EpochSampler(Sampler):
+    """Batches of (epoch, index) in an order that depends on seed and epoch alone; `seek` goes to any place in it.
+
+    Args:
+        shuffle: otherwise in order, the last batch short; shuffled, the rest that fills no batch is left for another epoch.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
+        self.num_items, self.batch_size = num_items, min(batch_size, num_items)
+        self.shuffle, self.seed = shuffle, seed
+        self.epoch, self.first_batch = 0, 0
+
+    def seek(self, epoch: int, batch: int = 0) -> None:
+        self.epoch, self.first_batch = epoch, batch
+
+    def __len__(self) -> int:
+        return self.num_items // self.batch_size if self.shuffle else -(-self.num_items // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = range(self.num_items)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items).tolist()
+        for batch in range(self.first_batch, len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in chosen]
+
+
+def make_loader(
+    dataset: ClapDataset, collate: Collate, *, batch_size: int, num_workers: int, shuffle: bool, seed: int = 0
+) -> DataLoader:
+    """DataLoader over `dataset`; its own generator leaves torch's global random state alone."""
+    if batch_size < 1 or num_workers < 0:
+        raise ValueError(
+            f"dataset.batch_size={batch_size} must be positive, dataset.num_workers={num_workers} not negative"
+        )
+    return DataLoader(
+        dataset,
+        batch_sampler=EpochSampler(len(dataset), batch_size, shuffle=shuffle, seed=seed),
+        num_workers=num_workers,
+        collate_fn=collate,
+        worker_init_fn=ignore_interrupts,
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; only the trainer acts on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def open_corpus(config: Mapping) -> Corpus:
+    """The corpus that a `dataset` config node describes; the loader's keys in it are not the corpus's."""
+    return build({key: value for key, value in config.items() if key not in LOADER_KEYS}, Corpus)
+
+
+def find_corpus(name: str, root: str | Path | None) -> Corpus:
+    """A corpus by name, its options at their defaults."""
+    module = name.lower().replace("-", "")
+    if module not in CORPORA:
+        raise ValueError(f"dataset {name!r} is not one of {', '.join(CORPORA.values())}")
+    make = getattr(importlib.import_module(f"clap.dataset.{module}"), CORPORA[module])
+    return make() if root is None else make(root=root)

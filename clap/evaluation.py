@@ -1,0 +1,206 @@
+"""Evaluators, the same in training's validation and in evaluate.py, and the protocol that a number carries.
+
+Retrieval follows Koepke et al. 2022 (any number of captions a clip); zero-shot classification Radford et al. 2021.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from clap import __version__ as clap_version
+from clap.dataset.clips import ClapDataset
+from clap.metrics import accuracy, retrieval_metrics, retrieval_ranks, zero_shot_hits
+from clap.model import Clap
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class EmbeddedSplit:
+    """A split through the model: audio_embedding (clips, embed_dim), the clip of each row, and what could not be read."""
+
+    dataset: ClapDataset
+    audio_embedding: Tensor
+    index: list[int]
+    problems: dict[str, str]
+
+    @property
+    def clips(self) -> list:
+        return [self.dataset.clips[i] for i in self.index]
+
+
+@dataclass
+class Evaluation:
+    """What an evaluator found: numbers, per-query values beside the ids of their clips, and what the numbers mean."""
+
+    metrics: dict[str, float]
+    per_query: dict[str, np.ndarray]
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+class Evaluator:
+    """Called on a model and an embedded split; `headline` names the metric that best checkpoints are chosen by."""
+
+    name: str
+    headline: str
+
+    def __call__(self, clap: Clap, split: EmbeddedSplit) -> Evaluation:
+        raise NotImplementedError
+
+
+class Retrieval(Evaluator):
+    """Text to audio and audio to text over the whole split, every caption of every clip."""
+
+    name = "retrieval"
+    headline = "text_to_audio/mean_average_precision_at_10"
+
+    def __call__(self, clap: Clap, split: EmbeddedSplit) -> Evaluation:
+        clips = split.clips
+        captions = [caption for clip in clips for caption in clip.captions]
+        counts = torch.tensor([len(clip.captions) for clip in clips])
+        text_to_clip = torch.arange(len(clips)).repeat_interleave(counts).to(split.audio_embedding.device)
+        similarity = split.audio_embedding @ clap.get_text_embeddings(captions).T  # (clips, texts)
+        ranks = retrieval_ranks(similarity, text_to_clip)
+        per_query = {
+            "clip_id": np.array([clip.id for clip in clips]),
+            "text_clip": text_to_clip.cpu().numpy(),
+            "text_to_audio_rank": ranks.text_to_audio.cpu().numpy(),
+            "audio_to_text_rank": ranks.audio_to_text.cpu().numpy(),
+            "audio_to_text_best_rank": ranks.best_caption.cpu().numpy(),
+        }
+        protocol = {
+            "captions_per_clip": sorted(set(counts.tolist())),
+            "text_to_audio": "every caption is a query; its own clip is the one right answer among all clips",
+            "audio_to_text": "every clip is a query; recall and median rank take the best of its captions, "
+            "mAP@10 divides by the number of its captions, at most 10",
+            "ties": "count against the model",
+        }
+        return Evaluation(retrieval_metrics(ranks), per_query, protocol)
+
+
+class ZeroShot(Evaluator):
+    """Classes told by name alone: the class whose prompts' mean embedding is nearest to the clip.
+
+    Args:
+        templates: prompts, `{}` standing for the class name.
+    """
+
+    name = "zero_shot"
+    headline = "zero_shot/accuracy"
+
+    def __init__(self, *, templates: Sequence[str] = ("the sound of {}",)) -> None:
+        self.templates = list(templates)
+        if not self.templates or any("{}" not in template for template in self.templates):
+            raise ValueError(
+                f"templates={self.templates}: each needs {{}} for the class; set evaluation.zero_shot.templates"
+            )
+
+    def __call__(self, clap: Clap, split: EmbeddedSplit) -> Evaluation:
+        labelled = [row for row, clip in enumerate(split.clips) if clip.label is not None]
+        if not labelled:
+            raise ValueError(
+                f"no clip of {split.dataset.name} ({split.dataset.kind}) has a label; choose evaluation=[retrieval]"
+            )
+        class_names = sorted({clip.label for clip in split.dataset.clips if clip.label is not None})
+        class_embedding = embed_classes(clap, class_names, self.templates)
+        targets = torch.tensor([class_names.index(split.clips[row].label) for row in labelled])
+        logits = split.audio_embedding[labelled] @ class_embedding.T  # (clips, classes)
+        hits = zero_shot_hits(logits, targets.to(logits.device))
+        per_query = {
+            "clip_id": np.array([split.clips[row].id for row in labelled]),
+            "hit": hits.cpu().numpy(),
+            "label": targets.numpy(),
+            "predicted": logits.argmax(dim=1).cpu().numpy(),
+            "class_names": np.array(class_names),
+        }
+        protocol = {
+            "class_names": class_names,
+            "templates": self.templates,
+            "clips_with_label": len(labelled),
+            "definition": "share of clips whose own class is nearest; prompts of a class are averaged and normalised",
+        }
+        return Evaluation({self.headline: accuracy(hits)}, per_query, protocol)
+
+
+def embed_classes(clap: Clap, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """(classes, embed_dim), unit norm: the mean over templates of the prompts' embeddings."""
+    prompts = [template.format(name) for name in class_names for template in templates]
+    embedding = clap.get_text_embeddings(prompts).view(len(class_names), len(templates), -1)
+    return F.normalize(embedding.mean(dim=1), dim=-1)
+
+
+def embed_split(clap: Clap, loader: DataLoader) -> EmbeddedSplit:
+    """Every clip of the loader's dataset through the audio encoder, in evaluation mode."""
+    dataset: ClapDataset = loader.dataset
+    embeddings, index, problems = [], [], {clip.id: "missing" for clip in dataset.missing}
+    with clap.inference():
+        for batch in loader:
+            problems |= {dataset.clips[i].id: problem for i, problem in batch.problems.items()}
+            if len(batch):
+                batch = batch.to(clap.device)
+                embeddings.append(clap.embed_audio(batch.waveform, batch.lengths))
+                index += batch.index.tolist()
+    for clip_id, problem in problems.items():
+        log.warning("%s split: %s left out (%s)", dataset.kind, clip_id, problem)
+    if len(problems) > dataset.max_bad_fraction * dataset.num_listed:
+        raise ValueError(
+            f"{len(problems)} of {dataset.num_listed} clips of {dataset.name} ({dataset.kind}) cannot be used, the first: "
+            f"{next(iter(problems.values()))}; mend them or raise dataset.max_bad_fraction"
+        )
+    return EmbeddedSplit(dataset, torch.cat(embeddings), index, problems)
+
+
+def evaluate(clap: Clap, loader: DataLoader, evaluators: Mapping[str, Evaluator]) -> dict[str, Evaluation]:
+    """Run every evaluator on one split; metric names get `<split>/<dataset>/` in front."""
+    split = embed_split(clap, loader)
+    prefix = f"{split.dataset.kind}/{split.dataset.name}"
+    results = {}
+    with clap.inference():
+        for name, evaluator in evaluators.items():
+            result = evaluator(clap, split)
+            metrics = {f"{prefix}/{key}": value for key, value in result.metrics.items()}
+            protocol = describe_split(clap, split) | {"evaluator": name} | result.protocol
+            results[name] = Evaluation(metrics, result.per_query, protocol)
+    return results
+
+
+def describe_split(clap: Clap, split: EmbeddedSplit) -> dict[str, Any]:
+    """The part of the protocol that all evaluators share."""
+    dataset = split.dataset
+    frontend = clap.audio_encoder.frontend
+    return {
+        "dataset": dataset.name,
+        "split": dataset.kind,
+        "clips": f"{len(split.index)} of {dataset.num_listed}",
+        "left_out": split.problems,
+        "clip_manifest": dataset.digest,
+        "windows": clap.windows or type(clap.audio_encoder.fusion).__name__,
+        "window_seconds": frontend.num_samples / frontend.sample_rate,
+        "sample_rate": frontend.sample_rate,
+        "code_version": clap_version,
+    }
+
+
+def write_results(folder: Path, results: Mapping[str, Evaluation]) -> None:
+    """Per-query values as <split>-<dataset>-<evaluator>.npz, and protocol.json, which keeps what other splits wrote."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "protocol.json"
+    protocols = json.loads(path.read_text()) if path.exists() else {}
+    for name, result in results.items():
+        stem = f"{result.protocol['split']}-{result.protocol['dataset']}-{name}"
+        np.savez_compressed(folder / f"{stem}.npz", **result.per_query)
+        protocols[stem] = result.protocol
+    path.write_text(json.dumps(protocols, indent=2, ensure_ascii=False) + "\n")
+
+
+def merge_metrics(results: Mapping[str, Evaluation]) -> dict[str, float]:
+    return {name: value for result in results.values() for name, value in result.metrics.items()}

@@ -1,0 +1,205 @@
+"""Clips longer than the window: which views of them the encoder sees, and how their features merge.
+
+Wu et al. 2023 (LAION-CLAP), section 2.3; Dai et al. 2021 (attentional feature fusion).
+A policy (`OneWindow`, `MeanOfWindows`, `GlobalAndLocal`) cuts views; a merge (`DAF`, `AFF`, `IAFF`) is built by the
+encoder at the width of its first features. Clips inside the window take no fusion path.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clap.audio import LogMelSpectrogram
+
+
+@dataclass
+class Views:
+    """What the tower sees.
+
+    log_mel (n, views, frames, n_mels); is_longer (n,): rows whose views differ; row (n,): the clip each belongs to.
+    """
+
+    log_mel: Tensor
+    is_longer: Tensor
+    row: Tensor
+
+
+class OneWindow(nn.Module):
+    """No fusion: one window of a long clip, random in training, the middle one otherwise."""
+
+    num_views = 1
+    whole_clip = False
+    merge = None
+
+    def forward(self, waveform: Tensor, lengths: Tensor, frontend: LogMelSpectrogram) -> Views:
+        spare = (lengths - frontend.num_samples).clamp(min=0)
+        start = spare // 2
+        if self.training:
+            start = (torch.rand(len(spare)).to(spare.device) * (spare + 1)).long()
+        time = torch.arange(min(frontend.num_samples, waveform.shape[1]), device=waveform.device)
+        waveform = waveform.gather(1, start[:, None] + time)
+        log_mel = frontend.full_window(waveform, lengths)
+        rows = torch.arange(len(lengths), device=lengths.device)
+        return Views(log_mel[:, None], torch.zeros_like(rows, dtype=torch.bool), rows)
+
+
+class MeanOfWindows(nn.Module):
+    """The encoder's outputs for evenly spaced windows that cover the clip are averaged."""
+
+    num_views = 1
+    whole_clip = True
+    merge = None
+
+    def forward(self, waveform: Tensor, lengths: Tensor, frontend: LogMelSpectrogram) -> Views:
+        cuts, rows = [], []
+        for row, length in enumerate(lengths.tolist()):
+            for start in window_starts(length, frontend.num_samples):
+                cuts.append(waveform[row, start : min(start + frontend.num_samples, length)])
+                rows.append(row)
+        row = torch.tensor(rows, device=lengths.device)
+        padded = nn.utils.rnn.pad_sequence(cuts, batch_first=True)
+        log_mel = frontend.full_window(padded, lengths[row])
+        return Views(log_mel[:, None], torch.zeros_like(row, dtype=torch.bool), row)
+
+
+class GlobalAndLocal(nn.Module):
+    """Four views of a long clip: all of it, shrunk to the window, and three windows from its front, middle and back.
+
+    The local views start at random in training and evenly spaced otherwise. Views are cut from the log-mel of the whole
+    clip. Without `merge` the four views are the input channels of the encoder (`channel_map`).
+
+    Args:
+        merge: makes the module that merges global and local features, given their channels.
+    """
+
+    num_views = 4
+    whole_clip = True
+
+    def __init__(self, merge: Callable[[int], nn.Module] | None = None) -> None:
+        super().__init__()
+        self.merge = merge
+
+    def forward(
+        self,
+        waveform: Tensor,
+        lengths: Tensor,
+        frontend: LogMelSpectrogram,
+        starts: Sequence[Sequence[int]] | None = None,
+    ) -> Views:
+        """`starts`: frames at which the three local views of each row begin, instead of the policy's."""
+        num_frames = frontend.num_frames
+        # A clip that is longer by less than one hop has no frame more than the window, and nothing to fuse.
+        is_longer = lengths // frontend.hop_length + 1 > num_frames
+        short = waveform[:, : frontend.num_samples]
+        log_mel = frontend.full_window(short, lengths)[:, None].repeat(1, 4, 1, 1)
+        for row in is_longer.nonzero().flatten().tolist():
+            # Alone, so that the clip's end is reflected and not padded: the same numbers in every batch.
+            whole = frontend(waveform[row : row + 1, : lengths[row]])[0]  # (time, n_mels)
+            row_starts = starts[row] if starts else self.local_starts(len(whole), num_frames)
+            log_mel[row] = cut_views(whole, num_frames, row_starts)
+        return Views(log_mel, is_longer, torch.arange(len(lengths), device=lengths.device))
+
+    def local_starts(self, total: int, num_frames: int) -> list[int]:
+        if not self.training:
+            return [0, (total - num_frames) // 2, total - num_frames]
+        return [int(torch.randint(first, last + 1, ())) for first, last in local_start_ranges(total, num_frames)]
+
+
+def window_starts(length: int, num_samples: int) -> list[int]:
+    """Starts of the fewest evenly spaced windows that cover `length` samples."""
+    count = max(1, -(-length // num_samples))
+    return [round(i * (length - num_samples) / max(1, count - 1)) for i in range(count)]
+
+
+def local_start_ranges(total: int, num_frames: int) -> list[tuple[int, int]]:
+    """First and last start of the front, middle and back view: the possible starts in three nearly equal groups."""
+    groups = torch.arange(total - num_frames + 1).tensor_split(3)
+    return [(int(group[0]), int(group[-1])) if len(group) else (0, 0) for group in groups]
+
+
+def cut_views(log_mel: Tensor, num_frames: int, starts: Sequence[int]) -> Tensor:
+    """log_mel (time, n_mels) -> (4, num_frames, n_mels): global view first, then the local ones."""
+    return torch.stack([shrink(log_mel, num_frames), *(log_mel[start : start + num_frames] for start in starts)])
+
+
+def shrink(log_mel: Tensor, num_frames: int) -> Tensor:
+    """Global view: (time, n_mels) -> (num_frames, n_mels), bilinear without antialiasing, as the published weights saw."""
+    size = (num_frames, log_mel.shape[1])
+    return F.interpolate(log_mel[None, None], size, mode="bilinear", align_corners=False, antialias=False)[0, 0]
+
+
+def channel_attention(channels: int, reduction: int, *, pooled: bool) -> nn.Sequential:
+    """Bottleneck of 1x1 convolutions over channels, per position or on the clip's average (Dai et al. 2021, figure 2)."""
+    hidden = max(1, channels // reduction)
+    layers = [
+        nn.Conv2d(channels, hidden, kernel_size=1),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(),
+        nn.Conv2d(hidden, channels, kernel_size=1),
+        nn.BatchNorm2d(channels),
+    ]
+    return nn.Sequential(*([nn.AdaptiveAvgPool2d(1)] if pooled else []), *layers)
+
+
+class DAF(nn.Module):
+    """Sum of global and local features (n, channels, height, width), no parameters."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return x + residual
+
+
+class AFF(nn.Module):
+    """Attentional feature fusion (Dai et al. 2021, equation 4; the sum doubled, as published models have it).
+
+    x (global) and residual (local), both (n, channels, height, width) -> same shape.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 4) -> None:
+        super().__init__()
+        self.local_att = channel_attention(channels, reduction, pooled=False)
+        self.global_att = channel_attention(channels, reduction, pooled=True)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        total = x + residual
+        w = torch.sigmoid(self.local_att(total) + pooled_attention(self.global_att, total))
+        return 2 * x * w + 2 * residual * (1 - w)
+
+
+class IAFF(nn.Module):
+    """Iterative attentional feature fusion (Dai et al. 2021, equation 5).
+
+    x (global) and residual (local), both (n, channels, height, width) -> same shape.
+
+    Args:
+        shared_global_att: the second pass uses the first one's global branch and leaves its own unused, a slip of the
+            published code that its weights were trained with; leave it False for new models.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 4, shared_global_att: bool = False) -> None:
+        super().__init__()
+        self.shared_global_att = shared_global_att
+        self.local_att = channel_attention(channels, reduction, pooled=False)
+        self.global_att = channel_attention(channels, reduction, pooled=True)
+        self.local_att2 = channel_attention(channels, reduction, pooled=False)
+        self.global_att2 = channel_attention(channels, reduction, pooled=True)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        total = x + residual
+        w = torch.sigmoid(self.local_att(total) + pooled_attention(self.global_att, total))
+        mixed = x * w + residual * (1 - w)
+        second_global = self.global_att if self.shared_global_att else self.global_att2
+        w = torch.sigmoid(self.local_att2(mixed) + pooled_attention(second_global, mixed))
+        return x * w + residual * (1 - w)
+
+
+def pooled_attention(attention: nn.Sequential, x: Tensor) -> Tensor:
+    """Run the pooled branch; a single row is doubled in training, since batch norm needs two values a channel."""
+    if attention.training and len(x) == 1:
+        return attention(x.repeat(2, 1, 1, 1))[:1]
+    return attention(x)

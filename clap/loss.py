@@ -1,0 +1,68 @@
+"""Contrastive losses between a batch's audio and text embeddings.
+
+Two rows with the same clip id are captions (or windows) of one clip, and positives of one another. The model keeps
+`logit_scale` as a logarithm and exponentiates it in its forward: a loss receives the scale itself.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SymmetricCrossEntropyLoss(nn.Module):
+    """Cross entropy over the batch, audio to text and text to audio, averaged.
+
+    audio_embedding, text_embedding (batch, embed_dim) unit norm, logit_scale () = exp of the model's parameter,
+    clip_ids (batch,) -> loss (). The target of a row is uniform over its positives. If all ids differ, that is InfoNCE
+    (Radford et al. 2021, figure 3). Custom-CLAP gives all rows of a clip one of them as their label; this loss is the
+    mean of that over the choices of the label.
+
+    Args:
+        init_logit_scale: where the model's exp(logit_scale) starts; 1 / 0.07 in the paper.
+    """
+
+    def __init__(self, *, init_logit_scale: float = 14.2857) -> None:
+        super().__init__()
+        self.init_logit_scale = init_logit_scale
+
+    def forward(self, audio_embedding: Tensor, text_embedding: Tensor, logit_scale: Tensor, clip_ids: Tensor) -> Tensor:
+        positives = _find_positives(audio_embedding, text_embedding, clip_ids)
+        targets = positives / positives.sum(dim=1, keepdim=True)
+        logits_per_audio = logit_scale * audio_embedding @ text_embedding.T  # (batch, batch)
+        loss_audio = F.cross_entropy(logits_per_audio, targets)
+        loss_text = F.cross_entropy(logits_per_audio.T, targets)
+        return (loss_audio + loss_text) / 2
+
+
+class SigmoidLoss(nn.Module):
+    """One binary decision for every pair of the batch (SigLIP, Zhai et al. 2023, algorithm 1).
+
+    audio_embedding, text_embedding (batch, embed_dim) unit norm, logit_scale () = exp of the model's parameter,
+    clip_ids (batch,) -> loss (), summed over pairs and divided by the batch size. Every pair of one clip is a positive.
+    The bias is a parameter of the loss: the optimizer must be given it.
+
+    Args:
+        init_logit_scale: where the model's exp(logit_scale) starts; 10 in the paper.
+        init_logit_bias: where the bias starts: most pairs are negatives.
+    """
+
+    def __init__(self, *, init_logit_scale: float = 10.0, init_logit_bias: float = -10.0) -> None:
+        super().__init__()
+        self.init_logit_scale = init_logit_scale
+        self.logit_bias = nn.Parameter(torch.tensor(init_logit_bias))
+
+    def forward(self, audio_embedding: Tensor, text_embedding: Tensor, logit_scale: Tensor, clip_ids: Tensor) -> Tensor:
+        positives = _find_positives(audio_embedding, text_embedding, clip_ids)
+        logits = logit_scale * audio_embedding @ text_embedding.T + self.logit_bias  # (batch, batch)
+        return -F.logsigmoid((2 * positives - 1) * logits).sum() / len(logits)
+
+
+def _find_positives(audio_embedding: Tensor, text_embedding: Tensor, clip_ids: Tensor) -> Tensor:
+    """(batch, batch) of the embeddings' type, 1 where two rows belong to one clip."""
+    audio_shape, text_shape, ids_shape = (tuple(x.shape) for x in (audio_embedding, text_embedding, clip_ids))
+    if len(audio_shape) != 2 or audio_shape != text_shape or ids_shape != audio_shape[:1]:
+        raise ValueError(
+            f"audio_embedding {audio_shape}, text_embedding {text_shape} and clip_ids {ids_shape} do not belong "
+            "together; give (batch, embed_dim) twice and (batch,)"
+        )
+    return (clip_ids[:, None] == clip_ids[None, :]).to(audio_embedding.dtype)

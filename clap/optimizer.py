@@ -1,0 +1,76 @@
+"""Parameter groups (a learning rate for each tower, no decay on norms and biases) and the learning-rate schedule."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+SCHEDULES = ("cosine", "constant")
+
+
+def build_optimizer(
+    clap: nn.Module,
+    criterion: nn.Module,
+    *,
+    algorithm: Callable[..., Optimizer],
+    lr: float,
+    audio_encoder_lr: float,
+    text_encoder_lr: float,
+    weight_decay: float,
+    warmup_steps: int,
+    schedule: str,
+    total_steps: int,
+) -> tuple[Optimizer, LambdaLR]:
+    """Optimizer and schedule over what is trainable in the model and in the loss.
+
+    Args:
+        algorithm: makes the optimizer from parameter groups.
+        lr: peak learning rate of the projections, the logit scale and the loss; the towers have their own.
+        weight_decay: of weights with two or more dimensions; norms, biases and scales have none.
+        warmup_steps: steps of linear rise to the peak.
+        schedule: `cosine` to zero at `total_steps`, or `constant`.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
+    if lr < 0 or weight_decay < 0 or warmup_steps < 0:
+        raise ValueError(
+            f"optimizer.lr={lr}, weight_decay={weight_decay} and warmup_steps={warmup_steps} must not be negative"
+        )
+    rates = {"audio_encoder": audio_encoder_lr, "text_encoder": text_encoder_lr}
+    groups = parameter_groups(clap, criterion, rates=rates, lr=lr, weight_decay=weight_decay)
+    optimizer = algorithm(groups)
+    factor = partial(learning_rate_factor, warmup_steps=warmup_steps, total_steps=total_steps, schedule=schedule)
+    return optimizer, LambdaLR(optimizer, factor)
+
+
+def parameter_groups(
+    clap: nn.Module, criterion: nn.Module, *, rates: dict[str, float], lr: float, weight_decay: float
+) -> list[dict]:
+    """One group for each tower or the rest, with and without decay; `name` tells them apart in a checkpoint."""
+    groups: dict[str, dict] = {}
+    for name, parameter in [*clap.named_parameters(), *criterion.named_parameters(prefix="loss")]:
+        if not parameter.requires_grad:
+            continue
+        part = name.split(".")[0] if name.split(".")[0] in rates else "rest"
+        decays = parameter.ndim >= 2
+        group = groups.setdefault(
+            f"{part}/{'decay' if decays else 'no_decay'}",
+            {"params": [], "lr": rates.get(part, lr), "weight_decay": weight_decay if decays else 0.0},
+        )
+        group["params"].append(parameter)
+    if not groups:
+        raise ValueError("nothing is left to train: freeze names every part; shorten it")
+    return [{"name": name, **group} for name, group in groups.items()]
+
+
+def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, schedule: str) -> float:
+    """Share of the peak learning rate at a step, counted from 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

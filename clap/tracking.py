@@ -1,0 +1,377 @@
+"""All of MLflow: log a run.
+
+A run is written through `MlflowClient`, never through MLflow's global state, so that several runs live in one process.
+MLflow never stops a training: a store that cannot be reached is an error before the first step and one warning after
+it; what waits is sent when the store answers again, and every metric is in metrics.jsonl in the run folder anyway.
+"""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import requests
+from filelock import FileLock
+from sqlalchemy.exc import SQLAlchemyError
+
+# Read by MLflow at its import or at a request; a user's own value wins. With MLflow's own retries an unreachable server
+# blocks for 246 s; with these a refused connection takes under a second and a server that never answers takes 10 s.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+for variable, default in ENVIRONMENT.items():
+    os.environ.setdefault(variable, default)
+logging.getLogger("alembic").setLevel(logging.WARNING)  # lists its plugins
+# Both repeat for every request what the tracker says once.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
+
+from alembic.util import CommandError  # noqa: E402 (the environment comes first)
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
+from mlflow.tracking.context.registry import resolve_tags  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_STORE = "outputs/mlflow.db"
+STORE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+METRIC_NAME = re.compile(r"[\w\-. :]+(/[\w\-. :]+)*", re.ASCII)
+OUTAGE_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+MAX_PARAM_LENGTH = 6000  # characters; MLflow refuses longer ones
+MAX_TAG_LENGTH = 5000
+MAX_DIGEST_LENGTH = 36
+FLUSH_SIZE = 500  # metrics; one call a metric costs 10 ms, a batch 0.2 ms a metric
+FLUSH_SECONDS = 10.0
+RETRY_SECONDS = 300.0  # a server that hangs holds each attempt for 10 s: 3 % of the time
+
+
+class Tracker:
+    """One MLflow run: parameters, tags, buffered metrics, artifacts. MLflow never stops a training.
+
+    Args:
+        uri: `outputs/mlflow.db` or another SQLite file (its artifacts in `mlartifacts` beside it), or the address of
+            an MLflow server; None or "none" switches MLflow off, metrics.jsonl is still written.
+        experiment: MLflow experiment, created if it does not exist.
+        run_id: run to continue; None starts a new one.
+        run_dir: folder of the run, where metrics.jsonl is appended to.
+
+    Raises:
+        ValueError: uri is of an unknown kind, the experiment was deleted, or run_id is not in the store.
+        ConnectionError: the store does not answer.
+    """
+
+    def __init__(self, uri: str | None, experiment: str, *, run_name: str, run_id: str | None = None, run_dir: Path):
+        self.uri = resolve_uri(uri)
+        self.run_id = run_id
+        self.history_path = Path(run_dir) / "metrics.jsonl"
+        self.history_path.parent.mkdir(parents=True, exist_ok=True)
+        self._experiment_id: str | None = None
+        self._resumed = run_id is not None
+        self._metrics: list[Metric] = []
+        self._last_flush = time.monotonic()
+        self._queue: deque[tuple[str, Callable[[MlflowClient], object]]] = deque()
+        self._retry_at = 0.0
+        self._warned: set[str] = set()
+        self._monitor: SystemMetricsMonitor | None = None
+        self._client = None if self.uri is None else open_store(self.uri)
+        if self._client is not None:
+            self._start_run(experiment, run_name)
+
+    def _start_run(self, experiment: str, run_name: str) -> None:
+        if self.run_id is None:
+            self._experiment_id = find_or_create_experiment(self._client, experiment, uri=self.uri)
+            run = self._client.create_run(self._experiment_id, tags=resolve_tags(), run_name=run_name)
+            self.run_id = run.info.run_id
+            return
+        try:
+            self._experiment_id = self._client.get_run(self.run_id).info.experiment_id
+            self._client.update_run(self.run_id, status="RUNNING")
+        except MlflowException as error:
+            raise ValueError(
+                f"run_id={self.run_id} cannot be continued in tracking.uri={self.uri} ({reason(error)}); "
+                "set tracking.uri to the store that holds the run, or start a new run"
+            ) from error
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        """Close the run: KILLED after Ctrl-C, FAILED after any other exception."""
+        if error is not None:
+            self.set_tags({"error": f"{kind.__name__}: {error}"})
+        self.finish("FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED")
+
+    @property
+    def url_hint(self) -> str:
+        """Where a person looks at the run: a command to open the UI, or the run's address on its server."""
+        if self.uri is None:
+            return "MLflow is off (tracking.uri=null)"
+        if self.uri.startswith("sqlite:"):
+            return f"mlflow ui --backend-store-uri {self.uri}"
+        return f"{self.uri}/#/experiments/{self._experiment_id}/runs/{self.run_id}"
+
+    def log_params(self, config: Mapping) -> None:
+        """Log a nested config under dotted keys; where a resumed run differs, the new value becomes a tag."""
+        self._send("parameters", lambda client: send_params(client, self.run_id, flatten(config)))
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags; a value of None is left out."""
+        items = [RunTag(name, str(value)[:MAX_TAG_LENGTH]) for name, value in tags.items() if value is not None]
+        self._send("tags", lambda client: client.log_batch(self.run_id, tags=items))
+
+    def log_dataset(
+        self, name: str, *, digest: str, split: str, source: str = "", num_clips: int | None = None
+    ) -> None:
+        """Name the data that the run used, without loading it.
+
+        Args:
+            digest: fingerprint of the clips and captions; MLflow keeps 36 characters.
+            source: folder or address that the data came from.
+        """
+        profile = None if num_clips is None else json.dumps({"num_clips": num_clips})
+        source = json.dumps({"uri": source})
+        dataset = Dataset(name, digest[:MAX_DIGEST_LENGTH], source_type="local", source=source, profile=profile)
+        inputs = [DatasetInput(dataset, tags=[InputTag("mlflow.data.context", split)])]
+        self._send(f"dataset {name}", lambda client: client.log_inputs(self.run_id, inputs))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append metrics to metrics.jsonl at once and to MLflow with the next flush. Values may be nan or infinite."""
+        values = {check_metric_name(name): float(value) for name, value in metrics.items()}
+        now = time.time()
+        with self.history_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time": now, "metrics": values}) + "\n")
+        self._metrics += [Metric(name, value, int(now * 1000), step) for name, value in values.items()]
+        if len(self._metrics) >= FLUSH_SIZE or time.monotonic() - self._last_flush >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the buffered metrics, and whatever an outage has held back."""
+        self._queue_metrics()
+        self._drain()
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file, or a folder with all that is in it, to the run's artifacts, below `folder`."""
+        self._send(f"artifact {path}", lambda client: client.log_artifact(self.run_id, str(path), folder))
+
+    def start_system_metrics(self) -> None:
+        """Log load and memory of processor, disk, network and GPU every ten seconds, from a daemon thread."""
+        if self._client is None or self._monitor is not None:
+            return
+        try:
+            monitor = SystemMetricsMonitor(self.run_id, resume_logging=self._resumed, tracking_uri=self.uri)
+        except Exception as error:  # psutil and the GPU libraries raise what they like
+            self._warn_once("system metrics", f"No system metrics in MLflow: {reason(error)}")
+            return
+        monitor.start()
+        self._monitor = monitor
+
+    def stop_system_metrics(self) -> None:
+        """Stop the thread of `start_system_metrics`."""
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Send what is buffered and close the run.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+        """
+        if status not in STATUSES:
+            raise ValueError(f"status={status!r} is not one of {', '.join(STATUSES)}")
+        self.stop_system_metrics()
+        self._queue_metrics()
+        self._retry_at = 0.0
+        self._send("status", lambda client: client.set_terminated(self.run_id, status=status))
+        if self._queue:
+            logger.info("MLflow still does not answer; run %s stays open there, see %s", self.run_id, self.history_path)
+
+    def _queue_metrics(self) -> None:
+        self._last_flush = time.monotonic()
+        metrics, self._metrics = self._metrics, []
+        if metrics and self._client is not None:
+            self._queue.append(("metrics", lambda client: client.log_batch(self.run_id, metrics=metrics)))
+
+    def _send(self, what: str, operation: Callable[[MlflowClient], object]) -> None:
+        """Queue one call to MLflow, behind those that an outage holds back, and try to send it."""
+        if self._client is not None:
+            self._queue.append((what, operation))
+            self._drain()
+
+    def _drain(self) -> None:
+        """Empty the queue as far as the store answers; after an outage it is left alone for a while."""
+        while self._queue and time.monotonic() >= self._retry_at:
+            what, operation = self._queue[0]
+            try:
+                operation(self._client)
+            except Exception as error:  # whatever MLflow raises, the training goes on
+                if is_outage(error):
+                    self._retry_at = time.monotonic() + RETRY_SECONDS
+                    self._warn_once("outage", outage_message(self.uri, self.history_path, error=error))
+                    return
+                self._warn_once(what, f"MLflow did not take {what} of run {self.run_id}: {reason(error)}")
+            self._queue.popleft()
+
+    def _warn_once(self, topic: str, message: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            logger.warning(message)
+
+
+def outage_message(uri: str, history_path: Path, *, error: Exception) -> str:
+    """What a user must know when the store stops answering during a run."""
+    return (
+        f"MLflow at tracking.uri={uri} stopped answering ({reason(error)}); the run goes on and tries again every "
+        f"{RETRY_SECONDS:g} s, its metrics are in {history_path}"
+    )
+
+
+def resolve_uri(uri: str | None) -> str | None:
+    """Absolute `sqlite:///` URI of a local path, or the address of a server; None where tracking is off."""
+    if uri is None or uri.lower() == "none":
+        return None
+    if uri.startswith(("http://", "https://")):
+        return uri.rstrip("/")
+    path = (uri or DEFAULT_STORE).removeprefix("sqlite:///")
+    if "://" in path or Path(path).suffix not in STORE_SUFFIXES:
+        raise ValueError(
+            f"tracking.uri={uri} is neither a SQLite file ({', '.join(STORE_SUFFIXES)}) nor a server; set it to a path "
+            f"like {DEFAULT_STORE}, to http://HOST:PORT, or to null to switch MLflow off"
+        )
+    return f"sqlite:///{Path(path).expanduser().resolve().as_posix()}"
+
+
+def open_store(uri: str) -> MlflowClient:
+    """Client of a store that has answered once; a SQLite file is created if it does not exist."""
+    try:
+        if uri.startswith("sqlite:"):
+            path = store_path(uri)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):  # processes that create the tables at the same time leave them unusable
+                return MlflowClient(uri)
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
+        raise ConnectionError(unreachable_message(uri, error=error)) from error
+    return client
+
+
+def unreachable_message(uri: str, *, error: Exception) -> str:
+    """What was given and what to change, for a store that does not answer before the first step."""
+    if uri.startswith("sqlite:"):
+        advice = f"move the file away, run `mlflow db upgrade {uri}` if an older MLflow wrote it, or set another path"
+        return f"tracking.uri={uri} cannot be opened as an MLflow store ({reason(error)}); {advice}"
+    advice = f"start it with `mlflow server --port PORT`, or leave tracking.uri at {DEFAULT_STORE}"
+    return f"tracking.uri={uri} does not answer as an MLflow server ({reason(error)}); {advice}"
+
+
+def store_path(uri: str) -> Path:
+    """The file behind a `sqlite:///` URI."""
+    return Path(uri.removeprefix("sqlite:///"))
+
+
+def find_or_create_experiment(client: MlflowClient, name: str, *, uri: str) -> str:
+    """Id of an experiment; a new one in a SQLite store keeps its artifacts in `mlartifacts` beside the file."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        folder = str(store_path(uri).parent / "mlartifacts") if uri.startswith("sqlite:") else None
+        try:
+            return client.create_experiment(name, artifact_location=folder)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was faster
+    if found.lifecycle_stage == "deleted":
+        raise ValueError(
+            f"tracking.experiment={name} was deleted in {uri}; set another name, or restore it with "
+            f"`MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {found.experiment_id}`"
+        )
+    return found.experiment_id
+
+
+def send_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+    """Log parameters; MLflow refuses to change one, so a changed value becomes the tag `resumed.<name>`."""
+    known = client.get_run(run_id).data.params
+    changed = {name: value for name, value in params.items() if known.get(name, value) != value}
+    if changed:
+        logger.warning("Run %s goes on with other values, kept as tags: %s", run_id, ", ".join(changed))
+    client.log_batch(
+        run_id,
+        params=[Param(name, value) for name, value in params.items() if name not in known],
+        tags=[RunTag(f"resumed.{name}", value[:MAX_TAG_LENGTH]) for name, value in changed.items()],
+    )
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
+    """Nested mapping -> {dotted key: text}, cut at the length that MLflow takes."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, prefix=f"{name}.")
+        else:
+            flat[name] = str(value)[:MAX_PARAM_LENGTH]
+    return flat
+
+
+def check_metric_name(name: str) -> str:
+    """The name, if MLflow takes it."""
+    if not METRIC_NAME.fullmatch(name):
+        raise ValueError(
+            f"metric name {name!r} is refused by MLflow; use letters, digits and _ - . : with single slashes between "
+            "parts, as in val/clotho/text_to_audio/recall_at_1"
+        )
+    return name
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the same call may succeed later: the store is unreachable, overloaded or locked."""
+    if isinstance(error, MlflowException):
+        return error.error_code in OUTAGE_CODES
+    return isinstance(error, (requests.RequestException, SQLAlchemyError))
+
+
+def reason(error: Exception) -> str:
+    """The telling part of an error's first line; MLflow's and urllib3's texts go on for pages."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    _, _, cause = lines[0].partition("(Caused by ")
+    return (cause.removesuffix(")") or lines[0])[:200]
+
+
+def read_history(path: Path) -> list[dict]:
+    """metrics.jsonl -> [{"step": int, "metrics": {name: value}}] by step; the later value of a repeated step wins."""
+    merged: dict[int, dict[str, float]] = {}
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut short by a kill; the resumed run wrote the step again
+        merged.setdefault(entry["step"], {}).update(entry["metrics"])
+    return [{"step": step, "metrics": merged[step]} for step in sorted(merged)]
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of the work tree that holds `folder`, with -dirty where files differ; None outside git."""
+    try:
+        commit = run_git(folder, "rev-parse", "HEAD")
+        return commit + ("-dirty" if run_git(folder, "status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def run_git(folder: Path, *arguments: str) -> str:
+    """Output of a git command; raises where git is missing or fails."""
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,0 +1,389 @@
+"""ClapTrainer: fetch, forward, loss, backward, clip, step, log, validate, save."""
+
+import itertools
+import json
+import logging
+import math
+import resource
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from clap import checkpoint
+from clap.dataset.clips import Batch, EpochSampler
+from clap.evaluation import Evaluation, Evaluator, Retrieval, evaluate, merge_metrics, write_results
+from clap.model import Clap
+from clap.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ClapTrainer:
+    """Trains a model, keeps its best and last checkpoint, and evaluates the best one on the test split.
+
+    Args:
+        train_loader, val_loader, test_loader: over ClapDatasets; without validation the last checkpoint is the best.
+        criterion: two embeddings, logit scale, clip ids -> loss.
+        epochs, max_steps: whichever ends first.
+        evaluators: by name; retrieval if not given.
+        monitor: metric, higher is better, that chooses the best checkpoint; None for the first evaluator's headline.
+        patience: validations without a better monitor before training stops; None trains to the end.
+        eval_every: epochs between validations.
+        precision: `fp32`, `bf16` or `fp16` (GPU only) for the two towers; the log-mel and the loss stay float32.
+        max_grad_norm: gradients are clipped to this norm.
+        log_every: steps between logged training values.
+        save_every: steps between writing `last`, besides the ends of epochs.
+        tracker: where values go besides the run folder.
+        saved_config: joins the model's config in checkpoints (dataset, evaluation).
+    """
+
+    def __init__(
+        self,
+        train_loader: DataLoader,
+        val_loader: DataLoader | None,
+        test_loader: DataLoader | None,
+        clap: Clap,
+        optimizer: Optimizer,
+        criterion: nn.Module,
+        epochs: int = 10,
+        *,
+        scheduler: LRScheduler | None = None,
+        max_steps: int | None = None,
+        evaluators: Mapping[str, Evaluator] | None = None,
+        monitor: str | None = None,
+        patience: int | None = None,
+        eval_every: int = 1,
+        precision: str = "fp32",
+        max_grad_norm: float = 1.0,
+        log_every: int = 10,
+        save_every: int | None = None,
+        tracker: Tracker | None = None,
+        saved_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_settings(
+            epochs=epochs,
+            max_steps=max_steps,
+            patience=patience,
+            eval_every=eval_every,
+            log_every=log_every,
+            save_every=save_every,
+        )
+        self.train_loader, self.val_loader, self.test_loader = train_loader, val_loader, test_loader
+        self.clap, self.optimizer, self.criterion, self.scheduler = clap, optimizer, criterion, scheduler
+        self.epochs, self.max_steps, self.max_grad_norm = epochs, max_steps, max_grad_norm
+        self.evaluators = dict(evaluators or {"retrieval": Retrieval()})
+        self.monitor, self.patience, self.eval_every = monitor, patience, eval_every
+        self.log_every, self.save_every = log_every, save_every
+        self.tracker, self.saved_config = tracker, dict(saved_config or {})
+        self.autocast, self.scaler = set_precision(precision, clap.device)
+        self.epoch, self.step, self.step_in_epoch = 0, 0, 0
+        self.best_metric, self.best_metrics, self.evaluations_since_best = -math.inf, {}, 0
+        self.problems: dict[int, str] = {}
+        self.window: list[tuple[Tensor, int]] = []  # loss and clips of the steps since the last logged one
+        self.window_start = self.seconds = self.stopped = 0.0
+        self.clips_seen = 0
+        self.checkpoints = Path("checkpoints")
+        if clap.text_encoder.tokenizer.needs_training:
+            clap.text_encoder.tokenizer.train(train_loader.dataset.captions)
+
+    def train_and_eval(self, out_path: str | Path = "outputs/run") -> dict[str, float]:
+        """Train, evaluate the best checkpoint on the test split, and leave checkpoints, metrics and results in out_path."""
+        out_path = Path(out_path)
+        self.fit(out_path)
+        metrics = self.test(out_path)
+        return metrics
+
+    def fit(self, out_path: str | Path) -> None:
+        """Train to the end; Ctrl-C or SIGTERM writes the `last` checkpoint after the step it falls into."""
+        self.checkpoints = Path(out_path) / "checkpoints"
+        start = time.perf_counter()
+        with stop_on_signal() as stop_requested:
+            while not self.finished():
+                self.train_epoch(stop_requested)
+                self.validate()
+        self.seconds += time.perf_counter() - start
+
+    def finished(self) -> bool:
+        waited = self.patience is not None and self.evaluations_since_best >= self.patience
+        return waited or self.epoch >= self.epochs or self.out_of_steps()
+
+    def out_of_steps(self) -> bool:
+        return self.max_steps is not None and self.step >= self.max_steps
+
+    def train_epoch(self, stop_requested: list[int]) -> None:
+        self.clap.train()
+        self.window_start = time.perf_counter()
+        total = len(self.train_loader)
+        with tqdm(
+            total=total, initial=self.step_in_epoch, desc=f"epoch {self.epoch + 1}/{self.epochs}", unit="step"
+        ) as bar:
+            for batch in self.batches():
+                self.step_in_epoch += 1
+                bar.update()
+                self.note_problems(batch)
+                if len(batch) > 1:
+                    self.train_step(batch.to(self.clap.device), bar)
+                if stop_requested or (self.save_every and self.step % self.save_every == 0):
+                    self.save("last")
+                if stop_requested:
+                    raise KeyboardInterrupt
+                if self.out_of_steps():
+                    break
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+
+    def batches(self) -> Iterator[Batch]:
+        """The rest of this epoch; our own sampler goes straight to it, another's batches are drawn and dropped."""
+        sampler = self.train_loader.batch_sampler
+        if isinstance(sampler, EpochSampler):
+            sampler.seek(self.epoch, self.step_in_epoch)
+            return iter(self.train_loader)
+        return itertools.islice(self.train_loader, self.step_in_epoch, None)
+
+    def train_step(self, batch: Batch, bar: tqdm) -> None:
+        with self.autocast:
+            audio, text, logit_scale = self.clap(batch.waveform, batch.lengths, batch.token_ids, batch.token_mask)
+        loss = self.criterion(audio.float(), text.float(), logit_scale, batch.clip_ids)
+        if not torch.isfinite(loss):
+            self.stop_at_bad_loss(loss, batch)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.clap.clamp_logit_scale()
+        self.step += 1
+        self.clips_seen += len(batch)
+        self.window.append((loss.detach(), len(batch)))
+        if self.step % self.log_every == 0:
+            self.log_window(bar)
+
+    def log_window(self, bar: tqdm) -> None:
+        """Mean loss and speed since the last time, to the progress bar and the tracker."""
+        now = time.perf_counter()
+        loss = torch.stack([loss for loss, _ in self.window]).mean().item()
+        speed = sum(clips for _, clips in self.window) / (now - self.window_start)
+        self.window, self.window_start = [], now
+        bar.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} clips/s")
+        values = {
+            "train/loss": loss,
+            "train/clips_per_second": speed,
+            "train/learning_rate": self.optimizer.param_groups[-1]["lr"],
+            "train/logit_scale": self.clap.logit_scale.exp().item(),
+        }
+        self.track(values)
+
+    def track(self, values: Mapping[str, float]) -> None:
+        if self.tracker is not None:
+            self.tracker.log_metrics(values, step=self.step)
+
+    def stop_at_bad_loss(self, loss: Tensor, batch: Batch) -> None:
+        dataset = self.train_loader.dataset
+        names = ", ".join(dataset.clips[i].id for i in batch.index.tolist()[:4])
+        raise ValueError(
+            f"the loss is {loss.item()} at step {self.step + 1} (epoch {self.epoch + 1}, batch {self.step_in_epoch}: "
+            f"{names}, ...); checkpoints stay as they were; lower optimizer.lr or set trainer.precision=fp32"
+        )
+
+    def note_problems(self, batch: Batch) -> None:
+        """Name and count clips that could not be used; too many of them stop the run."""
+        dataset = self.train_loader.dataset
+        for index, problem in batch.problems.items():
+            if index not in self.problems:
+                log.warning("left out of training: %s", problem)
+                self.problems[index] = problem
+        count = len(self.problems) + len(dataset.missing)
+        if count > dataset.max_bad_fraction * dataset.num_listed:
+            raise ValueError(
+                f"{count} of {dataset.num_listed} training clips cannot be used, the last: {problem if batch.problems else 'missing'}; "
+                "mend them or raise dataset.max_bad_fraction"
+            )
+
+    def validate(self) -> None:
+        """Evaluate after an epoch, keep the best checkpoint, write the last one."""
+        ended = self.epoch >= self.epochs or self.out_of_steps()
+        if self.val_loader is not None and (ended or self.epoch % self.eval_every == 0):
+            self.compare(evaluate(self.clap, self.val_loader, self.evaluators))
+        elif self.val_loader is None:
+            self.save("best")
+        self.save("last")
+
+    def compare(self, results: Mapping[str, Evaluation]) -> None:
+        metrics = merge_metrics(results)
+        self.track(metrics)
+        monitor = self.find_monitor(metrics)
+        log.info("epoch %d, step %d: %s %.4f", self.epoch, self.step, monitor, metrics[monitor])
+        self.evaluations_since_best += 1
+        if metrics[monitor] > self.best_metric:
+            self.best_metric, self.best_metrics, self.evaluations_since_best = metrics[monitor], metrics, 0
+            write_results(self.checkpoints.parent / "evaluation", results)
+            self.save("best")
+
+    def find_monitor(self, metrics: Mapping[str, float]) -> str:
+        if self.monitor is None:
+            headline = next(iter(self.evaluators.values())).headline
+            return next(name for name in metrics if name.endswith(headline))
+        if self.monitor not in metrics:
+            raise ValueError(f"trainer.monitor={self.monitor} is not one of {', '.join(metrics)}")
+        return self.monitor
+
+    def test(self, out_path: str | Path) -> dict[str, float]:
+        """Evaluate the best checkpoint on the test split; writes metrics.json, cost.json and per-query results."""
+        out_path = Path(out_path)
+        self.checkpoints = out_path / "checkpoints"
+        metrics = dict(self.best_metrics)
+        self.clap.load_state_dict(checkpoint.read_weights(self.checkpoints / "best"))
+        if self.test_loader is not None:
+            results = evaluate(self.clap, self.test_loader, self.evaluators)
+            write_results(out_path / "evaluation", results)
+            metrics |= merge_metrics(results)
+            self.track(merge_metrics(results))
+        write_json(out_path / "metrics.json", metrics)
+        write_json(out_path / "cost.json", self.cost())
+        return metrics
+
+    def cost(self) -> dict[str, float]:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cost = {
+            "seconds": round(self.seconds, 1),
+            "clips_per_second": round(self.clips_seen / self.seconds, 1) if self.seconds else 0.0,
+            "steps": self.step,
+            "peak_memory_bytes": peak,
+            "parameters": sum(p.numel() for p in self.clap.parameters()),
+            "trainable_parameters": sum(p.numel() for p in self.clap.parameters() if p.requires_grad),
+        }
+        if torch.cuda.is_available():
+            cost["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+        return cost
+
+    def save(self, name: str) -> None:
+        """Write checkpoints/<name>; only `last` carries what resuming needs."""
+
+        def write(folder: Path) -> None:
+            self.clap.save(folder, self.saved_config)
+            if name == "last":
+                torch.save(self.state(), folder / checkpoint.TRAINER)
+
+        checkpoint.write_folder(self.checkpoints / name, write)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs to go on as if it had never stopped."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+            "scaler": self.scaler.state_dict(),
+            "criterion": self.criterion.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "position": {"epoch": self.epoch, "step": self.step, "step_in_epoch": self.step_in_epoch},
+            "best": {"metric": self.best_metric, "metrics": self.best_metrics, "since": self.evaluations_since_best},
+            "problems": self.problems,
+            "cost": {"seconds": self.seconds, "clips_seen": self.clips_seen},
+            "run_id": self.tracker.run_id if self.tracker is not None else None,
+        }
+
+    def resume(self, folder: str | Path) -> None:
+        """Go on from a `last` checkpoint: weights, optimizer, schedule, random states, position in the epoch."""
+        folder = Path(folder)
+        state = checkpoint.read_trainer_state(folder)
+        self.clap.text_encoder.tokenizer.load(checkpoint.find_file(folder, checkpoint.TOKENIZER))
+        self.clap.load_state_dict(checkpoint.read_weights(folder))
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.criterion.load_state_dict(state["criterion"])
+        for key, value in state["position"].items():
+            setattr(self, key, value)
+        best, cost = state["best"], state["cost"]
+        self.best_metric, self.best_metrics, self.evaluations_since_best = (
+            best["metric"],
+            best["metrics"],
+            best["since"],
+        )
+        self.problems, self.seconds, self.clips_seen = state["problems"], cost["seconds"], cost["clips_seen"]
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        log.info("resumed from %s at epoch %d, step %d", folder, self.epoch + 1, self.step)
+
+
+def check_settings(**settings: int | None) -> None:
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise ValueError(
+                f"{name}={value} must be at least 1; set trainer.{'max_epochs' if name == 'epochs' else name}"
+            )
+
+
+def set_precision(precision: str, device: torch.device) -> tuple[AbstractContextManager, torch.amp.GradScaler]:
+    if precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision={precision!r} is not one of {', '.join(PRECISIONS)}")
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("trainer.precision=fp16 needs a GPU; on a CPU choose bf16 or fp32")
+    dtype = PRECISIONS[precision]
+    autocast = nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+    return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[list[int]]:
+    """A list that Ctrl-C or SIGTERM puts its number into; a second Ctrl-C stops at once. Only the main thread can listen."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        log.warning("stopping after this step; once more to stop at once")
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, as in some notebooks and launchers
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def find_resume(resume: str | None, run_dir: Path) -> Path | None:
+    """Folder of the `last` checkpoint to go on from: `auto` takes this run's if there is one, else a run or checkpoint."""
+    if resume is None:
+        return None
+    folder = run_dir if resume == "auto" else Path(resume)
+    last = folder / "checkpoints" / "last"
+    checkpoint.recover(last)
+    if last.is_dir():
+        return last
+    if resume == "auto":
+        return None
+    checkpoint.find_file(folder, checkpoint.TRAINER)
+    return folder
+
+
+def read_run_id(folder: Path | None) -> str | None:
+    """The MLflow run that a checkpoint belongs to."""
+    return checkpoint.read_trainer_state(folder)["run_id"] if folder is not None else None

@@ -1,0 +1,72 @@
+"""Evaluate a checkpoint: python evaluate.py checkpoint=FOLDER [key=value ...], the keys are in conf/evaluate.yaml."""
+
+import logging
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from clap.command_line import launch
+from clap.config import build, read_config
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: DictConfig) -> dict[str, float]:
+    """Metrics, per-query results and protocol of a checkpoint on one split."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+
+    from clap import checkpoint
+
+    recorded = read_config(checkpoint.find_file(Path(cfg.checkpoint), checkpoint.CONFIG))
+    config = {key: value for key, value in read_config(cfg).items() if value is not None}
+    config = {"dataset": recorded.get("dataset"), "evaluation": recorded.get("evaluation")} | config
+
+    from clap.dataset.clips import ClapDataset, make_loader, open_corpus
+
+    corpus = open_corpus(config["dataset"])
+
+    from clap import evaluation
+    from clap.model import Clap, choose_device
+    from clap.tracking import Tracker, git_commit
+    from clap.trainer import write_json
+
+    clap = Clap.from_ckpt(cfg.checkpoint).to(choose_device(cfg.device))
+    clap.set_windows(cfg.windows)
+    settings = config["dataset"]
+    dataset = ClapDataset(
+        corpus,
+        cfg.split,
+        sample_rate=clap.sample_rate,
+        window=clap.window,
+        max_bad_fraction=settings["max_bad_fraction"],
+        max_clips=settings["max_clips"],
+        training=False,
+    )
+    loader = make_loader(
+        dataset, clap.collate, batch_size=settings["batch_size"], num_workers=settings["num_workers"], shuffle=False
+    )
+    evaluators = {name: build(node, evaluation.Evaluator) for name, node in config["evaluation"].items()}
+    name = f"{corpus.name}-{cfg.split}"
+    with Tracker(cfg.tracking.uri, cfg.tracking.experiment, run_name=name, run_dir=run_dir) as tracker:
+        tracker.log_params({**read_config(cfg), **config})
+        commit = git_commit(Path(__file__).parent)
+        tracker.set_tags(
+            {"role": "evaluate", "dataset": corpus.name, "checkpoint": cfg.checkpoint, "git_commit": commit}
+        )
+        tracker.log_dataset(dataset.name, digest=dataset.digest, split=cfg.split, num_clips=len(dataset))
+        results = evaluation.evaluate(clap, loader, evaluators)
+        metrics = evaluation.merge_metrics(results)
+        evaluation.write_results(run_dir / "evaluation", results)
+        write_json(run_dir / "metrics.json", metrics)
+        tracker.log_metrics(metrics, step=0)
+        for name in ("metrics.json", "evaluation"):
+            tracker.log_artifact(run_dir / name)
+    for name, value in metrics.items():
+        log.info("%-60s %.4f", name, value)
+    log.info("run folder %s; to see it: %s", run_dir, tracker.url_hint)
+    return metrics
+
+
+if __name__ == "__main__":
+    launch(evaluate, config_name="evaluate")

@@ -1,0 +1,233 @@
+"""Configs are read as plain data, and only classes of this package are built from them."""
+
+import functools
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from torch import nn
+
+import clap
+from clap.config import build, read_config
+
+PARTS = """
+import os
+import os.path as path
+import torch
+from torch import nn
+from torch.nn import Linear
+
+class Part(nn.Module):
+    def __init__(self, width: int, *, inner: nn.Module | None = None, sizes: list | None = None, drop_path=0.0):
+        super().__init__()
+        self.width, self.inner, self.sizes, self.drop_path = width, inner, sizes, drop_path
+
+    class Nested(nn.Module):
+        pass
+
+class Plain:
+    pass
+
+Alias = Part
+
+def function(width: int):
+    raise AssertionError("a config has run a function")
+
+def __getattr__(name):
+    raise AssertionError("a config has reached a module's lazy attributes")
+"""
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a module `clap.parts` that exists for one test."""
+    (tmp_path / "parts.py").write_text(PARTS)
+    monkeypatch.setattr(clap, "__path__", [*clap.__path__, str(tmp_path)])
+    yield tmp_path
+    sys.modules.pop("clap.parts", None)
+    vars(clap).pop("parts", None)
+
+
+def test_build_gives_the_named_class_its_arguments(parts: Path) -> None:
+    part = build({"_target_": "clap.parts.Part", "width": 3}, nn.Module)
+    assert (type(part).__name__, part.width) == ("Part", 3)
+
+
+def test_build_makes_nested_nodes_first(parts: Path) -> None:
+    inner = {"_target_": "clap.parts.Part", "width": 2}
+    assert build({"_target_": "clap.parts.Part", "width": 3, "inner": inner}, nn.Module).inner.width == 2
+
+
+def test_build_makes_nodes_in_lists(parts: Path) -> None:
+    inner = {"_target_": "clap.parts.Part", "width": 2}
+    assert build({"_target_": "clap.parts.Part", "width": 3, "sizes": [inner]}, nn.Module).sizes[0].width == 2
+
+
+def test_build_reaches_a_class_inside_a_class(parts: Path) -> None:
+    assert isinstance(build({"_target_": "clap.parts.Part.Nested"}, nn.Module), nn.Module)
+
+
+def test_build_partial_waits_for_the_rest(parts: Path) -> None:
+    partial = build({"_target_": "clap.parts.Part", "_partial_": True, "drop_path": 0.5}, nn.Module)
+    assert isinstance(partial, functools.partial) and partial(width=1).drop_path == 0.5
+
+
+def test_build_takes_finished_objects(parts: Path) -> None:
+    inner = nn.Identity()
+    assert build({"_target_": "clap.parts.Part", "width": 3}, nn.Module, inner=inner).inner is inner
+
+
+def test_build_resolves_an_omegaconf_node(parts: Path) -> None:
+    config = OmegaConf.create({"dim": 7, "part": {"_target_": "clap.parts.Part", "width": "${dim}"}})
+    assert build(config.part, nn.Module).width == 7
+
+
+def test_build_refuses_a_key_set_twice(parts: Path) -> None:
+    with pytest.raises(ValueError, match="inner is set when the program runs"):
+        build({"_target_": "clap.parts.Part", "width": 3, "inner": None}, nn.Module, inner=nn.Identity())
+
+
+HOSTILE = [
+    "os.system",
+    "builtins.eval",
+    "torch.hub.load",
+    "torch.nn.Linear",
+    "clap",
+    "clap.",
+    "clap..x",
+    "clap.nowhere.Class",
+    "clap.config.build",
+    "clap.config.os.system",
+    "clap.config.ModuleType",
+    "clap.config.importlib.import_module",
+    "clap.parts",
+    "clap.parts.os.system",
+    "clap.parts.path.join",
+    "clap.parts.torch.load",
+    "clap.parts.torch.nn.Linear",
+    "clap.parts.nn.Linear",
+    "clap.parts.Linear",
+    "clap.parts.Alias",
+    "clap.parts.function",
+    "clap.parts.missing",
+    "clap.parts.Plain",
+    "clap.parts.Part.__init__",
+    "clap.parts.Part.__class__",
+    "clap.parts.Part.__base__",
+    "clap/parts.Part",
+    "../clap.parts.Part",
+    "",
+    None,
+    3,
+    ["clap.parts.Part"],
+]
+
+
+@pytest.mark.parametrize("target", HOSTILE, ids=str)
+def test_build_refuses_a_target_outside_the_package(target: object, parts: Path) -> None:
+    with pytest.raises(ValueError, match="is refused; allowed: the full name of a subclass of Module"):
+        build({"_target_": target, "width": 3}, nn.Module)
+
+
+@pytest.mark.parametrize("target", HOSTILE, ids=str)
+def test_build_refuses_a_nested_target_outside_the_package(target: object, parts: Path) -> None:
+    with pytest.raises(ValueError, match="is refused"):
+        build({"_target_": "clap.parts.Part", "width": 3, "inner": {"_target_": target}}, nn.Module)
+
+
+def test_build_imports_nothing_outside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bait.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="is refused"):
+        build({"_target_": "bait.Part"}, nn.Module)
+    assert "bait" not in sys.modules
+
+
+def test_build_refuses_a_module_linked_into_the_package(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "linked.py"
+    outside.write_text("raise AssertionError('imported')")
+    (parts / "linked.py").symlink_to(outside)
+    with pytest.raises(ValueError, match="is refused"):
+        build({"_target_": "clap.linked.Part"}, nn.Module)
+
+
+def test_build_refuses_a_class_of_another_kind(parts: Path) -> None:
+    with pytest.raises(ValueError, match="subclass of Path"):
+        build({"_target_": "clap.parts.Part", "width": 3}, Path)
+
+
+def test_build_refuses_a_node_without_target() -> None:
+    with pytest.raises(ValueError, match="the keys width: there is no `_target_`"):
+        build({"width": 3}, nn.Module)
+
+
+def test_build_names_the_nearest_argument(parts: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"Part has no argument 'with'; did you mean width\?; allowed: width, inner, sizes"
+    ):
+        build({"_target_": "clap.parts.Part", "with": 3}, nn.Module)
+
+
+def test_build_names_a_missing_argument(parts: Path) -> None:
+    with pytest.raises(ValueError, match="clap.parts.Part needs width; given: drop_path"):
+        build({"_target_": "clap.parts.Part", "drop_path": 0.1}, nn.Module)
+
+
+@pytest.mark.parametrize("value", [object(), Path("x"), b"x", {1, 2}, [print], {"key": len}], ids=str)
+def test_build_refuses_arguments_that_are_not_plain(value: object, parts: Path) -> None:
+    with pytest.raises(ValueError, match=r"_target_ clap.parts.Part: sizes(\.key)? is a .*; allowed: null, bool"):
+        build({"_target_": "clap.parts.Part", "width": 3, "sizes": value}, nn.Module)
+
+
+def test_build_refuses_a_value_that_is_still_missing(parts: Path) -> None:
+    with pytest.raises(ValueError, match=r"width is \?\?\?"):
+        build({"_target_": "clap.parts.Part", "width": "???"}, nn.Module)
+
+
+def test_read_config_reads_exponents_as_floats(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("lr: 1e-3\n")
+    assert math.isclose(read_config(tmp_path / "run.yaml")["lr"], 0.001)
+
+
+def test_read_config_resolves_references(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("embed_dim: 8\naudio_encoder:\n  width: ${embed_dim}\n")
+    assert read_config(str(tmp_path / "run.yaml")) == {"embed_dim": 8, "audio_encoder": {"width": 8}}
+
+
+def test_read_config_gives_plain_data() -> None:
+    config = read_config(OmegaConf.create({"a": {"b": [1]}}))
+    assert type(config) is dict and type(config["a"]["b"]) is list
+
+
+def test_read_config_leaves_a_mapping_as_it_was() -> None:
+    source = {"a": {"b": 1}}
+    read_config(source)["a"]["b"] = 2
+    assert source == {"a": {"b": 1}}
+
+
+def test_read_config_names_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml does not exist"):
+        read_config(tmp_path / "nowhere.yaml")
+
+
+BROKEN = {
+    "list": "- 1\n",
+    "syntax": "a: [1\n",
+    "reference": "a: ${b}\n",
+    "object": "a: !!python/object/apply:os.getcwd []\n",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
+def test_read_config_names_the_file_it_cannot_read(text: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text(text)
+    with pytest.raises(ValueError, match="broken.yaml"):
+        read_config(tmp_path / "broken.yaml")
+
+
+def test_read_config_refuses_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="model.yaml"):
+        read_config(tmp_path / "model.yaml")

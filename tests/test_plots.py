@@ -1,0 +1,161 @@
+"""Every picture is written, read back and measured; a warning about its layout is an error."""
+
+from pathlib import Path
+
+import matplotlib.pyplot
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from clap.plots import (
+    RetrievedCaption,
+    group_quality,
+    plot_log_mels,
+    plot_recall_curves,
+    plot_similarity,
+    plot_training_curves,
+    running_mean,
+    shorten,
+    wrap,
+)
+
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+
+LONG_CAPTION = "a dog barks twice for $5 while rain falls on a tin roof " * 5
+
+
+def training_history(num_steps: int) -> list[dict]:
+    names = ("train/loss", "train/learning_rate", "train/logit_scale", "train/clips_per_second")
+    return [{"step": step, "metrics": {name: 1.0 / (step + 1) for name in names}} for step in range(num_steps)]
+
+
+def validation_history(num_epochs: int) -> list[dict]:
+    tasks = ("text_to_audio/recall_at_1", "audio_to_text/recall_at_10", "zero_shot/accuracy")
+    return [
+        {"step": epoch, "metrics": {f"val/synthetic/{task}": epoch / 10 for task in tasks}}
+        for epoch in range(num_epochs)
+    ]
+
+
+def retrieve(count: int) -> list[RetrievedCaption]:
+    return [RetrievedCaption(LONG_CAPTION, score=0.9, is_own=place == 0) for place in range(count)]
+
+
+def draw_log_mels(count: int, path: Path, **frontend) -> None:
+    plot_log_mels(
+        [torch.randn(101, 16) for _ in range(count)],
+        path,
+        captions=[LONG_CAPTION] * count,
+        retrieved=[retrieve(3)] * count,
+        **{"sample_rate": 16000, "hop_length": 160, "f_min": 50, "f_max": 8000, "mel_scale": "slaney"} | frontend,
+    )
+
+
+def draw_similarity(count: int, path: Path) -> None:
+    plot_similarity(torch.randn(count, count), path, captions=[LONG_CAPTION] * count, clip_ids=["clip"] * count)
+
+
+def assert_picture(path: Path, width: int, height: int) -> None:
+    """The file is a PNG of that many pixels that is not blank."""
+    picture = imread(path)
+    assert picture.shape[:2] == (height, width) and picture[..., :3].std() > 0.01
+
+
+def test_training_curves_have_four_panels(tmp_path: Path):
+    plot_training_curves(training_history(200), tmp_path / "plots" / "training.png")
+    assert_picture(tmp_path / "plots" / "training.png", width=1080, height=768)
+
+
+def test_training_curves_of_the_loss_alone(tmp_path: Path):
+    plot_training_curves([{"step": 1, "metrics": {"train/loss": 2.0}}], tmp_path / "training.png")
+    assert_picture(tmp_path / "training.png", width=1080, height=480)
+
+
+def test_training_curves_leave_out_nan(tmp_path: Path):
+    history = [*training_history(100), {"step": 100, "metrics": {"train/loss": float("nan")}}]
+    plot_training_curves(history, tmp_path / "training.png")
+    assert_picture(tmp_path / "training.png", width=1080, height=768)
+
+
+def test_recall_curves_have_a_panel_for_each_task(tmp_path: Path):
+    plot_recall_curves(validation_history(5), tmp_path / "recall.png")
+    assert_picture(tmp_path / "recall.png", width=1260, height=960)
+
+
+@pytest.mark.parametrize("draw", [plot_training_curves, plot_recall_curves])
+def test_one_point_is_drawn(draw, tmp_path: Path):
+    draw(training_history(1) + validation_history(1), tmp_path / "one.png")
+    assert imread(tmp_path / "one.png").shape[0] >= 480
+
+
+@pytest.mark.parametrize("draw", [plot_training_curves, plot_recall_curves])
+def test_empty_history_says_so(draw, tmp_path: Path):
+    draw([], tmp_path / "empty.png")
+    assert_picture(tmp_path / "empty.png", width=720, height=300)
+
+
+def test_recall_curves_take_validation_only():
+    history = [{"step": 1, "metrics": {"test/clotho/text_to_audio/recall_at_1": 0.1, "train/loss": 1.0}}]
+    assert group_quality(history) == {}
+
+
+def test_recall_curves_leave_out_ranks_and_bounds():
+    prefix = "val/clotho/text_to_audio"
+    metrics = {f"{prefix}/{name}": 0.1 for name in ("recall_at_1", "recall_at_1/ci_low", "median_rank")}
+    assert group_quality([{"step": 1, "metrics": metrics}]) == {prefix: [f"{prefix}/recall_at_1"]}
+
+
+@pytest.mark.parametrize("count", [1, 8, 64, 100])
+def test_similarity_is_drawn(count: int, tmp_path: Path):
+    draw_similarity(count, tmp_path / "similarity.png")
+    assert_picture(tmp_path / "similarity.png", width=1200, height=1032)
+
+
+def test_similarity_without_clips_says_so(tmp_path: Path):
+    draw_similarity(0, tmp_path / "similarity.png")
+    assert_picture(tmp_path / "similarity.png", width=720, height=300)
+
+
+def test_similarity_needs_one_caption_a_clip(tmp_path: Path):
+    with pytest.raises(ValueError, match="2 clip_ids and 3 captions"):
+        plot_similarity(torch.zeros(2, 3), tmp_path / "similarity.png", captions=["a"] * 3, clip_ids=["b"] * 2)
+
+
+@pytest.mark.parametrize(("count", "width", "height"), [(1, 660, 648), (4, 1248, 1248), (5, 1836, 1248)])
+def test_log_mels_fill_a_grid(count: int, width: int, height: int, tmp_path: Path):
+    draw_log_mels(count, tmp_path / "log_mels.png")
+    assert_picture(tmp_path / "log_mels.png", width=width, height=height)
+
+
+def test_log_mels_without_clips_say_so(tmp_path: Path):
+    draw_log_mels(0, tmp_path / "log_mels.png")
+    assert_picture(tmp_path / "log_mels.png", width=720, height=300)
+
+
+def test_htk_scale_moves_the_frequencies(tmp_path: Path):
+    for mel_scale in ("slaney", "htk"):
+        torch.manual_seed(0)
+        draw_log_mels(1, tmp_path / f"{mel_scale}.png", mel_scale=mel_scale)
+    assert not np.array_equal(imread(tmp_path / "slaney.png"), imread(tmp_path / "htk.png"))
+
+
+def test_pictures_leave_pyplot_alone(tmp_path: Path):
+    draw_log_mels(1, tmp_path / "log_mels.png")
+    assert matplotlib.pyplot.get_fignums() == []
+
+
+def test_running_mean_is_centred():
+    np.testing.assert_allclose(running_mean(np.array([0.0, 3.0, 6.0, 0.0]), reach=1), [1.5, 3.0, 3.0, 3.0])
+
+
+def test_long_caption_is_wrapped_on_two_lines():
+    assert wrap(LONG_CAPTION).count("\n") == 1
+
+
+def test_short_text_is_not_cut():
+    assert shorten("rain", 4) == "rain"
+
+
+def test_dollar_is_no_formula():
+    assert shorten("$5", 9) == r"\$5"

@@ -1,0 +1,397 @@
+"""Runs are written to real SQLite stores and read back through MLflow's client."""
+
+import json
+import logging
+import math
+import os
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from clap.tracking import (
+    MAX_PARAM_LENGTH,
+    Tracker,
+    find_or_create_experiment,
+    flatten,
+    git_commit,
+    read_history,
+    resolve_uri,
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a store that the module's tests share: creating one takes three seconds."""
+    return str(tmp_path_factory.mktemp("store") / "outputs" / "mlflow.db")
+
+
+@pytest.fixture
+def tracker(store: str, tmp_path: Path) -> Tracker:
+    return Tracker(store, "clap", run_name="nano-s0", run_dir=tmp_path / "run")
+
+
+def read_run(tracker: Tracker):
+    return MlflowClient(tracker.uri).get_run(tracker.run_id)
+
+
+def break_store(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every later call of the tracker fail as one to a dead server does."""
+
+    def fail(*args, **kwargs):
+        raise MlflowException("connection refused")
+
+    for name in ("log_batch", "log_inputs", "log_artifact", "set_terminated", "get_run"):
+        monkeypatch.setattr(tracker._client, name, fail)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.fixture
+def silent_server():
+    """Address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def closed_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return f"http://127.0.0.1:{port}"
+
+
+def test_run_is_created_in_the_named_experiment(tracker: Tracker):
+    experiment = MlflowClient(tracker.uri).get_experiment_by_name("clap")
+    assert read_run(tracker).info.experiment_id == experiment.experiment_id
+
+
+def test_params_are_read_back_under_dotted_keys(tracker: Tracker):
+    tracker.log_params({"seed": 0, "optimizer": {"lr": 1e-3}})
+    assert read_run(tracker).data.params == {"seed": "0", "optimizer.lr": "0.001"}
+
+
+def test_flatten_keeps_an_empty_group():
+    assert flatten({"fusion": {}}) == {"fusion": "{}"}
+
+
+def test_flatten_cuts_long_values():
+    assert len(flatten({"captions": "x" * 10_000})["captions"]) == MAX_PARAM_LENGTH
+
+
+def test_tags_leave_out_none(tracker: Tracker):
+    tracker.set_tags({"audio_encoder": "htsat_tiny", "git_commit": None})
+    tags = read_run(tracker).data.tags
+    assert tags["audio_encoder"] == "htsat_tiny" and "git_commit" not in tags
+
+
+def test_dataset_is_an_input_of_the_run(tracker: Tracker):
+    tracker.log_dataset("clotho", digest="f" * 64, split="train", source="data/clotho", num_clips=3839)
+    (entry,) = read_run(tracker).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest, entry.tags[0].value) == ("clotho", "f" * 36, "train")
+
+
+def test_metrics_wait_in_the_buffer(tracker: Tracker):
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    assert read_run(tracker).data.metrics == {}
+
+
+def test_flush_sends_every_step(tracker: Tracker):
+    for step in range(3):
+        tracker.log_metrics({"train/loss": 1.0 / (step + 1)}, step)
+    tracker.flush()
+    history = MlflowClient(tracker.uri).get_metric_history(tracker.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+
+
+def test_full_buffer_is_sent(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("clap.tracking.FLUSH_SIZE", 2)
+    tracker.log_metrics({"train/loss": 1.0, "train/logit_scale": 14.3}, 1)
+    assert read_run(tracker).data.metrics == {"train/loss": 1.0, "train/logit_scale": 14.3}
+
+
+def test_old_buffer_is_sent(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("clap.tracking.FLUSH_SECONDS", 0.0)
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    assert read_run(tracker).data.metrics == {"train/loss": 1.0}
+
+
+def test_nan_metric_is_kept(tracker: Tracker):
+    tracker.log_metrics({"train/loss": math.nan}, 1)
+    tracker.flush()
+    assert math.isnan(read_run(tracker).data.metrics["train/loss"])
+
+
+def test_infinite_metric_is_sent(tracker: Tracker):
+    tracker.log_metrics({"train/loss": math.inf}, 1)
+    tracker.flush()
+    assert read_run(tracker).data.metrics["train/loss"] > 1e300  # SQLite holds the largest finite number
+
+
+@pytest.mark.parametrize("name", ["recall@1", "val//loss", "/loss", "val/", ""])
+def test_bad_metric_name_is_refused(tracker: Tracker, name: str):
+    with pytest.raises(ValueError, match="metric name"):
+        tracker.log_metrics({name: 1.0}, 1)
+
+
+def test_artifact_lies_beside_the_store(tracker: Tracker, store: str, tmp_path: Path):
+    (tmp_path / "loss.png").write_bytes(b"png")
+    tracker.log_artifact(tmp_path / "loss.png", "plots")
+    assert (Path(store).parent / "mlartifacts" / tracker.run_id / "artifacts/plots/loss.png").read_bytes() == b"png"
+
+
+def test_missing_artifact_is_a_warning(tracker: Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    tracker.log_artifact(tmp_path / "absent.png")
+    assert "absent.png" in warnings_of(caplog)[0]
+
+
+def test_refused_call_does_not_hold_back_later_ones(tracker: Tracker, tmp_path: Path):
+    tracker.log_artifact(tmp_path / "absent.png")
+    tracker.set_tags({"seed": 0})
+    assert read_run(tracker).data.tags["seed"] == "0"
+
+
+def test_finish_sends_the_buffer(tracker: Tracker):
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    tracker.finish()
+    assert read_run(tracker).data.metrics == {"train/loss": 1.0}
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_finish_sets_the_status(tracker: Tracker, status: str):
+    tracker.finish(status)
+    assert read_run(tracker).info.status == status
+
+
+def test_finish_refuses_another_status(tracker: Tracker):
+    with pytest.raises(ValueError, match="FINISHED, FAILED, KILLED"):
+        tracker.finish("DONE")
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (RuntimeError, "FAILED")])
+def test_with_block_that_raises_closes_the_run(tracker: Tracker, error: type[BaseException], status: str):
+    with pytest.raises(error), tracker:
+        raise error("out of memory")
+    assert read_run(tracker).info.status == status
+
+
+def test_with_block_names_the_error(tracker: Tracker):
+    with pytest.raises(RuntimeError), tracker:
+        raise RuntimeError("out of memory")
+    assert read_run(tracker).data.tags["error"] == "RuntimeError: out of memory"
+
+
+def test_resume_continues_the_run(tracker: Tracker, store: str, tmp_path: Path):
+    tracker.finish("KILLED")
+    resumed = Tracker(store, "clap", run_name="nano-s0", run_id=tracker.run_id, run_dir=tmp_path)
+    assert (resumed.run_id, read_run(resumed).info.status) == (tracker.run_id, "RUNNING")
+
+
+def test_resume_keeps_a_changed_param_as_a_tag(tracker: Tracker, store: str, tmp_path: Path):
+    tracker.log_params({"seed": 0, "trainer": {"max_epochs": 1}})
+    resumed = Tracker(store, "clap", run_name="nano-s0", run_id=tracker.run_id, run_dir=tmp_path)
+    resumed.log_params({"seed": 0, "trainer": {"max_epochs": 2}, "resume": "auto"})
+    data = read_run(resumed).data
+    assert (data.params["trainer.max_epochs"], data.tags["resumed.trainer.max_epochs"]) == ("1", "2")
+
+
+def test_resume_logs_new_params(tracker: Tracker, store: str, tmp_path: Path):
+    tracker.log_params({"seed": 0})
+    resumed = Tracker(store, "clap", run_name="nano-s0", run_id=tracker.run_id, run_dir=tmp_path)
+    resumed.log_params({"seed": 1, "resume": "auto"})
+    assert read_run(resumed).data.params["resume"] == "auto"
+
+
+def test_resume_of_an_unknown_run_names_it(store: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="run_id=abc123.*tracking.uri"):
+        Tracker(store, "clap", run_name="nano-s0", run_id="abc123", run_dir=tmp_path)
+
+
+def test_two_runs_live_in_one_process(store: str, tmp_path: Path):
+    runs = [Tracker(store, "clap", run_name=name, run_dir=tmp_path / name) for name in ("a", "b")]
+    for value, run in enumerate(runs):
+        run.log_metrics({"train/loss": value}, 1)
+        run.finish()
+    assert [read_run(run).data.metrics["train/loss"] for run in runs] == [0.0, 1.0]
+
+
+def test_experiment_created_by_another_process_is_used(store: str, tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+    client = MlflowClient(tracker.uri)
+    lookup, answers = client.get_experiment_by_name, iter([None])
+    monkeypatch.setattr(client, "get_experiment_by_name", lambda name: next(answers, lookup(name)))
+    assert find_or_create_experiment(client, "clap", uri=tracker.uri) == lookup("clap").experiment_id
+
+
+def test_deleted_experiment_is_named(store: str, tmp_path: Path, tracker: Tracker):
+    client = MlflowClient(tracker.uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(ValueError, match="tracking.experiment=gone was deleted"):
+        Tracker(store, "gone", run_name="nano-s0", run_dir=tmp_path)
+
+
+def test_system_metrics_reach_the_run(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    tracker.start_system_metrics()
+    time.sleep(0.5)
+    tracker.finish()
+    assert "system/cpu_utilization_percentage" in read_run(tracker).data.metrics
+
+
+def test_finish_stops_the_system_metrics_thread(tracker: Tracker):
+    tracker.start_system_metrics()
+    tracker.finish()
+    assert "SystemMetricsMonitor" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize("uri", ["outputs/mlflow.db", "sqlite:///outputs/mlflow.db", ""])
+def test_local_uri_becomes_absolute(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri(uri) == f"sqlite:///{tmp_path}/outputs/mlflow.db"
+
+
+@pytest.mark.parametrize("uri", ["localhost:5000", "mlruns", "file:///tmp/mlruns", "ftp://host/mlflow.db"])
+def test_unknown_uri_is_refused(uri: str):
+    with pytest.raises(ValueError, match=f"tracking.uri={uri}.*outputs/mlflow.db"):
+        resolve_uri(uri)
+
+
+def test_broken_store_names_the_file(tmp_path: Path):
+    (tmp_path / "mlflow.db").write_text("not a database" * 100)
+    with pytest.raises(ConnectionError, match="tracking.uri=sqlite:.*mlflow.db"):
+        Tracker(str(tmp_path / "mlflow.db"), "clap", run_name="nano-s0", run_dir=tmp_path)
+
+
+def test_closed_port_is_an_error_that_names_tracking_uri(closed_address: str, tmp_path: Path):
+    with pytest.raises(ConnectionError, match=f"tracking.uri={closed_address}.*mlflow server"):
+        Tracker(closed_address, "clap", run_name="nano-s0", run_dir=tmp_path)
+
+
+def test_silent_server_is_given_up_before_long(silent_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match="tracking.uri"):
+        Tracker(silent_server, "clap", run_name="nano-s0", run_dir=tmp_path)
+    assert time.monotonic() - start < 7  # two tries; with the default of five seconds, under 15
+
+
+def test_dead_store_is_one_warning(tracker: Tracker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    break_store(tracker, monkeypatch)
+    for step in range(3):
+        tracker.log_metrics({"train/loss": 1.0}, step)
+        tracker.flush()
+    tracker.set_tags({"seed": 0})
+    tracker.finish()
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_dead_store_is_left_alone_for_a_while(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+    break_store(tracker, monkeypatch)
+    tracker.set_tags({"seed": 0})
+    monkeypatch.undo()
+    tracker.set_tags({"fusion": "none"})
+    assert "fusion" not in read_run(tracker).data.tags
+
+
+def test_dead_store_leaves_metrics_in_the_run_folder(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+    break_store(tracker, monkeypatch)
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    tracker.finish()
+    assert read_history(tracker.history_path) == [{"step": 1, "metrics": {"train/loss": 1.0}}]
+
+
+def test_store_that_answers_again_gets_what_waited(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("clap.tracking.RETRY_SECONDS", 0.0)
+    break_store(tracker, monkeypatch)
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    tracker.flush()
+    monkeypatch.undo()
+    tracker.flush()
+    assert read_run(tracker).data.metrics == {"train/loss": 1.0}
+
+
+def test_finish_tries_a_dead_store_once_more(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+    break_store(tracker, monkeypatch)
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    tracker.flush()
+    monkeypatch.undo()
+    tracker.finish()
+    run = read_run(tracker)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/loss": 1.0})
+
+
+def test_metrics_file_is_written_at_once(tracker: Tracker):
+    tracker.log_metrics({"train/loss": 2.5}, 7)
+    entry = json.loads(tracker.history_path.read_text())
+    assert (entry["step"], entry["metrics"]) == (7, {"train/loss": 2.5})
+
+
+def test_history_takes_the_later_value_of_a_step(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 2, "metrics": {"a": 1}}\n{"step": 1, "metrics": {"a": 0}}\n{"step": 2, "metrics": {"a": 3}}'
+    )
+    assert read_history(path) == [{"step": 1, "metrics": {"a": 0}}, {"step": 2, "metrics": {"a": 3}}]
+
+
+def test_history_skips_a_line_cut_short(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "metrics": {"a": 0}}\n{"step": 2, "met')
+    assert read_history(path) == [{"step": 1, "metrics": {"a": 0}}]
+
+
+@pytest.mark.parametrize("uri", [None, "none"])
+def test_switched_off_writes_metrics_only(uri: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    tracker = Tracker(uri, "clap", run_name="nano-s0", run_dir=tmp_path / "run")
+    tracker.log_params({"seed": 0})
+    tracker.set_tags({"seed": 0})
+    tracker.log_dataset("synthetic", digest="0", split="train")
+    tracker.start_system_metrics()
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    tracker.log_artifact(tmp_path / "absent.png")
+    tracker.finish()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["run", "run/metrics.jsonl"]
+
+
+def test_url_hint_opens_the_store(tracker: Tracker, store: str):
+    assert tracker.url_hint == f"mlflow ui --backend-store-uri sqlite:///{store}"
+
+
+def test_telemetry_is_off():
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A git repository with one committed file."""
+    (tmp_path / "train.py").write_text("pass\n")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True, capture_output=True)
+    return tmp_path
+
+
+def test_git_commit_of_a_clean_tree(repository: Path):
+    assert len(git_commit(repository)) == 40
+
+
+def test_git_commit_marks_a_changed_tree(repository: Path):
+    (repository / "train.py").write_text("raise\n")
+    assert git_commit(repository).endswith("-dirty")
+
+
+def test_git_commit_outside_git_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit(tmp_path) is None
+
+
+def test_git_commit_without_git_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "")
+    assert git_commit(tmp_path) is None

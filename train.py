@@ -1,0 +1,125 @@
+"""Train a model and evaluate it: python train.py [key=value ...], the keys are in conf/config.yaml."""
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from clap.command_line import launch
+from clap.config import build, read_config
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> float:
+    """One run, from config to metrics; returns the metric that chose the best checkpoint, for a sweeper to use."""
+    config, choices = read_config(cfg), HydraConfig.get().runtime.choices
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+
+    # Imports take seconds: each stands behind the checks that need less.
+    from clap.dataset.clips import SPLITS, ClapDataset, make_loader, open_corpus
+
+    corpus = open_corpus(config["dataset"])
+    sizes = {kind: len(corpus.clips(kind)) for kind in SPLITS}
+    log.info("%s: %s", corpus.name, ", ".join(f"{size} {kind}" for kind, size in sizes.items()))
+
+    import torch
+
+    from clap.evaluation import Evaluator
+    from clap.model import Clap, choose_device
+    from clap.plots import plot_run
+    from clap.tracking import Tracker, git_commit
+    from clap.trainer import ClapTrainer, find_resume, read_run_id
+
+    torch.manual_seed(cfg.seed)
+    resume_from = find_resume(cfg.resume, run_dir)
+    if cfg.init_from is None:
+        clap = Clap.from_config(config)
+    else:
+        clap = Clap.init_from(cfg.init_from, config, overrides=HydraConfig.get().overrides.task)
+    clap.freeze(cfg.freeze)
+    clap.to(choose_device(cfg.device))
+
+    loaders = {}
+    for kind in SPLITS:
+        if kind == "train" or sizes[kind]:
+            dataset = ClapDataset(
+                corpus,
+                kind,
+                sample_rate=clap.sample_rate,
+                window=clap.window,
+                seed=cfg.seed,
+                max_bad_fraction=cfg.dataset.max_bad_fraction,
+                max_clips=cfg.dataset.max_clips,
+            )
+            loaders[kind] = make_loader(
+                dataset,
+                clap.collate,
+                batch_size=cfg.dataset.batch_size,
+                num_workers=cfg.dataset.num_workers,
+                shuffle=kind == "train",
+                seed=cfg.seed,
+            )
+
+    criterion = build(config["loss"], torch.nn.Module).to(clap.device)
+    steps = cfg.trainer.max_epochs * len(loaders["train"])
+    total_steps = min(steps, cfg.trainer.max_steps or steps)
+    optimizer, scheduler = instantiate(cfg.optimizer)(clap, criterion, total_steps=total_steps)
+    evaluators = {name: build(node, Evaluator) for name, node in config["evaluation"].items()}
+
+    tracker = Tracker(
+        cfg.tracking.uri,
+        cfg.tracking.experiment,
+        run_name=f"{choices.audio_encoder}-{choices.text_encoder}-{choices.fusion}-s{cfg.seed}",
+        run_id=read_run_id(resume_from),
+        run_dir=run_dir,
+    )
+    with tracker:
+        tracker.log_params(config)
+        tags = {group: choices[group] for group in ("audio_encoder", "text_encoder", "fusion", "dataset")}
+        tracker.set_tags({**tags, "role": "train", "seed": cfg.seed, "git_commit": git_commit(Path(__file__).parent)})
+        for kind, loader in loaders.items():
+            data = loader.dataset
+            tracker.log_dataset(data.name, digest=data.digest, split=kind, num_clips=len(data))
+        tracker.start_system_metrics()
+        trainer = ClapTrainer(
+            loaders["train"],
+            loaders.get("val"),
+            loaders.get("test"),
+            clap,
+            optimizer,
+            criterion,
+            config["trainer"].pop("max_epochs"),
+            scheduler=scheduler,
+            evaluators=evaluators,
+            tracker=tracker,
+            saved_config={"dataset": config["dataset"], "evaluation": config["evaluation"]},
+            **config["trainer"],
+        )
+        if resume_from:
+            trainer.resume(resume_from)
+        try:
+            metrics = trainer.train_and_eval(run_dir)
+        except KeyboardInterrupt:
+            log.warning("stopped at step %d; to go on: %s", trainer.step, continue_command(run_dir))
+            raise
+        plot_run(run_dir, clap, (loaders.get("test") or loaders["train"]).dataset)
+        for name in (".hydra", "metrics.json", "cost.json", "evaluation", "plots"):
+            tracker.log_artifact(run_dir / name)
+    for name, value in metrics.items():
+        log.info("%-60s %.4f", name, value)
+    log.info("run folder %s; to see it: %s", run_dir, tracker.url_hint)
+    return trainer.best_metric
+
+
+def continue_command(run_dir: Path) -> str:
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith(("hydra.run.dir=", "resume="))]
+    return shlex.join(["python", "train.py", *arguments, f"hydra.run.dir={run_dir}", "resume=auto"])
+
+
+if __name__ == "__main__":
+    launch(train, config_name="config")
