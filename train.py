@@ -32,7 +32,7 @@ def train(cfg: DictConfig) -> float:
     from clap.evaluation import Evaluator
     from clap.model import Clap, choose_device
     from clap.plots import plot_run
-    from clap.tracking import Tracker, git_commit
+    from clap.tracking import Tracker, git_commit, read_history
     from clap.trainer import ClapTrainer, find_resume, read_run_id
 
     torch.manual_seed(cfg.seed)
@@ -107,7 +107,8 @@ def train(cfg: DictConfig) -> float:
         except KeyboardInterrupt:
             log.warning("stopped at step %d; to go on: %s", trainer.step, continue_command(run_dir))
             raise
-        plot_run(run_dir, clap, (loaders.get("test") or loaders["train"]).dataset)
+        shown = loaders.get("test") or loaders["train"]
+        plot_run(run_dir / "plots", clap, shown.dataset, history=read_history(tracker.history_path))
         for name in (".hydra", "metrics.json", "cost.json", "evaluation", "plots"):
             tracker.log_artifact(run_dir / name)
     for name, value in metrics.items():

@@ -14,8 +14,11 @@ import soxr
 import torch
 import torchaudio
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 SHORTEST = 0.02  # seconds: below one analysis frame there is nothing to hear
+MAX_PEAK = 10.0  # full scale is 1; lossy decoders and float mixes overshoot a little, integers kept as floats a lot
+UNKNOWN_LENGTH = 0x7FFFF000  # bytes: what sox (ffmpeg: all ones) writes into a header that it cannot go back to
 FILL_MODES = ("repeat_pad", "repeat", "pad")
 
 
@@ -32,16 +35,25 @@ def load_waveform(
 ) -> np.ndarray:
     """Read a recording as mono float32 (samples,) at `sample_rate`, decoding only the part that is needed.
 
+    Full scale is [-1, 1]. Peaks a little above it, of lossy decoders or float mixes, stay, as in the published code.
+
     Args:
         sample_rate: Hz of the result; channels are averaged, then resampled by soxr (HQ).
         max_duration: seconds; of a longer recording the middle is read, or a random part where `rng` is given.
 
     Raises:
-        AudioError: missing, empty, truncated, not audio, shorter than 20 ms, or not finite.
+        AudioError: missing, empty, truncated, not audio, shorter than 20 ms, not finite, or far above full scale.
+        ValueError: max_duration is shorter than 20 ms.
     """
     path = Path(path)
+    if max_duration is not None and not max_duration >= SHORTEST:
+        raise ValueError(
+            f"max_duration={max_duration} s is shorter than one frame of {SHORTEST} s; set dataset.max_duration"
+        )
     if not path.is_file():
         raise AudioError(f"{path}: no such audio file")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: empty, 0 bytes")
     try:
         with soundfile.SoundFile(path) as file:
             check_header(path, file)
@@ -49,28 +61,43 @@ def load_waveform(
             file.seek(start)
             waveform = file.read(count, dtype="float32", always_2d=True).mean(axis=1)
             file_rate = file.samplerate
-    except soundfile.LibsndfileError as error:
-        raise AudioError(
-            f"{path}: cannot be decoded ({error.error_string.strip()}); WAV, FLAC, OGG, Opus, MP3 can"
-        ) from None
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: the name ends in .raw, which has no header
+        reason = getattr(error, "error_string", "no header").strip()
+        raise AudioError(f"{path}: cannot be decoded ({reason}); WAV, FLAC, OGG, Opus, MP3 can") from None
     if len(waveform) < count:
         raise AudioError(f"{path}: truncated, {len(waveform)} of {count} samples could be read")
     if not np.isfinite(waveform).all():
         raise AudioError(f"{path}: holds NaN or infinite samples")
+    if (peak := np.abs(waveform).max()) > MAX_PEAK:
+        raise AudioError(f"{path}: samples reach {peak:.4g}, full scale is 1; rescale the file")
     return soxr.resample(waveform, file_rate, sample_rate) if file_rate != sample_rate else waveform
 
 
 def check_header(path: Path, file: soundfile.SoundFile) -> None:
     """Refuse a file that is empty, too short, or cut off before the length that its header announces."""
-    announced = re.search(r"data : (\d+) \(should be (\d+)\)", file.extra_info)
-    if announced:
-        raise AudioError(f"{path}: truncated, its header announces {announced[1]} bytes and {announced[2]} are there")
+    for announced, there in re.findall(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info):
+        if int(there) < int(announced) < UNKNOWN_LENGTH:
+            raise AudioError(f"{path}: truncated, its header announces {announced} bytes and {there} are there")
+    if file.format == "OGG" and not has_last_page(path):
+        raise AudioError(f"{path}: truncated, its last Ogg page is missing")
     if file.frames == 0:
         raise AudioError(f"{path}: empty, no samples")
     if file.frames < SHORTEST * file.samplerate:
         raise AudioError(
             f"{path}: {file.frames} samples at {file.samplerate} Hz, shorter than one frame of {SHORTEST} s"
         )
+
+
+def has_last_page(path: Path) -> bool:
+    """Does an Ogg file end with a whole page that is marked as its stream's last (RFC 3533, section 6)?"""
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, 2**16), os.SEEK_END)  # a page has 65307 bytes at most
+        tail = file.read()
+    page = tail[tail.rfind(b"OggS") :]
+    if len(page) < 27:  # a page's header, without its table of segments
+        return False
+    is_last, num_segments = bool(page[5] & 4), page[26]
+    return is_last and len(page) >= 27 + num_segments + sum(page[27 : 27 + num_segments])
 
 
 def choose_part(
@@ -86,16 +113,18 @@ def choose_part(
 def fill_waveform(waveform: Tensor, lengths: Tensor, num_samples: int, mode: str) -> Tensor:
     """Make short clips last `num_samples`.
 
-    waveform (batch, samples), zero behind each row's length; lengths (batch,) -> (batch, num_samples).
+    waveform (batch, samples), lengths (batch,) -> (batch, num_samples); what lies behind a row's length is not read.
 
     Args:
         mode: `pad` with zeros; `repeat` and cut; `repeat_pad`: whole repeats, then zeros (LAION-CLAP's `repeatpad`).
     """
     lengths = lengths.clamp(max=num_samples)[:, None]
     time = torch.arange(num_samples, device=waveform.device)[None]
-    filled = {"pad": lengths, "repeat": num_samples, "repeat_pad": num_samples // lengths * lengths}[mode]
-    repeated = waveform.gather(1, (time % lengths).clamp(max=waveform.shape[1] - 1))
-    return torch.where(time < filled, repeated, 0.0)
+    if mode == "pad":
+        padded = F.pad(waveform, (0, num_samples - waveform.shape[1]))  # a negative pad cuts
+        return torch.where(time < lengths, padded, 0.0)
+    repeated = waveform.gather(1, time % lengths)
+    return repeated if mode == "repeat" else torch.where(time < num_samples // lengths * lengths, repeated, 0.0)
 
 
 def int16_round_trip(waveform: Tensor) -> Tensor:
@@ -118,9 +147,11 @@ class LogMelSpectrogram(nn.Module):
         mel_scale: `slaney` (area-normalised filters) or `htk` (none); published fused models use `htk`.
         bank_rate: Hz that the filter bank is built for; only MS-CLAP 2023 differs from `sample_rate` (32000 on 44100).
         int16: round the waveform to 16 bits first, as LAION-CLAP does with files.
+        float32_hann: the window as torchaudio sums it, heard in near-silent bins of LAION-CLAP's fused models only.
 
     Raises:
-        ValueError: f_max lies above half the rate, a window that is not positive, an unknown fill or mel scale.
+        ValueError: f_max lies above half the rate or below f_min, the window is shorter than half of n_fft, or the
+            fill or the mel scale is unknown.
     """
 
     def __init__(
@@ -137,43 +168,42 @@ class LogMelSpectrogram(nn.Module):
         mel_scale: str = "slaney",
         bank_rate: int | None = None,
         int16: bool = False,
+        float32_hann: bool = False,
     ) -> None:
         super().__init__()
         bank_rate = bank_rate or sample_rate
-        if window <= 0:
-            raise ValueError(f"window={window} seconds is not positive; set audio_encoder.frontend.window")
+        num_samples = round(window * sample_rate)
+        if num_samples <= n_fft // 2:
+            raise ValueError(
+                f"window={window} s is {num_samples} samples, n_fft={n_fft} needs more than {n_fft // 2}; "
+                "set audio_encoder.frontend.window"
+            )
         if fill not in FILL_MODES:
             raise ValueError(f"fill={fill!r} is not one of {', '.join(FILL_MODES)}; set audio_encoder.frontend.fill")
         if f_max > bank_rate / 2:
             raise ValueError(f"f_max={f_max} lies above half of {bank_rate} Hz; set audio_encoder.frontend.f_max")
+        if not 0 <= f_min < f_max:
+            raise ValueError(f"f_min={f_min} does not lie in 0 to f_max={f_max}; set audio_encoder.frontend.f_min")
         if mel_scale not in ("slaney", "htk"):
             raise ValueError(f"mel_scale={mel_scale!r} is not slaney or htk; set audio_encoder.frontend.mel_scale")
-        self.sample_rate, self.hop_length, self.n_mels = sample_rate, hop_length, n_mels
+        self.sample_rate, self.n_fft, self.hop_length, self.n_mels = sample_rate, n_fft, hop_length, n_mels
         self.f_min, self.f_max, self.mel_scale, self.int16 = f_min, f_max, mel_scale, int16
-        self.fill, self.num_samples = fill, round(window * sample_rate)
-        self.num_frames = self.num_samples // hop_length + 1  # of a full window
-        self.n_fft = n_fft
+        self.fill, self.num_samples = fill, num_samples
+        self.num_frames = num_samples // hop_length + 1  # of a full window
         htk = mel_scale == "htk"
         bank = librosa.filters.mel(
             sr=bank_rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max, htk=htk, norm=None if htk else "slaney"
         )
-        self.register_buffer("hann", torch.hann_window(n_fft), persistent=False)
+        hann = torch.hann_window(n_fft) if float32_hann else torch.tensor(librosa.filters.get_window("hann", n_fft))
+        self.register_buffer("hann", hann.float(), persistent=False)
         self.register_buffer("mel", torch.tensor(bank.T.copy()), persistent=False)  # (n_fft // 2 + 1, n_mels)
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     def forward(self, waveform: Tensor) -> Tensor:
         waveform = int16_round_trip(waveform.float()) if self.int16 else waveform.float()
-        power = torchaudio.functional.spectrogram(
-            waveform,
-            pad=0,
-            window=self.hann,
-            n_fft=self.n_fft,
-            hop_length=self.hop_length,
-            win_length=self.n_fft,
-            power=2.0,
-            normalized=False,
-        )  # (batch, n_fft // 2 + 1, time)
+        spectrum = torch.stft(waveform, self.n_fft, self.hop_length, window=self.hann, return_complex=True)
+        power = spectrum.real.square() + spectrum.imag.square()  # (batch, n_fft // 2 + 1, time); no root in between
         return 10 * (power.transpose(1, 2) @ self.mel).clamp(min=1e-10).log10()
 
     def full_window(self, waveform: Tensor, lengths: Tensor) -> Tensor:

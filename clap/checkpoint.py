@@ -1,6 +1,7 @@
 """Checkpoint folders on disk: written whole or not at all, read without running anything that lies in them."""
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,23 +14,34 @@ from torch import Tensor
 
 CONFIG, WEIGHTS, TOKENIZER, TRAINER = "config.yaml", "model.safetensors", "tokenizer", "trainer.pt"
 
+# What a full disk raises: safetensors and torch.save have their own.
+WRITE_ERRORS = (OSError, safetensors.SafetensorError, RuntimeError)
+# What a damaged zip or pickle raises, depending on where it was hit.
+READ_ERRORS = (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
+
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder beside `folder`, then put it in its place; a kill leaves the old or the new one."""
-    temporary, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    """Let `write` fill a temporary folder beside `folder`, then put it in its place.
+
+    A kill at any instant leaves the old or the new one whole, under its own name or beside it (see `recover`).
+
+    Raises:
+        OSError: it could not be written.
+    """
+    temporary = folder.with_name(folder.name + ".new")
     recover(folder)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         write(temporary)
         sync(temporary)
-    except OSError as error:
+    except WRITE_ERRORS as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"{folder}: checkpoint not written ({error}); what was there before is untouched") from error
     if folder.exists():
-        folder.rename(old)
+        folder.rename(old_name(folder))
     temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old_name(folder), ignore_errors=True)
 
 
 def sync(folder: Path) -> None:
@@ -40,9 +52,13 @@ def sync(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def old_name(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
 def recover(folder: Path) -> None:
-    """Undo a replacement that was killed half way: the old folder, whole, gets its name back."""
-    old = folder.with_name(folder.name + ".old")
+    """Undo a replacement that was killed half way: the old folder, whole, gets its name back. For the writer alone."""
+    old = old_name(folder)
     if old.is_dir():
         if folder.exists():
             shutil.rmtree(old)
@@ -51,16 +67,19 @@ def recover(folder: Path) -> None:
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """The named file of a checkpoint folder."""
-    recover(folder)
-    if not folder.is_dir():
+    """The named file of a checkpoint folder; where a replacement was killed half way, of the old one.
+
+    It renames nothing, for the run that the folder belongs to may be writing.
+    """
+    found = folder if folder.is_dir() else old_name(folder)
+    if not found.is_dir():
         raise FileNotFoundError(
             f"{folder}: no such checkpoint folder; a run's are checkpoints/best and checkpoints/last"
         )
-    path = folder / name
+    path = found / name
     if not path.exists():
-        present = ", ".join(sorted(item.name for item in folder.iterdir())) or "nothing"
-        raise FileNotFoundError(f"{folder}: {name} is missing from this checkpoint; the folder holds {present}")
+        present = ", ".join(sorted(item.name for item in found.iterdir())) or "nothing"
+        raise FileNotFoundError(f"{found}: {name} is missing from this checkpoint; the folder holds {present}")
     return path
 
 
@@ -77,7 +96,11 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
     path = find_file(folder, TRAINER)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except pickle.UnpicklingError:
         raise ValueError(
-            f"{path}: damaged or truncated ({str(error).splitlines()[0]}); resume from another checkpoint"
+            f"{path}: refused, it is damaged or holds more than plain data and tensors; nothing in it was run; "
+            "resume from another checkpoint"
         ) from None
+    except READ_ERRORS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: damaged or truncated ({reason}); resume from another checkpoint") from None

@@ -77,7 +77,10 @@ def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> N
         ValueError: an override names an unknown option or key, has a value of another type, adds or removes a key, or a
             required value is missing. Hydra's own exceptions pass through.
     """
-    args = get_args_parser().parse_args(argv)
+    args, unknown = get_args_parser().parse_known_args(argv)
+    if unknown:
+        what = "there is no such flag" if unknown[0].startswith("-") else "flags stand before or after all overrides"
+        raise ValueError(f"{unknown[0]}: {what}; --hydra-help lists the flags")
     if args.hydra_help or args.shell_completion or args.experimental_rerun:
         return
     configs = Configs.open(args, config_dir=config_dir, config_name=config_name)
@@ -167,6 +170,8 @@ class Configs:
         if override.is_add() or override.is_force_add():
             raise ValueError(f"{line}: + adds no group; write {line.lstrip('+')}")
         choices = [option for value in _values(override) for option in (value if isinstance(value, list) else [value])]
+        if not choices:
+            raise ValueError(f"{line}: no option of {group} matches (options: {options})")
         for option in choices:
             folder, _, name = f"{group}/{option}".rpartition("/")
             if name not in self.options(folder):
@@ -272,14 +277,16 @@ def _check_complete(config: DictConfig, job: Job, *, files: Path) -> None:
     if missing:
         key = missing[0]
         raise ValueError(
-            f"{' and '.join(missing)} must be given{job.option(key)}: add {key}=VALUE{_comment(key, files)}"
+            f"{' and '.join(missing)} must be given{job.option(key)}: add {key}=VALUE{_comment(key, job, files)}"
         )
 
 
-def _comment(key: str, files: Path) -> str:
-    """What the yamls say behind a required key, as " (comment)"."""
+def _comment(key: str, job: Job, files: Path) -> str:
+    """What the yamls say behind a required key, the chosen option's first, as " (comment)"."""
     *group, name = key.split(".")
-    for file in sorted(files.joinpath(*group[:1]).glob("*.yaml")):
+    folder = files.joinpath(*group[:1])
+    chosen = folder / f"{job.choices.get(folder.name)}.yaml"
+    for file in sorted(folder.glob("*.yaml"), key=lambda file: (file != chosen, file)):
         if found := re.search(rf"^ *{name}: *\?\?\? *# *(.+)$", file.read_text(), re.MULTILINE):
             return f" ({found[1]})"
     return ""

@@ -5,6 +5,7 @@ Retrieval follows Koepke et al. 2022 (any number of captions a clip); zero-shot 
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from clap import __version__ as clap_version
-from clap.dataset.clips import ClapDataset
+from clap.dataset.clips import ClapDataset, Clip
 from clap.metrics import accuracy, retrieval_metrics, retrieval_ranks, zero_shot_hits
 from clap.model import Clap
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class EmbeddedSplit:
-    """A split through the model: audio_embedding (clips, embed_dim), the clip of each row, and what could not be read."""
+    """A split through the model: audio_embedding (clips, embed_dim), index (clips,), what could not be read."""
 
     dataset: ClapDataset
     audio_embedding: Tensor
@@ -34,7 +35,8 @@ class EmbeddedSplit:
     problems: dict[str, str]
 
     @property
-    def clips(self) -> list:
+    def clips(self) -> list[Clip]:
+        """The clip of each row."""
         return [self.dataset.clips[i] for i in self.index]
 
 
@@ -77,8 +79,10 @@ class Retrieval(Evaluator):
             "audio_to_text_rank": ranks.audio_to_text.cpu().numpy(),
             "audio_to_text_best_rank": ranks.best_caption.cpu().numpy(),
         }
+        clips_of_caption = Counter(caption for clip in clips for caption in set(clip.captions))
         protocol = {
             "captions_per_clip": sorted(set(counts.tolist())),
+            "captions_of_several_clips": sum(count > 1 for count in clips_of_caption.values()),
             "text_to_audio": "every caption is a query; its own clip is the one right answer among all clips",
             "audio_to_text": "every clip is a query; recall and median rank take the best of its captions, "
             "mAP@10 divides by the number of its captions, at most 10",
@@ -105,18 +109,18 @@ class ZeroShot(Evaluator):
             )
 
     def __call__(self, clap: Clap, split: EmbeddedSplit) -> Evaluation:
-        labelled = [row for row, clip in enumerate(split.clips) if clip.label is not None]
+        dataset = split.dataset
+        rows = [row for row, clip in enumerate(split.clips) if clip.label is not None]
+        labelled = [clip for clip in split.clips if clip.label is not None]
         if not labelled:
-            raise ValueError(
-                f"no clip of {split.dataset.name} ({split.dataset.kind}) has a label; choose evaluation=[retrieval]"
-            )
-        class_names = sorted({clip.label for clip in split.dataset.clips if clip.label is not None})
+            raise ValueError(f"no clip of {dataset.name} ({dataset.kind}) has a label; choose evaluation=[retrieval]")
+        class_names = sorted({clip.label for clip in [*dataset.clips, *dataset.missing] if clip.label is not None})
         class_embedding = embed_classes(clap, class_names, self.templates)
-        targets = torch.tensor([class_names.index(split.clips[row].label) for row in labelled])
-        logits = split.audio_embedding[labelled] @ class_embedding.T  # (clips, classes)
+        targets = torch.tensor([class_names.index(clip.label) for clip in labelled])
+        logits = split.audio_embedding[rows] @ class_embedding.T  # (clips, classes)
         hits = zero_shot_hits(logits, targets.to(logits.device))
         per_query = {
-            "clip_id": np.array([split.clips[row].id for row in labelled]),
+            "clip_id": np.array([clip.id for clip in labelled]),
             "hit": hits.cpu().numpy(),
             "label": targets.numpy(),
             "predicted": logits.argmax(dim=1).cpu().numpy(),
@@ -133,7 +137,7 @@ class ZeroShot(Evaluator):
 
 def embed_classes(clap: Clap, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """(classes, embed_dim), unit norm: the mean over templates of the prompts' embeddings."""
-    prompts = [template.format(name) for name in class_names for template in templates]
+    prompts = [template.replace("{}", name) for name in class_names for template in templates]
     embedding = clap.get_text_embeddings(prompts).view(len(class_names), len(templates), -1)
     return F.normalize(embedding.mean(dim=1), dim=-1)
 
@@ -151,10 +155,11 @@ def embed_split(clap: Clap, loader: DataLoader) -> EmbeddedSplit:
                 index += batch.index.tolist()
     for clip_id, problem in problems.items():
         log.warning("%s split: %s left out (%s)", dataset.kind, clip_id, problem)
-    if len(problems) > dataset.max_bad_fraction * dataset.num_listed:
+    if len(problems) > dataset.max_bad_fraction * dataset.num_listed or not index:
+        clip_id, problem = next(iter(problems.items()))
         raise ValueError(
-            f"{len(problems)} of {dataset.num_listed} clips of {dataset.name} ({dataset.kind}) cannot be used, the first: "
-            f"{next(iter(problems.values()))}; mend them or raise dataset.max_bad_fraction"
+            f"{len(problems)} of {dataset.num_listed} clips of {dataset.name} ({dataset.kind}) cannot be used, "
+            f"the first is {clip_id} ({problem}); mend them or raise dataset.max_bad_fraction"
         )
     return EmbeddedSplit(dataset, torch.cat(embeddings), index, problems)
 

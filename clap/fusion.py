@@ -35,15 +35,19 @@ class OneWindow(nn.Module):
     merge = None
 
     def forward(self, waveform: Tensor, lengths: Tensor, frontend: LogMelSpectrogram) -> Views:
-        spare = (lengths - frontend.num_samples).clamp(min=0)
-        start = spare // 2
-        if self.training:
-            start = (torch.rand(len(spare)).to(spare.device) * (spare + 1)).long()
-        time = torch.arange(min(frontend.num_samples, waveform.shape[1]), device=waveform.device)
-        waveform = waveform.gather(1, start[:, None] + time)
+        if waveform.shape[1] > frontend.num_samples:
+            waveform = self.cut(waveform, lengths, frontend.num_samples)
         log_mel = frontend.full_window(waveform, lengths)
         rows = torch.arange(len(lengths), device=lengths.device)
         return Views(log_mel[:, None], torch.zeros_like(rows, dtype=torch.bool), rows)
+
+    def cut(self, waveform: Tensor, lengths: Tensor, num_samples: int) -> Tensor:
+        spare = (lengths - num_samples).clamp(min=0)
+        start = spare // 2
+        if self.training:
+            random = torch.rand(len(spare)).to(spare.device)  # drawn on the CPU: the same on every device
+            start = (random * (spare + 1)).long().minimum(spare)  # a product near 1 may round up
+        return waveform.gather(1, start[:, None] + torch.arange(num_samples, device=waveform.device))
 
 
 class MeanOfWindows(nn.Module):
@@ -95,11 +99,16 @@ class GlobalAndLocal(nn.Module):
         is_longer = lengths // frontend.hop_length + 1 > num_frames
         short = waveform[:, : frontend.num_samples]
         log_mel = frontend.full_window(short, lengths)[:, None].repeat(1, 4, 1, 1)
-        for row in is_longer.nonzero().flatten().tolist():
+        for row, length in enumerate(lengths.tolist()):
+            if length <= frontend.num_samples:
+                continue
             # Alone, so that the clip's end is reflected and not padded: the same numbers in every batch.
-            whole = frontend(waveform[row : row + 1, : lengths[row]])[0]  # (time, n_mels)
-            row_starts = starts[row] if starts else self.local_starts(len(whole), num_frames)
-            log_mel[row] = cut_views(whole, num_frames, row_starts)
+            whole = frontend(waveform[row : row + 1, :length])[0]  # (time, n_mels)
+            if len(whole) == num_frames:
+                log_mel[row] = whole
+            else:
+                row_starts = starts[row] if starts else self.local_starts(len(whole), num_frames)
+                log_mel[row] = cut_views(whole, num_frames, row_starts)
         return Views(log_mel, is_longer, torch.arange(len(lengths), device=lengths.device))
 
     def local_starts(self, total: int, num_frames: int) -> list[int]:
@@ -126,13 +135,13 @@ def cut_views(log_mel: Tensor, num_frames: int, starts: Sequence[int]) -> Tensor
 
 
 def shrink(log_mel: Tensor, num_frames: int) -> Tensor:
-    """Global view: (time, n_mels) -> (num_frames, n_mels), bilinear without antialiasing, as the published weights saw."""
+    """Global view: (time, n_mels) -> (num_frames, n_mels), bilinear, not antialiased as the published weights want."""
     size = (num_frames, log_mel.shape[1])
     return F.interpolate(log_mel[None, None], size, mode="bilinear", align_corners=False, antialias=False)[0, 0]
 
 
 def channel_attention(channels: int, reduction: int, *, pooled: bool) -> nn.Sequential:
-    """Bottleneck of 1x1 convolutions over channels, per position or on the clip's average (Dai et al. 2021, figure 2)."""
+    """Bottleneck of 1x1 convolutions, per position or on the clip's average (Dai et al. 2021, figure 2)."""
     hidden = max(1, channels // reduction)
     layers = [
         nn.Conv2d(channels, hidden, kernel_size=1),

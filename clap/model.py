@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clap import checkpoint
-from clap.audio import AudioError, load_waveform
+from clap.audio import SHORTEST, AudioError, choose_part, load_waveform
 from clap.config import build, read_config
 from clap.dataset.clips import Collate
 
 log = logging.getLogger(__name__)
 
-PARTS = (
-    "audio_encoder",
-    "text_encoder",
-    "fusion",
-    "projection",
-    "embed_dim",
-    "init_logit_scale",
-)  # of a model's config
+# Keys of a config that rebuild the model.
+PARTS = ("audio_encoder", "text_encoder", "fusion", "projection", "embed_dim", "init_logit_scale")
 MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5
 
 
@@ -109,7 +103,7 @@ class Clap(nn.Module):
     def from_ckpt(cls, ckpt: str | os.PathLike) -> "Clap":
         """The model of a checkpoint folder (config.yaml, model.safetensors, tokenizer/), in evaluation mode."""
         folder = Path(ckpt)
-        config = read_config(checkpoint.find_file(folder, checkpoint.CONFIG))
+        config = model_config(read_config(checkpoint.find_file(folder, checkpoint.CONFIG)))
         config["text_encoder"]["tokenizer"] = str(checkpoint.find_file(folder, checkpoint.TOKENIZER))
         clap = cls(config=config)
         try:
@@ -122,34 +116,27 @@ class Clap(nn.Module):
 
     @classmethod
     def init_from(cls, ckpt: str | os.PathLike, config: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> "Clap":
-        """A model that starts from a checkpoint's weights; parts that `overrides` (`key=value`) name start anew from `config`.
+        """A model that starts from a checkpoint's weights, with its encoders, frontend and tokenizer.
 
-        The checkpoint's encoders, frontend and tokenizer replace the config's. A new encoder brings a new projection.
+        Parts that `overrides` (`key=value`) name are new, as `config` has them; a new encoder brings a new projection,
+        a new fusion leaves the rest of the audio encoder, and a new loss brings its logit scale.
         """
         source = cls.from_ckpt(ckpt)
         named = {override.lstrip("+").split("=")[0] for override in overrides}
-        if lost := [
-            key for key in named if key.split(".")[0] in PARTS and "." in key and key.split(".")[0] not in named
-        ]:
-            part = lost[0].split(".")[0]
-            raise ValueError(
-                f"{lost[0]} has no effect, init_from={ckpt} brings its own {part}; name {part}=... to start it anew"
-            )
+        refuse_lost(named, ckpt)
+        if named & {"loss", "loss.init_logit_scale"}:
+            named.add("init_logit_scale")
+        if named & {"projection", "embed_dim"}:
+            named |= {"audio_projection", "text_projection"}
+        named |= {name.replace("encoder", "projection") for name in named & {"audio_encoder", "text_encoder"}}
         clap = cls(config={key: config[key] if key in named else source.config[key] for key in PARTS})
-        if "text_encoder" not in named:
-            clap.text_encoder.tokenizer.load(source.text_encoder.tokenizer.name)
-        new_space = bool(named & {"projection", "embed_dim"})
-        new = {
-            "audio_encoder": "audio_encoder" in named,
-            "text_encoder": "text_encoder" in named,
-            "audio_projection": new_space or "audio_encoder" in named,
-            "text_projection": new_space or "text_encoder" in named,
-        }
-        for part, is_new in new.items():
-            if not is_new:
-                load_part(getattr(clap, part), getattr(source, part).state_dict(), f"{part} of {ckpt}")
-            log.info("%s: %s", part, "new" if is_new else f"from {ckpt}")
-        if "loss" not in named:
+        for name, part in clap.named_children():
+            if name not in named:
+                load_part(part, source.get_submodule(name).state_dict(), f"{name} of {ckpt}")
+            log.info("%s: %s", name, "new" if name in named else f"from {ckpt}")
+        for name in sorted(named & {"fusion", "init_logit_scale"}):
+            log.info("%s: new", name)
+        if "init_logit_scale" not in named:
             clap.logit_scale.data.copy_(source.logit_scale.data)
         return clap
 
@@ -163,7 +150,8 @@ class Clap(nn.Module):
         if "pretrained" in config["audio_encoder"]:
             config["audio_encoder"] = {**config["audio_encoder"], "pretrained": False}
         (folder / checkpoint.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        # Copies: safetensors refuses weights that share memory, as T5's embeddings do.
+        weights = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self.state_dict().items()}
         safetensors.torch.save_file(weights, folder / checkpoint.WEIGHTS)
         self.text_encoder.tokenizer.save(folder / checkpoint.TOKENIZER)
 
@@ -171,6 +159,11 @@ class Clap(nn.Module):
     def sample_rate(self) -> int:
         """Hz of the waveforms that the audio encoder takes."""
         return self.audio_encoder.sample_rate
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the embeddings."""
+        return self.audio_projection.linear2.out_features
 
     @property
     def window(self) -> float | None:
@@ -200,7 +193,7 @@ class Clap(nn.Module):
         for name in names:
             if name not in allowed:
                 raise ValueError(f"freeze={list(names)}: {name!r} is not one of {', '.join(allowed)}")
-            self.get_submodule(name).requires_grad_(False)
+            self.get_submodule(name).requires_grad_(False).eval()
         self.frozen = list(names)
 
     def train(self, mode: bool = True) -> "Clap":
@@ -235,7 +228,7 @@ class Clap(nn.Module):
         training = self.training
         self.eval()
         try:
-            with torch.inference_mode():
+            with torch.no_grad():  # not inference_mode, whose results no later training can use
                 yield
         finally:
             self.train(training)
@@ -249,25 +242,23 @@ class Clap(nn.Module):
     ) -> Tensor:
         """Embeddings (n, embed_dim), unit norm, of n files or of n waveforms at `sample_rate` Hz.
 
-        A waveform is (samples,) or (channels, samples); a batch of equal length may be one array (n, samples). The same
-        clip gives the same embedding alone and in any batch.
+        A waveform is float (samples,) or (channels, samples); a batch of equal length may be one array (n, samples).
+        The same clip gives the same embedding alone and in any batch.
 
         Raises:
-            AudioError: a file that cannot be used. ValueError: waveforms without sample_rate, or not finite.
+            AudioError: a file or waveform that cannot be used. ValueError: waveforms without sample_rate.
         """
-        if isinstance(audio, str | os.PathLike):
-            audio = [audio]
-        waveforms = [self.load(item, sample_rate, position) for position, item in enumerate(audio)]
-        order = sorted(range(len(waveforms)), key=lambda i: len(waveforms[i]))
-        embeddings: list[Tensor | None] = [None] * len(waveforms)
+        is_one = isinstance(audio, str | os.PathLike) or getattr(audio, "ndim", 2) == 1
+        audio = [audio] if is_one else audio
+        embeddings = [torch.empty(0, self.embed_dim, device=self.device)]
         with self.inference():
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                lengths = torch.tensor([len(waveforms[i]) for i in chosen], device=self.device)
-                batch = nn.utils.rnn.pad_sequence([waveforms[i] for i in chosen], batch_first=True).to(self.device)
-                for i, embedding in zip(chosen, self.embed_audio(batch, lengths), strict=True):
-                    embeddings[i] = embedding
-        return torch.stack(embeddings) if embeddings else torch.empty(0, self.text_projection.linear2.out_features)
+            for start in range(0, len(audio), batch_size):
+                items = enumerate(audio[start : start + batch_size], start=start)
+                waveforms = [self.load(item, sample_rate, position) for position, item in items]
+                lengths = torch.tensor([len(waveform) for waveform in waveforms])
+                batch = nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+                embeddings.append(self.embed_audio(batch.to(self.device), lengths.to(self.device)))
+        return torch.cat(embeddings)
 
     def load(self, item: str | os.PathLike | np.ndarray | Tensor, sample_rate: int | None, position: int = 0) -> Tensor:
         """A file or waveform as mono (samples,) at the model's rate; of a longer clip what the model uses."""
@@ -275,28 +266,53 @@ class Clap(nn.Module):
             return torch.from_numpy(load_waveform(item, self.sample_rate, max_duration=self.window))
         if sample_rate is None:
             raise ValueError("waveforms need sample_rate=..., the rate in Hz that they were recorded at")
-        waveform = np.asarray(item, dtype=np.float32)
-        waveform = waveform.mean(axis=0) if waveform.ndim == 2 else waveform
-        if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
-            raise AudioError(
-                f"waveform {position} has shape {np.shape(item)}; give finite (samples,) or (channels, samples)"
-            )
-        return torch.from_numpy(
-            soxr.resample(waveform, sample_rate, self.sample_rate) if sample_rate != self.sample_rate else waveform
-        )
+        waveform = check_waveform(item, sample_rate, f"waveform {position}")
+        start, count = choose_part(len(waveform), sample_rate, self.window, None)
+        waveform = waveform[start : start + count]
+        if sample_rate != self.sample_rate:
+            waveform = soxr.resample(waveform, sample_rate, self.sample_rate)
+        return torch.from_numpy(waveform)
 
     def get_text_embeddings(self, captions: Sequence[str], *, batch_size: int = 64) -> Tensor:
         """Embeddings (n, embed_dim), unit norm, of n captions."""
         captions = [captions] if isinstance(captions, str) else list(captions)
+        embeddings = [torch.empty(0, self.embed_dim, device=self.device)]
         with self.inference():
-            batches = [captions[start : start + batch_size] for start in range(0, len(captions), batch_size)]
-            tokens = (self.text_encoder.tokenizer(batch) for batch in batches)
-            embeddings = [self.embed_text(ids.to(self.device), mask.to(self.device)) for ids, mask in tokens]
+            for start in range(0, len(captions), batch_size):
+                token_ids, token_mask = self.text_encoder.tokenizer(captions[start : start + batch_size])
+                embeddings.append(self.embed_text(token_ids.to(self.device), token_mask.to(self.device)))
         return torch.cat(embeddings)
 
     def compute_similarity(self, audio_embedding: Tensor, text_embedding: Tensor) -> Tensor:
         """Scaled cosine similarity, logits_per_audio (audio, text)."""
         return self.logit_scale.detach().exp() * audio_embedding @ text_embedding.T
+
+
+def check_waveform(item: np.ndarray | Tensor, sample_rate: int, name: str) -> np.ndarray:
+    """Float (samples,) or (channels, samples) -> mono float32 (samples,)."""
+    waveform = torch.as_tensor(item if isinstance(item, Tensor) else np.ascontiguousarray(item)).detach().cpu()
+    if not waveform.is_floating_point():
+        raise AudioError(f"{name} holds {waveform.dtype}; give floats in [-1, 1], for int16 samples / 32768")
+    shortest = SHORTEST * sample_rate
+    if waveform.ndim not in (1, 2) or waveform.shape[-1] < shortest:
+        raise AudioError(
+            f"{name} has shape {tuple(waveform.shape)}; give (samples,) or (channels, samples), "
+            f"{shortest:.0f} samples or more"
+        )
+    if not waveform.isfinite().all():
+        raise AudioError(f"{name} holds NaN or infinite samples")
+    waveform = waveform.float().numpy()
+    return np.ascontiguousarray(waveform.T).mean(axis=1) if waveform.ndim == 2 else waveform  # added up as files are
+
+
+def refuse_lost(named: Set[str], ckpt: str | os.PathLike) -> None:
+    """Refuse an override of a key inside a part that the checkpoint brings."""
+    for key in sorted(named):
+        part = key.split(".")[0]
+        if part in PARTS and part not in named:
+            raise ValueError(
+                f"{key} has no effect, init_from={ckpt} brings its own {part}; name {part}=... to start it anew"
+            )
 
 
 def load_part(part: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

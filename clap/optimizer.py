@@ -35,10 +35,15 @@ def build_optimizer(
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"optimizer.schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
-    if lr < 0 or weight_decay < 0 or warmup_steps < 0:
-        raise ValueError(
-            f"optimizer.lr={lr}, weight_decay={weight_decay} and warmup_steps={warmup_steps} must not be negative"
-        )
+    given = {
+        "lr": lr,
+        "audio_encoder_lr": audio_encoder_lr,
+        "text_encoder_lr": text_encoder_lr,
+        "weight_decay": weight_decay,
+        "warmup_steps": warmup_steps,
+    }
+    if negative := [name for name, value in given.items() if value < 0]:
+        raise ValueError(f"optimizer.{negative[0]}={given[negative[0]]} must not be negative")
     rates = {"audio_encoder": audio_encoder_lr, "text_encoder": text_encoder_lr}
     groups = parameter_groups(clap, criterion, rates=rates, lr=lr, weight_decay=weight_decay)
     optimizer = algorithm(groups)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from clap.dataset.clips import ClapDataset, Item
 from clap.model import Clap
-from clap.tracking import read_history
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#2f6db5", "#e08a1e", "#2a8c55", "#c2453d", "#7b5ea7", "#6b7280"
 INK = "#1f2937"
@@ -57,10 +56,8 @@ class RetrievedCaption:
     is_own: bool
 
 
-def plot_run(run_dir: Path, clap: Clap, dataset: ClapDataset) -> None:
-    """All pictures of a run into run_dir/plots: its curves, and what the model makes of a few clips of `dataset`."""
-    folder = Path(run_dir) / "plots"
-    history = read_history(Path(run_dir) / "metrics.jsonl")
+def plot_run(folder: Path, clap: Clap, dataset: ClapDataset, *, history: Sequence[dict]) -> None:
+    """All pictures of a run: its curves, and what the model makes of a few clips of `dataset`."""
     plot_training_curves(history, folder / "training.png")
     plot_recall_curves(history, folder / "quality.png")
     items = [dataset[index] for index in range(min(len(dataset), MAX_MATRIX))]

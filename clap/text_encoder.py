@@ -4,6 +4,7 @@ RoBERTa (Liu et al. 2019), GPT-2 (Radford et al. 2019), BERT (Devlin et al. 2019
 transformers library knows. Decoder or encoder is read from its configuration.
 """
 
+import os
 from pathlib import Path
 
 import tokenizers
@@ -20,6 +21,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+# Workers of a DataLoader are forks; a threaded tokenizer in them warns at every batch.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 POOLINGS = ("first", "last", "mean")
 # A trained tokenizer numbers these 0 to 4, as RoBERTa does.

@@ -91,29 +91,32 @@ class ClapTrainer:
         self.epoch, self.step, self.step_in_epoch = 0, 0, 0
         self.best_metric, self.best_metrics, self.evaluations_since_best = -math.inf, {}, 0
         self.problems: dict[int, str] = {}
-        self.window: list[tuple[Tensor, int]] = []  # loss and clips of the steps since the last logged one
-        self.window_start = self.seconds = self.stopped = 0.0
+        self.recent: list[tuple[Tensor, int]] = []  # loss and clips of each step since the last logged one
+        self.recent_start = self.fit_start = time.perf_counter()
+        self.seconds_before = 0.0  # of training before a resume
         self.clips_seen = 0
         self.checkpoints = Path("checkpoints")
         if clap.text_encoder.tokenizer.needs_training:
             clap.text_encoder.tokenizer.train(train_loader.dataset.captions)
 
     def train_and_eval(self, out_path: str | Path = "outputs/run") -> dict[str, float]:
-        """Train, evaluate the best checkpoint on the test split, and leave checkpoints, metrics and results in out_path."""
-        out_path = Path(out_path)
+        """Train, then evaluate the best checkpoint on the test split; all results and checkpoints go to out_path."""
         self.fit(out_path)
-        metrics = self.test(out_path)
-        return metrics
+        return self.test(out_path)
 
     def fit(self, out_path: str | Path) -> None:
         """Train to the end; Ctrl-C or SIGTERM writes the `last` checkpoint after the step it falls into."""
         self.checkpoints = Path(out_path) / "checkpoints"
-        start = time.perf_counter()
+        self.fit_start = time.perf_counter()
         with stop_on_signal() as stop_requested:
             while not self.finished():
                 self.train_epoch(stop_requested)
                 self.validate()
-        self.seconds += time.perf_counter() - start
+        self.seconds_before, self.fit_start = self.seconds(), time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds of training and validation so far, those before a resume included."""
+        return self.seconds_before + time.perf_counter() - self.fit_start
 
     def finished(self) -> bool:
         waited = self.patience is not None and self.evaluations_since_best >= self.patience
@@ -124,11 +127,9 @@ class ClapTrainer:
 
     def train_epoch(self, stop_requested: list[int]) -> None:
         self.clap.train()
-        self.window_start = time.perf_counter()
-        total = len(self.train_loader)
-        with tqdm(
-            total=total, initial=self.step_in_epoch, desc=f"epoch {self.epoch + 1}/{self.epochs}", unit="step"
-        ) as bar:
+        self.recent_start = time.perf_counter()
+        steps, done = len(self.train_loader), self.step_in_epoch
+        with tqdm(total=steps, initial=done, desc=f"epoch {self.epoch + 1}/{self.epochs}", unit="step") as bar:
             for batch in self.batches():
                 self.step_in_epoch += 1
                 bar.update()
@@ -169,16 +170,16 @@ class ClapTrainer:
         self.clap.clamp_logit_scale()
         self.step += 1
         self.clips_seen += len(batch)
-        self.window.append((loss.detach(), len(batch)))
+        self.recent.append((loss.detach(), len(batch)))
         if self.step % self.log_every == 0:
-            self.log_window(bar)
+            self.log_recent(bar)
 
-    def log_window(self, bar: tqdm) -> None:
+    def log_recent(self, bar: tqdm) -> None:
         """Mean loss and speed since the last time, to the progress bar and the tracker."""
         now = time.perf_counter()
-        loss = torch.stack([loss for loss, _ in self.window]).mean().item()
-        speed = sum(clips for _, clips in self.window) / (now - self.window_start)
-        self.window, self.window_start = [], now
+        loss = torch.stack([loss for loss, _ in self.recent]).mean().item()
+        speed = sum(clips for _, clips in self.recent) / (now - self.recent_start)
+        self.recent, self.recent_start = [], now
         bar.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} clips/s")
         values = {
             "train/loss": loss,
@@ -204,15 +205,16 @@ class ClapTrainer:
         """Name and count clips that could not be used; too many of them stop the run."""
         dataset = self.train_loader.dataset
         for index, problem in batch.problems.items():
-            if index not in self.problems:
-                log.warning("left out of training: %s", problem)
-                self.problems[index] = problem
-        count = len(self.problems) + len(dataset.missing)
-        if count > dataset.max_bad_fraction * dataset.num_listed:
-            raise ValueError(
-                f"{count} of {dataset.num_listed} training clips cannot be used, the last: {problem if batch.problems else 'missing'}; "
-                "mend them or raise dataset.max_bad_fraction"
-            )
+            if index in self.problems:
+                continue
+            log.warning("left out of training: %s", problem)
+            self.problems[index] = problem
+            count = len(self.problems) + len(dataset.missing)
+            if count > dataset.max_bad_fraction * dataset.num_listed:
+                raise ValueError(
+                    f"{count} of {dataset.num_listed} training clips cannot be used, the last: {problem}; "
+                    "mend them or raise dataset.max_bad_fraction"
+                )
 
     def validate(self) -> None:
         """Evaluate after an epoch, keep the best checkpoint, write the last one."""
@@ -222,6 +224,8 @@ class ClapTrainer:
         elif self.val_loader is None:
             self.save("best")
         self.save("last")
+        if self.tracker is not None:
+            self.tracker.flush()
 
     def compare(self, results: Mapping[str, Evaluation]) -> None:
         metrics = merge_metrics(results)
@@ -260,8 +264,8 @@ class ClapTrainer:
     def cost(self) -> dict[str, float]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         cost = {
-            "seconds": round(self.seconds, 1),
-            "clips_per_second": round(self.clips_seen / self.seconds, 1) if self.seconds else 0.0,
+            "seconds": round(self.seconds_before, 1),
+            "clips_per_second": round(self.clips_seen / max(self.seconds_before, 1e-9), 1),
             "steps": self.step,
             "peak_memory_bytes": peak,
             "parameters": sum(p.numel() for p in self.clap.parameters()),
@@ -293,7 +297,8 @@ class ClapTrainer:
             "position": {"epoch": self.epoch, "step": self.step, "step_in_epoch": self.step_in_epoch},
             "best": {"metric": self.best_metric, "metrics": self.best_metrics, "since": self.evaluations_since_best},
             "problems": self.problems,
-            "cost": {"seconds": self.seconds, "clips_seen": self.clips_seen},
+            "clips_seen": self.clips_seen,
+            "seconds": self.seconds(),
             "run_id": self.tracker.run_id if self.tracker is not None else None,
         }
 
@@ -343,7 +348,7 @@ def set_precision(precision: str, device: torch.device) -> tuple[AbstractContext
 
 @contextmanager
 def stop_on_signal() -> Iterator[list[int]]:
-    """A list that Ctrl-C or SIGTERM puts its number into; a second Ctrl-C stops at once. Only the main thread can listen."""
+    """A list that Ctrl-C or SIGTERM puts its number into; a second one stops at once."""
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -370,7 +375,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def find_resume(resume: str | None, run_dir: Path) -> Path | None:
-    """Folder of the `last` checkpoint to go on from: `auto` takes this run's if there is one, else a run or checkpoint."""
+    """The `last` checkpoint to go on from: with `auto` this run's, if there is one; else that of a run, or a folder."""
     if resume is None:
         return None
     folder = run_dir if resume == "auto" else Path(resume)

@@ -5,12 +5,42 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+# A model of one-second windows, in which a step takes milliseconds.
+TINY = (
+    "audio_encoder=htsat_nano",
+    "audio_encoder.embed_dim=16",
+    "audio_encoder.depths=[1,1,1]",
+    "audio_encoder.image_size=128",
+    "audio_encoder.patch_size=16",
+    "audio_encoder.frontend.window=1.0",
+    "text_encoder.model.vocab_size=300",
+    "text_encoder.model.n_embd=32",
+    "text_encoder.model.n_layer=1",
+    "text_encoder.model.embd_pdrop=0.0",
+    "text_encoder.model.attn_pdrop=0.0",
+    "text_encoder.model.resid_pdrop=0.0",
+    "embed_dim=16",
+)
+CAPTIONS = (
+    "a dog barks",
+    "rain on a roof",
+    "a low beep, then a whistle",
+    "birds sing while wind blows",
+    "someone knocks twice",
+    "an engine hums",
+    "a siren wails slowly",
+    "water drips in a cave",
+)
 
 GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "reference" / "golden"
 
@@ -28,3 +58,54 @@ def golden() -> Callable[[str], tuple[dict, dict[str, Tensor]]]:
         return config, load_file(path)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., dict]:
+    """`tiny_config("fusion=aff", ...)` -> the composed training config of a tiny model, as plain data."""
+    from hydra import compose, initialize_config_dir
+
+    from clap.config import read_config
+
+    def make(*overrides: str) -> dict:
+        with initialize_config_dir(str(CONF), version_base=None):
+            return read_config(compose("config", overrides=[*TINY, *overrides]))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_clap(tiny_config: Callable[..., dict]) -> Callable:
+    """`tiny_clap("fusion=aff", ...)` -> a tiny Clap from random weights, its tokenizer trained on CAPTIONS."""
+    import torch
+
+    from clap.model import Clap
+
+    torch.set_num_threads(1)  # on models this small a second thread only waits
+
+    def make(*overrides: str) -> Clap:
+        torch.manual_seed(0)
+        clap = Clap.from_config(tiny_config(*overrides))
+        clap.text_encoder.tokenizer.train(list(CAPTIONS))
+        return clap
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Eight WAV files of 0.5 to 4 seconds at 16 kHz, a tone in noise each."""
+    folder = tmp_path_factory.mktemp("tones")
+    paths = []
+    for i in range(8):
+        path = folder / f"tone {i}.wav"
+        soundfile.write(path, make_tone(200.0 * (i + 1), 0.5 * (i + 1), seed=i), 16_000, subtype="FLOAT")
+        paths.append(path)
+    return paths
+
+
+def make_tone(frequency: float, duration: float, *, sample_rate: int = 16_000, seed: int = 0) -> np.ndarray:
+    """A tone in noise, float32 (samples,)."""
+    time = np.arange(round(duration * sample_rate)) / sample_rate
+    noise = np.random.default_rng(seed).normal(size=len(time))
+    return (0.4 * np.sin(2 * np.pi * frequency * time) + 0.02 * noise).astype(np.float32)

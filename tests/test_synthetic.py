@@ -8,9 +8,10 @@ import pytest
 import soxr
 from numpy.testing import assert_allclose, assert_array_equal
 
+from clap.dataset.captions import FRAMES, Event, Scene, tell_scene
 from clap.dataset.clips import SPLITS
 from clap.dataset.sounds import RENDER_RATE, SOUNDS
-from clap.dataset.synthetic import FRAMES, GAP, SPEEDS, Event, Scene, Synthetic, render_event, render_scene, tell_scene
+from clap.dataset.synthetic import GAP, SPEEDS, Synthetic, render_event, render_scene
 
 
 def make_corpus(num_clips: int = 256, **changes: float) -> Synthetic:

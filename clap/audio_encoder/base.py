@@ -55,17 +55,17 @@ class AudioEncoder(nn.Module):
 
 
 def average_by_row(features: Tensor, row: Tensor, num_rows: int) -> Tensor:
-    """features (n, width) of clip `row` (n,) -> (num_rows, width)."""
+    """features (n, width) of clip `row` (n,), in ascending order -> (num_rows, width)."""
     if len(features) == num_rows:
         return features
-    total = torch.zeros(num_rows, features.shape[1], dtype=features.dtype, device=features.device)
-    return total.index_add(0, row, features) / row.bincount(minlength=num_rows)[:, None]
+    clips = features.split(row.bincount(minlength=num_rows).tolist())
+    return torch.stack([clip.mean(dim=0) for clip in clips])
 
 
 def beside(features: Tensor, rows: int, width: int) -> Tensor:
-    """Local features (rows * 3, channels, height, width_i) side by side along the width: (rows, channels, height, width).
+    """Put the three local features of each row side by side, cut or zero-padded on the right to `width`.
 
-    Cut or zero-padded on the right to `width`, that of the global features that they will be merged with.
+    features (rows * 3, channels, height, local_width) -> (rows, channels, height, width), as wide as the global ones.
     """
     _, channels, height, local_width = features.shape
     features = features.view(rows, 3, channels, height, local_width).permute(0, 2, 3, 1, 4).flatten(3)

@@ -32,7 +32,7 @@ class Cnn14(AudioEncoder):
         if frontend.num_frames < SHORTEST_FRAMES or frontend.n_mels < SHORTEST_FRAMES:
             raise ValueError(
                 f"Cnn14 halves its input five times and needs {SHORTEST_FRAMES} frames and mel bins; the window has "
-                f"{frontend.num_frames} and {frontend.n_mels}; set audio_encoder.frontend.window or audio_encoder.frontend"
+                f"{frontend.num_frames} and {frontend.n_mels}; raise window or n_mels of audio_encoder.frontend"
             )
         make_merge = self.fusion.merge
         self.in_channels = 1 if make_merge else self.fusion.num_views
@@ -50,8 +50,8 @@ class Cnn14(AudioEncoder):
 
     def encode(self, log_mel: Tensor, is_longer: Tensor) -> Tensor:
         x = self.conv_block1(log_mel[:, : self.in_channels], pool=True)  # (batch, width, frames / 2, n_mels / 2)
-        if log_mel.shape[1] > self.in_channels and is_longer.any():
-            x = self.merge_local(x, log_mel, is_longer)
+        if self.fusion.merge and is_longer.any():
+            x = self.merge_local(x, log_mel, is_longer.nonzero().flatten())
         x = F.dropout(x, self.dropout, self.training)
         for i in range(2, NUM_BLOCKS + 1):
             x = getattr(self, f"conv_block{i}")(x, pool=i < NUM_BLOCKS)
@@ -61,12 +61,10 @@ class Cnn14(AudioEncoder):
         x = F.relu(self.fc1(F.dropout(x, self.last_dropout, self.training)))
         return F.dropout(x, self.last_dropout, self.training)
 
-    def merge_local(self, x: Tensor, log_mel: Tensor, is_longer: Tensor) -> Tensor:
-        """Merge the local views behind the first block: a strided convolution, the three outputs one after the other."""
-        longer = is_longer.nonzero().flatten()
-        local = self.local_proj(
-            log_mel[longer, 1:].flatten(0, 1).unsqueeze(1)
-        )  # (longer * 3, width, frames / 6, n_mels / 2)
+    def merge_local(self, x: Tensor, log_mel: Tensor, longer: Tensor) -> Tensor:
+        """Merge the local views behind the first block: a strided convolution, its outputs one after the other."""
+        local = log_mel[longer, 1:].flatten(0, 1).unsqueeze(1)  # (longer * 3, 1, frames, n_mels)
+        local = self.local_proj(local)  # (longer * 3, width, frames / 6, n_mels / 2)
         local = beside(local.transpose(2, 3), len(longer), x.shape[2]).transpose(2, 3)
         merged = self.merge(x[longer], local)
         return x.index_copy(0, longer, merged.to(x.dtype))

@@ -1,8 +1,8 @@
 """HTS-AT (Chen et al. 2022): a Swin transformer on the log-mel folded into a square image.
 
-The trunk is timm's Swin, so that published weights fit by renaming keys: HTS-AT's `layers.i.downsample` is timm's
-`trunk.layers.{i+1}.downsample`, `patch_embed.mel_conv2d` is `trunk.patch_embed.local_proj`, `patch_embed.fusion_model` is
-`trunk.patch_embed.merge`; all other names are the paper's.
+The trunk is timm's Swin, so that published weights fit by renaming keys: `layers.{i}.downsample` of HTS-AT is
+`trunk.layers.{i+1}.downsample` here, `mel_conv2d` and `fusion_model` of `patch_embed` are `local_proj` and `merge` of
+`trunk.patch_embed`; all other names are the paper's.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class HTSAT(AudioEncoder):
     ) -> None:
         super().__init__(frontend, fusion, spec_augment)
         self.image_size = image_size
-        self.check_sizes(patch_size)
+        self.check_sizes(patch_size, embed_dim, depths, num_heads)
         self.output_dim = embed_dim * 2 ** (len(depths) - 1)
         self.trunk = SwinTransformer(
             img_size=image_size,
@@ -57,27 +57,46 @@ class HTSAT(AudioEncoder):
         )
         self.trunk.patch_embed = PatchEmbed(patch_size, embed_dim, self.fusion)
 
-    def check_sizes(self, patch_size: int) -> None:
+    def check_sizes(self, patch_size: int, embed_dim: int, depths: Sequence[int], num_heads: Sequence[int]) -> None:
         n_mels, most = self.frontend.n_mels, self.image_size**2 // self.frontend.n_mels
         if self.image_size % n_mels or n_mels % patch_size:
             raise ValueError(
-                f"n_mels={n_mels} must divide image_size={self.image_size} and be a multiple of patch_size={patch_size}; "
-                "set audio_encoder.frontend.n_mels"
+                f"n_mels={n_mels} must divide image_size={self.image_size} and be a multiple of "
+                f"patch_size={patch_size}; set audio_encoder.frontend.n_mels"
             )
         if self.frontend.num_frames > most:
             raise ValueError(
-                f"a window of {self.frontend.num_frames} frames does not fit into image_size={self.image_size}, which holds {most}; "
-                "lower audio_encoder.frontend.window or raise audio_encoder.frontend.hop_length"
+                f"a window of {self.frontend.num_frames} frames does not fit into image_size={self.image_size}, which "
+                f"holds {most}; lower audio_encoder.frontend.window or raise audio_encoder.frontend.hop_length"
             )
+        if len(num_heads) != len(depths):
+            raise ValueError(
+                f"num_heads={list(num_heads)} and depths={list(depths)} must have one entry for each stage; "
+                "set audio_encoder.num_heads"
+            )
+        for stage, heads in enumerate(num_heads):
+            if embed_dim * 2**stage % heads:
+                raise ValueError(
+                    f"num_heads={list(num_heads)}: stage {stage + 1} has a width of {embed_dim * 2**stage}, not a "
+                    f"multiple of {heads}; set audio_encoder.embed_dim or audio_encoder.num_heads"
+                )
 
     def encode(self, log_mel: Tensor, is_longer: Tensor) -> Tensor:
-        x = self.fold(log_mel)
-        x = self.trunk.patch_embed(x, is_longer)  # (batch, height, width, embed_dim)
+        patch_embed = self.trunk.patch_embed
+        image = self.fold(log_mel[:, : patch_embed.in_channels])
+        local = longer = None
+        if self.fusion.merge and is_longer.any():
+            longer = is_longer.nonzero().flatten()
+            local = self.fold(log_mel[longer, 1:])
+        x = patch_embed(image, local, longer)  # (batch, height, width, embed_dim)
         x = self.trunk.norm(self.trunk.layers(x))
         return x.mean(dim=(1, 2))
 
     def fold(self, log_mel: Tensor) -> Tensor:
-        """(batch, views, frames, n_mels) -> (batch, views, image_size, image_size): segments of time, one below the other."""
+        """Segments of time, one below the other.
+
+        (batch, views, frames, n_mels) -> (batch, views, image_size, image_size)
+        """
         batch, views, frames, n_mels = log_mel.shape
         segments = self.image_size // n_mels
         if frames < self.image_size * segments:
@@ -88,8 +107,9 @@ class HTSAT(AudioEncoder):
 
 
 class PatchEmbed(nn.Module):
-    """Image (batch, views, size, size) -> tokens (batch, height, width, embed_dim); local views are merged before the norm.
+    """Image (batch, channels, size, size) -> tokens (batch, height, width, embed_dim).
 
+    The local views (n, 3, size, size) of the rows `longer` (n,) are merged with their global view before the norm.
     Wu et al. 2023, section 2.3: local views pass a convolution three patches wide, so that three of them side by side
     are as wide as the global view.
     """
@@ -105,15 +125,10 @@ class PatchEmbed(nn.Module):
             self.local_proj = nn.Conv2d(1, embed_dim, kernel_size=local_size, stride=local_size)
             self.merge = make_merge(embed_dim)
 
-    def forward(self, x: Tensor, is_longer: Tensor) -> Tensor:
-        tokens = self.proj(x[:, : self.in_channels])  # (batch, embed_dim, height, width)
-        if x.shape[1] > self.in_channels and is_longer.any():
-            tokens = self.merge_local(tokens, x, is_longer)
+    def forward(self, image: Tensor, local: Tensor | None, longer: Tensor | None) -> Tensor:
+        tokens = self.proj(image)  # (batch, embed_dim, height, width)
+        if local is not None:
+            local = self.local_proj(local.flatten(0, 1).unsqueeze(1))  # (n * 3, embed_dim, height, width / 3)
+            merged = self.merge(tokens[longer], beside(local, len(longer), tokens.shape[3]))
+            tokens = tokens.index_copy(0, longer, merged.to(tokens.dtype))
         return self.norm(tokens.permute(0, 2, 3, 1))
-
-    def merge_local(self, tokens: Tensor, x: Tensor, is_longer: Tensor) -> Tensor:
-        longer = is_longer.nonzero().flatten()
-        local = self.local_proj(x[longer, 1:].flatten(0, 1).unsqueeze(1))  # (longer * 3, embed_dim, height, width / 3)
-        local = beside(local, len(longer), tokens.shape[3])
-        merged = self.merge(tokens[longer], local)
-        return tokens.index_copy(0, longer, merged.to(tokens.dtype))

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from clap.audio import LogMelSpectrogram, SpecAugment
 from clap.audio_encoder.base import AudioEncoder
+from clap.config import suggest
 
 
 class TimmBackbone(AudioEncoder):
@@ -39,10 +40,14 @@ class TimmBackbone(AudioEncoder):
                 "fusion=none, mean or channel_map"
             )
         if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-            raise ValueError(f"timm knows no model {name!r}; near: {', '.join(near) or 'none'}; set audio_encoder.name")
+            near = suggest(name, timm.list_models())
+            raise ValueError(f"timm knows no model {name!r}{near}; set audio_encoder.name to one of timm.list_models()")
         self.backbone = timm.create_model(
-            name, pretrained=pretrained, in_chans=self.fusion.num_views, num_classes=0, drop_path_rate=drop_path
+            name,
+            pretrained=pretrained,
+            in_chans=self.fusion.num_views,
+            num_classes=0,
+            drop_path_rate=drop_path or None,  # None is not passed on: not every model has it
         )
         config = self.backbone.pretrained_cfg
         self.image_size = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None

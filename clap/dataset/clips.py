@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import importlib
+import inspect
 import json
 import logging
 import signal
@@ -96,7 +97,7 @@ class Collate:
     def __init__(self, tokenize: Callable[[list[str]], tuple[Tensor, Tensor]]) -> None:
         self.tokenize = tokenize
 
-    def __call__(self, items: Sequence[Item]) -> Batch | None:
+    def __call__(self, items: Sequence[Item]) -> Batch:
         good = [item for item in items if item.problem is None]
         problems = {item.index: item.problem for item in items if item.problem is not None}
         if not good:
@@ -128,9 +129,9 @@ class ClapDataset(Dataset):
         sample_rate: Hz of the waveforms; with `config` that of its audio encoder.
         window: seconds of a clip that the model takes; None for all of it, up to the corpus's max_duration.
         max_bad_fraction: share of clips that may be missing before it is an error.
-        max_clips: use only so many from the start.
+        max_clips: use only so many of each corpus, from the start.
         training: draw captions and parts at random; None does so in the train split.
-        config: a composed config (path or mapping) instead of `datasets` and `root`.
+        config: a composed config (path or mapping) instead of the arguments above, but for `kind` and `window`.
 
     Raises:
         ValueError: unknown name or split, empty split. FileNotFoundError: too many recordings are missing.
@@ -154,11 +155,20 @@ class ClapDataset(Dataset):
             raise ValueError(f"kind={kind!r} is not one of {', '.join(SPLITS)}")
         if config is not None:
             config = read_config(config)
-            datasets = [open_corpus(config["dataset"])]
+            if missing := [key for key in ("dataset", "audio_encoder") if key not in config]:
+                raise ValueError(
+                    f"the config has no {missing[0]}; give a composed one, as `train.py --cfg job` prints it"
+                )
+            settings = config["dataset"]
+            datasets, seed = open_corpus(settings), config.get("seed", seed)
+            max_bad_fraction, max_clips = settings["max_bad_fraction"], settings["max_clips"]
             sample_rate = sample_rate or config["audio_encoder"]["frontend"]["sample_rate"]
-            max_bad_fraction, max_clips = config["dataset"]["max_bad_fraction"], config["dataset"]["max_clips"]
         if datasets is None or sample_rate is None:
             raise ValueError("ClapDataset needs datasets=[...] and sample_rate=... (clap.sample_rate), or config=...")
+        if not 0 <= max_bad_fraction <= 1 or (max_clips is not None and max_clips < 1):
+            raise ValueError(
+                f"max_bad_fraction={max_bad_fraction} must lie in 0 ... 1, max_clips={max_clips} be 1 or more, or null"
+            )
         datasets = [datasets] if isinstance(datasets, str | Corpus) else list(datasets)
         self.corpora = [find_corpus(item, root) if isinstance(item, str) else item for item in datasets]
         self.name = "_".join(corpus.name for corpus in self.corpora)
@@ -172,7 +182,8 @@ class ClapDataset(Dataset):
         self.missing = [clip for _, clip in listed if clip.path is not None and not clip.path.is_file()]
         self.check_missing()
         absent = set(self.missing)
-        self.owners, self.clips = zip(*(pair for pair in listed if pair[1] not in absent), strict=True)
+        present = [(corpus, clip) for corpus, clip in listed if clip not in absent]
+        self.owners, self.clips = [corpus for corpus, _ in present], [clip for _, clip in present]
         numbers: dict[tuple[str, ...], int] = {}
         self.groups = [numbers.setdefault(clip.captions, len(numbers)) for clip in self.clips]
 
@@ -188,15 +199,16 @@ class ClapDataset(Dataset):
         return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16]
 
     def check_missing(self) -> None:
+        """Name recordings that are listed but not there; too many of them are an error."""
         if not self.missing:
             return
-        text = (
-            f"{len(self.missing)} of {self.num_listed} recordings of the {self.kind} split of {self.name} are missing"
-        )
-        text += f", the first is {self.missing[0].path}"
-        if len(self.missing) > self.max_bad_fraction * self.num_listed:
-            raise FileNotFoundError(f"{text}; set dataset.root, or allow them with dataset.max_bad_fraction")
-        log.warning("%s; going on without them", text)
+        share = f"{len(self.missing)} of {self.num_listed} recordings of the {self.kind} split of {self.name}"
+        if len(self.missing) > self.max_bad_fraction * self.num_listed or len(self.missing) == self.num_listed:
+            raise FileNotFoundError(
+                f"{share} are missing, the first is {self.missing[0].path}; set dataset.root, or allow them with "
+                "dataset.max_bad_fraction"
+            )
+        log.warning("%s are missing; going on without %s", share, ", ".join(str(clip.path) for clip in self.missing))
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -219,7 +231,7 @@ class EpochSampler(Sampler):
     """Batches of (epoch, index) in an order that depends on seed and epoch alone; `seek` goes to any place in it.
 
     Args:
-        shuffle: otherwise in order, the last batch short; shuffled, the rest that fills no batch is left for another epoch.
+        shuffle: otherwise in order, the last batch short; shuffled, what fills no batch waits for another epoch.
     """
 
     def __init__(self, num_items: int, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
@@ -277,4 +289,11 @@ def find_corpus(name: str, root: str | Path | None) -> Corpus:
     if module not in CORPORA:
         raise ValueError(f"dataset {name!r} is not one of {', '.join(CORPORA.values())}")
     make = getattr(importlib.import_module(f"clap.dataset.{module}"), CORPORA[module])
-    return make() if root is None else make(root=root)
+    arguments = {} if root is None else {"root": root}
+    try:
+        inspect.signature(make).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"dataset {name!r}: {error}; give root=..., or the corpus itself, as datasets=[{CORPORA[module]}(...)]"
+        ) from None
+    return make(**arguments)

@@ -4,27 +4,44 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from clap.dataset.clips import SPLITS, Clip, Corpus
 
-Row = tuple[int, dict[str, str]]  # line in the file, columns
+Row = tuple[int, dict]  # line in the file, columns
+
+
+@dataclass
+class Entry:
+    """What the rows of one path say together; `where` is the first of them, for errors."""
+
+    split: str
+    captions: list[str]
+    label: str | None
+    where: str
 
 
 class CSV(Corpus):
     """Clips from an index with the columns path, caption (repeated rows, or caption_1 ... caption_n), split, label.
 
-    Captions or a label are needed, split and label are optional. Without a split column clips are divided by a hash of
-    their path, so that adding one moves no other.
+    Captions or a label are needed, split and label are optional, and so are all but one of caption_1 ... caption_n.
+    Without a split column clips are divided by a hash of their path, so that adding one moves no other.
 
     Args:
         root: folder that the paths are relative to.
-        metadata: one CSV or JSONL; or one for each split, {train: FILE, val: FILE, test: FILE}. In a JSONL, `caption` may
-            be a list.
+        metadata: one CSV or JSONL; or one for each split, {train: FILE, val: FILE, test: FILE}, which a split column
+            does not change. In a JSONL, `caption` may be a list.
         val_fraction, test_fraction: shares of the clips where the index has no split column.
         max_duration: seconds; of a longer clip only this much is used.
+
+    Raises:
+        FileNotFoundError: root or an index is missing. ValueError: a row is wrong; it names file and line.
     """
 
     name = "csv"
@@ -40,42 +57,61 @@ class CSV(Corpus):
         max_duration: float = 30.0,
     ) -> None:
         self.root, self.name, self.max_duration = Path(root), name, max_duration
+        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+            raise ValueError(
+                f"dataset.val_fraction={val_fraction} and test_fraction={test_fraction} must be 0 or more, "
+                "and together less than 1"
+            )
         self.fractions = {"val": val_fraction, "test": test_fraction}
         if not self.root.is_dir():
             raise FileNotFoundError(f"dataset.root={root} is not a folder; give the one that the paths are relative to")
-        self.splits: dict[str, list[Clip]] = {split: [] for split in SPLITS}
+        self.entries: dict[str, Entry] = {}
         files = metadata if isinstance(metadata, Mapping) else {None: metadata}
         for split, path in files.items():
             self.read_index(Path(path), split)
 
     def clips(self, split: str) -> list[Clip]:
-        return self.splits[split]
+        return [
+            Clip(name, tuple(dict.fromkeys(entry.captions)), self.root / name, entry.label)
+            for name, entry in self.entries.items()
+            if entry.split == split
+        ]
 
     def read_index(self, path: Path, file_split: str | None) -> None:
-        """Fill `splits` from one file; rows of one path become one clip with several captions."""
+        """Take in one file; rows of one path become one clip with several captions."""
         if file_split is not None and file_split not in SPLITS:
             raise ValueError(f"dataset.metadata: {file_split!r} is not one of {', '.join(SPLITS)}")
         rows = read_jsonl(path) if path.suffix == ".jsonl" else read_csv(path)
         require_columns(path, rows[0][1], ("path",))
-        merged: dict[tuple[str, str], list[tuple[list[str], str | None]]] = {}
+        has_split = file_split is None and any("split" in row for _, row in rows)
         for line, row in rows:
             where = f"{path}, line {line}"
-            if not (row.get("path") or "").strip():
-                raise ValueError(f"{where}: path is empty")
-            split = file_split or self.read_split(row, where)
-            merged.setdefault((split, row["path"].strip()), []).append(
-                (read_captions(row, where), row.get("label") or None)
-            )
-        for (split, name), parts in merged.items():
-            captions = tuple(dict.fromkeys(caption for captions, _ in parts for caption in captions))
-            self.splits[split].append(Clip(name, captions, self.root / name, parts[0][1]))
+            name = self.find_name(read_text(row, "path", where), where)
+            split = file_split or (read_split(row, where) if has_split else self.draw_split(name))
+            label = read_text(row, "label", where)
+            self.add(name, Entry(split, read_captions(row, label, where), label, where))
 
-    def read_split(self, row: Mapping[str, str], where: str) -> str:
-        if "split" not in row:
-            return self.draw_split(row["path"])
-        if row["split"] not in SPLITS:
-            raise ValueError(f"{where}: split={row['split']!r} is not one of {', '.join(SPLITS)}")
-        return row["split"]
+    def add(self, name: str, entry: Entry) -> None:
+        """Join a row with earlier ones of the same path, which must agree with it."""
+        known = self.entries.setdefault(name, entry)
+        if known is entry:
+            return
+        for column in ("split", "label"):
+            here, there = getattr(entry, column), getattr(known, column)
+            if here != there:
+                raise ValueError(f"{entry.where}: {name} has {column} {here}, but {there} in {known.where}; choose one")
+        known.captions += entry.captions
+
+    def find_name(self, name: str | None, where: str) -> str:
+        """A path relative to the root, in one spelling; absolute ones may lead into the root."""
+        if name is None:
+            raise ValueError(f"{where}: path is empty")
+        path, root = Path(os.path.abspath(self.root / name)), Path(os.path.abspath(self.root))
+        if not path.is_relative_to(root):
+            raise ValueError(
+                f"{where}: {name} lies outside dataset.root={self.root}; set it to a folder that holds all"
+            )
+        return path.relative_to(root).as_posix()
 
     def draw_split(self, name: str) -> str:
         draw = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 16**8
@@ -86,60 +122,99 @@ class CSV(Corpus):
         return "train"
 
 
-def read_captions(row: Mapping[str, str | list[str]], where: str) -> list[str]:
-    """Captions of one row, from caption or caption_1 ... caption_n; from the label where there is neither."""
-    columns = [name for name in row if name == "caption" or name.startswith("caption_")]
-    if not columns and row.get("label"):
-        return [f"the sound of {row['label']}"]
+def read_split(row: Mapping, where: str) -> str:
+    split = read_text(row, "split", where)
+    if split not in SPLITS:
+        raise ValueError(f"{where}: split={split or ''!r} is not one of {', '.join(SPLITS)}")
+    return split
+
+
+def read_captions(row: Mapping, label: str | None, where: str) -> list[str]:
+    """Captions of one row, from caption or caption_1 ... caption_n; made from the label where there is no such column.
+
+    Of several captions some may be blank: corpora with "up to five" of them leave cells empty.
+    """
+    columns = [name for name in row if name == "caption" or re.fullmatch(r"caption_\d+", name)]
+    if not columns and label:
+        return [f"the sound of {label}"]
     if not columns:
-        raise ValueError(
-            f"{where}: no column caption, caption_1 ... caption_n or label; the columns are {', '.join(row)}"
-        )
-    captions: list[str] = []
+        wanted = "label is empty" if "label" in row else "no column caption, caption_1 ... caption_n or label"
+        raise ValueError(f"{where}: {wanted}; the columns are {', '.join(row)}")
+    captions = []
     for column in columns:
-        value = row[column]
-        captions += value if isinstance(value, list) else [value]
-    if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
-        raise ValueError(f"{where}: a caption is empty; write one, or leave the row out")
-    return [caption.strip() for caption in captions]
+        values = row[column] if isinstance(row[column], list) else [row[column]]
+        captions += [read_text({column: value}, column, where) for value in values]
+    captions = [caption for caption in captions if caption is not None]
+    if not captions:
+        raise ValueError(f"{where}: the caption is empty; write one, or leave the row out")
+    return captions
+
+
+def read_text(row: Mapping, column: str, where: str) -> str | None:
+    """The text in a column, stripped; None where it is blank or the column is missing."""
+    value = row.get(column)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{where}: {column}={value!r} is no text; put it in quotes")
+    return (value or "").strip() or None
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Rows of a CSV with a header line, each with its line number; refuses rows with more or fewer fields than the header."""
-    with open_index(path) as file:
-        reader = csv.DictReader(file, restkey="", restval=None)
-        rows = [(reader.line_num, row) for row in reader]
-    for line, row in rows:
-        if "" in row or None in row.values():
-            fields = len(row) if "" not in row else len(row) - 1 + len(row[""])
-            raise ValueError(
-                f"{path}, line {line}: not as many fields as the header names ({', '.join(reader.fieldnames)}); "
-                f"quote a caption that holds a comma ({fields} columns expected)"
-            )
+    """Rows of a CSV with a header line, each with its line number."""
+    reader = csv.reader(io.StringIO(read_index_file(path), newline=""), strict=True)
+    rows: list[Row] = []
+    header: list[str] | None = None
+    try:
+        for fields in reader:
+            if not fields:
+                continue
+            if header is None:
+                header = check_header(path, [name.strip() for name in fields])
+            elif len(fields) != len(header):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {len(fields)} fields, but the header names {len(header)} "
+                    f"({', '.join(header)}); quote a caption that holds a comma"
+                )
+            else:
+                rows.append((reader.line_num, dict(zip(header, fields, strict=True))))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error}); look for a lone quote") from None
     return require_rows(path, rows)
+
+
+def check_header(path: Path, header: list[str]) -> list[str]:
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise ValueError(
+            f"{path}, line 1: column {twice[0]!r} is there twice; name several captions caption_1, caption_2"
+        )
+    return header
 
 
 def read_jsonl(path: Path) -> list[Row]:
     """Objects of a JSON-lines file, each with its line number."""
     rows = []
-    with open_index(path) as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {line}: not JSON ({error.msg})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {line}: not a JSON object")
-            rows.append((line, row))
+    for line, text in enumerate(read_index_file(path).split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {line}: not JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {line}: not a JSON object")
+        rows.append((line, row))
     return require_rows(path, rows)
 
 
-def open_index(path: Path):
+def read_index_file(path: Path) -> str:
+    """Text of an index; a byte order mark, as spreadsheets write it, is dropped."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; set dataset.metadata to a CSV or JSONL")
-    return open(path, encoding="utf-8-sig", newline="")
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8; save the file in that encoding") from None
 
 
 def require_rows(path: Path, rows: list[Row]) -> list[Row]:
@@ -148,6 +223,6 @@ def require_rows(path: Path, rows: list[Row]) -> list[Row]:
     return rows
 
 
-def require_columns(path: Path, row: Mapping[str, str], columns: Sequence[str]) -> None:
+def require_columns(path: Path, row: Mapping, columns: Sequence[str]) -> None:
     if missing := [column for column in columns if column not in row]:
         raise ValueError(f"{path}: column {missing[0]} is missing; the columns are {', '.join(row)}")

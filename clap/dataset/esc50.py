@@ -1,7 +1,10 @@
-"""ESC-50 (Piczak 2015) in its published layout: audio/ and meta/esc50.csv. ESC-10 is the same layout with fewer classes."""
+"""ESC-50 (Piczak 2015) in its published layout: audio/ and meta/esc50.csv.
 
-from collections import defaultdict
-from collections.abc import Sequence
+Fewer classes in the same layout, such as those of ESC-10, are read as well.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,9 @@ class ESC50(Corpus):
         val_fraction: without val_folds, the share of each class's training clips that is held back for validation;
             clips cut from one recording (`src_file`) stay together.
         templates: each makes one caption, `{}` standing for the label.
+
+    Raises:
+        FileNotFoundError: the index is missing. ValueError: a row, fold, fraction or template is wrong.
     """
 
     name = "esc50"
@@ -39,8 +45,10 @@ class ESC50(Corpus):
         self.root, self.max_duration = Path(root), max_duration
         self.folds = {"train": list(train_folds), "val": list(val_folds), "test": list(test_folds)}
         self.val_fraction, self.templates = val_fraction, list(templates)
-        if bad := [template for template in self.templates if "{}" not in template] or not self.templates:
-            raise ValueError(f"every template needs {{}} for the label, given {bad}; set dataset.templates")
+        if not self.templates or any("{}" not in template for template in self.templates):
+            raise ValueError(f"templates={self.templates}: each needs {{}} for the label; set dataset.templates")
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction={val_fraction} must be 0 or more and below 1; set dataset.val_fraction")
         self.rows = self.read_index()
 
     def read_index(self) -> list[dict[str, str]]:
@@ -53,7 +61,7 @@ class ESC50(Corpus):
         rows = read_csv(path)
         require_columns(path, rows[0][1], COLUMNS)
         for line, row in rows:
-            if not row["fold"].isdigit() or not row["category"]:
+            if not row["fold"].isdecimal() or not row["category"]:
                 raise ValueError(
                     f"{path}, line {line}: fold={row['fold']!r} is no number or category={row['category']!r} is empty"
                 )
@@ -64,7 +72,8 @@ class ESC50(Corpus):
         for split, folds in self.folds.items():
             if unknown := sorted(set(folds) - present):
                 raise ValueError(
-                    f"dataset.{split}_folds={folds}: fold {unknown[0]} does not exist in {self.root}, which has {sorted(present)}"
+                    f"dataset.{split}_folds={folds}: fold {unknown[0]} does not exist in {self.root}, which has "
+                    f"{', '.join(map(str, sorted(present)))}"
                 )
         for split, other in (("train", "val"), ("train", "test"), ("val", "test")):
             if shared := set(self.folds[split]) & set(self.folds[other]):
@@ -74,31 +83,46 @@ class ESC50(Corpus):
 
     def clips(self, split: str) -> list[Clip]:
         if split == "test" or self.folds["val"]:
-            rows = [row for row in self.rows if int(row["fold"]) in self.folds[split]]
+            rows = self.rows_of(split)
         else:
             held_back = self.held_back()
-            training = [row for row in self.rows if int(row["fold"]) in self.folds["train"]]
-            rows = [row for row in training if (row["filename"] in held_back) == (split == "val")]
+            rows = [row for row in self.rows_of("train") if (row["src_file"] in held_back) == (split == "val")]
         return [self.make_clip(row) for row in rows]
 
+    def rows_of(self, split: str) -> list[dict[str, str]]:
+        return [row for row in self.rows if int(row["fold"]) in self.folds[split]]
+
     def held_back(self) -> set[str]:
-        """File names held back for validation: of each class whole recordings, chosen by a fixed seed, up to the fraction."""
-        recordings: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-        for row in self.rows:
-            if int(row["fold"]) in self.folds["train"]:
-                recordings[row["category"]][row["src_file"]].append(row["filename"])
+        """Recordings of the training folds that are held back for validation, drawn class by class by a fixed seed."""
+        sizes: dict[str, Counter] = defaultdict(Counter)  # class -> recording -> clips
+        for row in self.rows_of("train"):
+            sizes[row["category"]][row["src_file"]] += 1
         held_back: set[str] = set()
-        for number, category in enumerate(sorted(recordings)):
-            sources = recordings[category]
-            wanted = self.val_fraction * sum(len(names) for names in sources.values())
-            chosen: list[str] = []
-            for source in np.random.default_rng([0, number]).permutation(sorted(sources)):
-                if len(chosen) + len(sources[source]) <= max(wanted, 1):
-                    chosen += sources[source]
-            held_back.update(chosen)
+        for number, category in enumerate(sorted(sizes)):
+            order = np.random.default_rng([0, number]).permutation(sorted(sizes[category])).tolist()
+            held_back |= choose_recordings(sizes[category], order, self.val_fraction, held_back)
         return held_back
 
     def make_clip(self, row: dict[str, str]) -> Clip:
         label = row["category"].replace("_", " ")
-        captions = tuple(template.format(label) for template in self.templates)
+        captions = tuple(template.replace("{}", label) for template in self.templates)
         return Clip(row["filename"], captions, self.root / "audio" / row["filename"], label)
+
+
+def choose_recordings(sizes: Mapping[str, int], order: Sequence[str], fraction: float, held_back: Set[str]) -> set[str]:
+    """Recordings of one class with `fraction` of its clips, one clip at least, as near as whole recordings allow.
+
+    First those that fit, in order, then one more if that comes nearer. One recording always remains for training.
+
+    Args:
+        sizes: clips of each recording. held_back: recordings that other classes share with this one.
+    """
+    chosen = {name for name in order if name in held_back}
+    count, total = sum(sizes[name] for name in chosen), sum(sizes.values())
+    wanted = max(fraction * total, 1) if fraction else 0
+    for share in (1.0, 0.5):  # a recording that fits; one of which half fits, for then taking it comes nearer
+        for name in order:
+            if name not in chosen and count + share * sizes[name] <= wanted and count + sizes[name] < total:
+                chosen.add(name)
+                count += sizes[name]
+    return chosen

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from clap.dataset.clips import SPLITS, Clip
 from clap.dataset.sounds import RENDER_RATE, SOUNDS
-from clap.dataset.synthetic import NUM_CAPTIONS, SHORTEST_SCENE, Synthetic, plan_lone_event, render_scene
+from clap.dataset.captions import NUM_CAPTIONS
+from clap.dataset.synthetic import SHORTEST_SCENE, Synthetic, plan_lone_event, render_scene
 
 NUM_FOLDS = 5
 FEWEST = 5  # clips: one a fold, and one at least of each split

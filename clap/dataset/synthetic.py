@@ -1,20 +1,19 @@
 """Synthetic soundscapes: scenes of one to three sound events, planned, told in English and rendered on the fly.
 
-A scene is a function of (seed, split, index) alone. Planning draws what happens and when, five captions say it in
-different words, and `load` renders it; every fact in a caption can be heard. Kinds and their words are in `sounds.py`.
+A scene is a function of (seed, split, index) alone. Planning draws what happens and when, `captions.py` tells it, and
+`load` renders it; every fact in a caption can be heard. The kinds of sound are in `sounds.py`.
 """
 
-import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import soxr
 
 from clap.audio import choose_part
+from clap.dataset.captions import PLACES, Event, Scene, pick, pick_several, tell_scene
 from clap.dataset.clips import SPLITS, Clip, Corpus
-from clap.dataset.sounds import RENDER_RATE, SOUNDS, Manner
+from clap.dataset.sounds import RENDER_RATE, SOUNDS
 
-NUM_CAPTIONS = 5
 SHORTEST_SCENE = 3.0  # seconds: two events one after the other, with a second or more for each
 ROOM_FOR_THREE = 6.0  # seconds: shorter scenes hold one or two events
 LONGEST_EVENT = 4.0  # seconds; a background may last as long as LONGEST_CLUSTER
@@ -34,106 +33,6 @@ FOREGROUNDS = tuple(kind for kind, sound in SOUNDS.items() if sound.form != "tex
 
 SHORT_STRUCTURES = ("two", "one over")
 LONG_STRUCTURES = ("two", "one over", "three", "two over")
-
-COUNTS = {2: ("twice", "two times"), 3: ("three times",)}
-NUMBERS = {2: ("two", "a pair of"), 3: ("three",)}
-TRENDS = {-1: ("fades away", "dies down"), 1: ("grows louder", "gets louder")}
-TRENDING = {-1: ("fading away", "dying down"), 1: ("growing louder", "getting louder")}
-PLACES = {  # share of the free time that lies before the event, and how it is said
-    "beginning": ((0.0, 0.1), ("at the beginning", "at the start")),
-    "middle": ((0.45, 0.55), ("in the middle", "halfway through")),
-    "end": ((0.9, 1.0), ("at the end", "near the end")),
-}
-
-# One word order each; a scene takes five of its structure's. The background, if any, is the last event.
-FRAMES = {
-    "one": (
-        "{0:clause}",
-        "{0:noun}",
-        "the sound of {0:noun}",
-        "we hear {0:noun}",
-        "the recording contains {0:noun}",
-        "one can hear {0:noun}",
-    ),
-    "one, placed": (
-        "{0:clause} {place}",
-        "{place}, {0:clause}",
-        "{0:noun} {place}",
-        "we hear {0:noun} {place}",
-        "{place}, one can hear {0:noun}",
-        "{place} comes the sound of {0:noun}",
-    ),
-    "two": (
-        "{0:clause}, then {1:clause}",
-        "first {0:clause}, and then {1:clause}",
-        "{0:noun}, then {1:noun}",
-        "{0:noun} followed by {1:noun}",
-        "{0:clause} before {1:clause}",
-        "after {0:noun}, {1:clause}",
-        "{1:clause} after {0:noun}",
-        "{0:clause}, followed by {1:noun}",
-    ),
-    "three": (
-        "{0:clause}, then {1:clause}, and then {2:clause}",
-        "first {0:clause}, then {1:clause}, and finally {2:clause}",
-        "{0:noun}, then {1:noun} and then {2:noun}",
-        "{0:noun}, followed by {1:noun} and finally {2:noun}",
-        "after {0:noun} and then {1:noun}, {2:clause}",
-        "{0:clause} before {1:clause}, followed by {2:noun}",
-    ),
-    "one over": (
-        "{0:clause} while {1:clause}",
-        "while {1:clause}, {0:clause}",
-        "{0:noun} over {1:noun}",
-        "{0:noun} with {1:noun} in the background",
-        "as {1:clause}, {0:clause}",
-        "{1:clause} as {0:clause}",
-    ),
-    "two over": (
-        "{0:clause}, then {1:clause}, while {2:clause}",
-        "while {2:clause}, {0:clause} and then {1:clause}",
-        "{0:noun} and then {1:noun} over {2:noun}",
-        "{0:noun} followed by {1:noun}, with {2:noun} in the background",
-        "as {2:clause}, {0:clause} before {1:clause}",
-        "over {2:noun}, first {0:clause} and then {1:clause}",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Event:
-    """One sound of a scene. Pitch, speed and loudness are -1, 0 or 1.
-
-    Args:
-        trend: a texture fades away (-1), stays (0) or grows louder (1).
-        count: how many times a call comes.
-        duration: seconds, of all its calls together.
-    """
-
-    kind: str
-    pitch: int
-    speed: int
-    loudness: int
-    trend: int
-    count: int
-    duration: float
-    start: float = 0.0
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What happens in a clip, and when: a key of `FRAMES`, a key of `PLACES` or "", and the events."""
-
-    structure: str
-    place: str
-    events: tuple[Event, ...]
-    duration: float
-
-    @property
-    def facts(self) -> tuple:
-        """All that each caption of the scene says; scenes with equal facts cannot be told apart by text."""
-        events = tuple((e.kind, e.pitch, e.speed, e.loudness, e.trend, e.count) for e in self.events)
-        return self.structure, self.place, events
 
 
 class Synthetic(Corpus):
@@ -213,16 +112,16 @@ def plan_scene(rng: np.random.Generator, min_duration: float, max_duration: floa
     """Draw a scene: three in ten hold one event, the others two, or three where there is time."""
     duration = _between(rng, min_duration, max_duration)
     if rng.random() < 0.3:
-        return plan_lone_event(rng, _pick(rng, tuple(SOUNDS)), duration)
-    structure = _pick(rng, LONG_STRUCTURES if duration >= ROOM_FOR_THREE else SHORT_STRUCTURES)
+        return plan_lone_event(rng, pick(rng, tuple(SOUNDS)), duration)
+    structure = pick(rng, LONG_STRUCTURES if duration >= ROOM_FOR_THREE else SHORT_STRUCTURES)
     if structure in ("two", "three"):
-        kinds = _pick_several(rng, tuple(SOUNDS), 2 if structure == "two" else 3)
+        kinds = pick_several(rng, tuple(SOUNDS), 2 if structure == "two" else 3)
         return Scene(structure, "", _in_a_row(rng, kinds, 0.0, duration, lowest=-1), duration)
     span = min(duration - 2 * EDGE, _between(rng, 0.7 * LONGEST_CLUSTER, LONGEST_CLUSTER))
     start = _between(rng, EDGE, duration - EDGE - span)
-    kinds = _pick_several(rng, FOREGROUNDS, 1 if structure == "one over" else 2)
+    kinds = pick_several(rng, FOREGROUNDS, 1 if structure == "one over" else 2)
     over = _in_a_row(rng, kinds, start + 0.1 * span, 0.8 * span, lowest=0)
-    background = _draw_event(rng, _pick(rng, BACKGROUNDS), span, chance=0.45, levels=(-1, 0), longest=span)
+    background = _draw_event(rng, pick(rng, BACKGROUNDS), span, chance=0.45, levels=(-1, 0), longest=span)
     return Scene(structure, "", (*over, replace(background, start=start)), duration)
 
 
@@ -233,7 +132,7 @@ def plan_lone_event(rng: np.random.Generator, kind: str, duration: float) -> Sce
     free = room - event.duration
     if free < ROOM_FOR_PLACE:
         return Scene("one", "", (replace(event, start=EDGE + free * rng.random()),), duration)
-    place = _pick(rng, tuple(PLACES))
+    place = pick(rng, tuple(PLACES))
     start = EDGE + free * _between(rng, *PLACES[place][0])
     return Scene("one, placed", place, (replace(event, start=start),), duration)
 
@@ -257,81 +156,15 @@ def _draw_event(
 ) -> Event:
     """An event that fits into `room` seconds; `chance` is how often an attribute is out of the ordinary."""
     sound = SOUNDS[kind]
-    pitch = _pick(rng, (-1, 1)) if sound.pitch and rng.random() < chance else 0
-    speed = _pick(rng, (-1, 1)) if sound.speed and rng.random() < chance else 0
-    loudness = _pick(rng, levels)
-    trend = _pick(rng, (-1, 1)) if sound.form == "texture" and rng.random() < chance else 0
+    pitch = pick(rng, (-1, 1)) if sound.pitch and rng.random() < chance else 0
+    speed = pick(rng, (-1, 1)) if sound.speed and rng.random() < chance else 0
+    loudness = pick(rng, levels)
+    trend = pick(rng, (-1, 1)) if sound.form == "texture" and rng.random() < chance else 0
     if sound.form != "call":
         return Event(kind, pitch, speed, loudness, trend, 1, min(room, longest))
     call = min(room, sound.duration / SPEEDS[speed])
-    count = _pick(rng, tuple(range(1, 1 + min(3, int((room + GAP) / (call + GAP))))))
+    count = pick(rng, tuple(range(1, 1 + min(3, int((room + GAP) / (call + GAP))))))
     return Event(kind, pitch, speed, loudness, trend, count, count * call + (count - 1) * GAP)
-
-
-def tell_scene(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
-    """Five captions of a scene, of different word orders, that say the same."""
-    phrases = [_Phrase(event, rng) for event in scene.events]
-    frames = _pick_several(rng, FRAMES[scene.structure], NUM_CAPTIONS)
-    return tuple(_polish(frame.format(*phrases, place=_tell_place(scene.place, rng))) for frame in frames)
-
-
-def _tell_place(place: str, rng: np.random.Generator) -> str:
-    return _pick(rng, PLACES[place][1]) if place else ""
-
-
-def _polish(text: str) -> str:
-    """A sentence: "an" before vowels, a capital letter, a full stop."""
-    text = re.sub(r"\ba (?=[aeiou])", "an ", text)
-    return text[0].upper() + text[1:] + "."
-
-
-class _Phrase:
-    """An event in a frame: {0:clause} is a fresh clause about it, {0:noun} a fresh noun phrase."""
-
-    def __init__(self, event: Event, rng: np.random.Generator):
-        self.event = event
-        self.sound = SOUNDS[event.kind]
-        self.rng = rng
-
-    def __format__(self, form: str) -> str:
-        if form == "noun":
-            return self._noun() + self._trend(TRENDING, " ")
-        return self._action() if self.rng.random() < 0.6 else self._passive()
-
-    def _noun(self) -> str:
-        """For instance: a quiet, low beep; two quiet, low beeps."""
-        adjectives = ", ".join(
-            self._word(manner.adjectives, value) for manner, value in self._manners() if manner and value
-        )
-        noun = _pick(self.rng, self.sound.nouns)
-        if self.event.count > 1:
-            noun = noun.replace("a ", _pick(self.rng, NUMBERS[self.event.count]) + " ", 1) + "s"
-        return noun.format(adjectives + " " if adjectives else "")
-
-    def _action(self) -> str:
-        """For instance: a machine beeps quietly twice at a low pitch."""
-        loudness, speed, pitch = (
-            self._word(manner.adverbs, value) if manner and value else "" for manner, value in self._manners()
-        )
-        count = _pick(self.rng, COUNTS[self.event.count]) if self.event.count > 1 else ""
-        manner = f"{loudness} and {speed}" if loudness and speed else loudness or speed
-        words = (*_pick(self.rng, self.sound.actions), manner, count, pitch)
-        return " ".join(word for word in words if word) + self._trend(TRENDS, " and ")
-
-    def _passive(self) -> str:
-        """For instance: two quiet, low beeps are heard."""
-        verb = _pick(self.rng, ("are heard", "can be heard") if self.event.count > 1 else ("is heard", "can be heard"))
-        return f"{self._noun()} {verb}" + self._trend(TRENDING, " ")
-
-    def _manners(self) -> tuple[tuple[Manner | None, int], ...]:
-        event, sound = self.event, self.sound
-        return (sound.loudness, event.loudness), (sound.speed, event.speed), (sound.pitch, event.pitch)
-
-    def _word(self, scale: tuple[tuple[str, ...], tuple[str, ...]], value: int) -> str:
-        return _pick(self.rng, scale[value > 0])
-
-    def _trend(self, words: dict[int, tuple[str, ...]], joint: str) -> str:
-        return joint + _pick(self.rng, words[self.event.trend]) if self.event.trend else ""
 
 
 def render_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -377,14 +210,3 @@ def _envelope(num_samples: int, trend: int) -> np.ndarray:
 
 def _between(rng: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * rng.random()
-
-
-def _pick(rng: np.random.Generator, options: tuple):
-    """One of the options; `rng.choice` takes twenty times as long, and start-up tells thousands of scenes."""
-    return options[int(rng.random() * len(options))]
-
-
-def _pick_several(rng: np.random.Generator, options: tuple, count: int) -> tuple:
-    """Different ones of the options, in random order."""
-    rest = list(options)
-    return tuple(rest.pop(int(rng.random() * len(rest))) for _ in range(count))

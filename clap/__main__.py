@@ -1,0 +1,37 @@
+"""Small commands around the models: python -m clap VERB ..."""
+
+import argparse
+import importlib
+import sys
+
+from clap.config import suggest
+
+VERBS = {  # verb: module with add_arguments(parser) and run(arguments), what it does
+    "synthesize": ("clap.dataset.synthesize", "write synthetic soundscapes in the layout of a published corpus"),
+    "config": ("clap.compose", "print a composed config, for Clap.from_config"),
+}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m clap", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, (_, summary) in VERBS.items():
+        verbs.add_parser(name, help=summary, add_help=False)
+    if not argv or argv[0] not in VERBS:
+        if argv and not argv[0].startswith("-"):
+            sys.exit(f"error: {argv[0]!r} is not one of {', '.join(VERBS)}{suggest(argv[0], VERBS)}")
+        parser.parse_args(argv)
+    module_name, summary = VERBS[argv[0]]
+    module = importlib.import_module(module_name)
+    command = argparse.ArgumentParser(prog=f"python -m clap {argv[0]}", description=summary)
+    module.add_arguments(command)
+    try:
+        module.run(command.parse_args(argv[1:]))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

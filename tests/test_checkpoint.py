@@ -1,0 +1,148 @@
+"""Checkpoint folders: whole or not there, and nothing in them is run."""
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from clap import checkpoint
+from clap.checkpoint import TRAINER, WEIGHTS, find_file, read_trainer_state, read_weights, recover, write_folder
+
+
+def write_number(number: int):
+    def write(folder: Path) -> None:
+        safetensors.torch.save_file({"number": torch.tensor(number)}, folder / WEIGHTS)
+        torch.save({"number": number}, folder / TRAINER)
+
+    return write
+
+
+def read_number(folder: Path) -> int:
+    return read_weights(folder)["number"].item()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_folder(tmp_path / "last", write_number(1))
+    return tmp_path / "last"
+
+
+def kill_at_rename(monkeypatch, number: int) -> None:
+    """The `number`-th rename from now on is where the process dies."""
+    rename, calls = Path.rename, []
+
+    def dying(self, target):
+        calls.append(self)
+        if len(calls) == number:
+            raise SystemExit("killed")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", dying)
+
+
+def test_folder_is_replaced_and_nothing_is_left_beside_it(folder):
+    write_folder(folder, write_number(2))
+    assert read_number(folder) == 2
+    assert [path.name for path in folder.parent.iterdir()] == ["last"]
+
+
+def test_parent_folders_are_made(tmp_path):
+    write_folder(tmp_path / "run" / "checkpoints" / "best", write_number(1))
+    assert read_number(tmp_path / "run" / "checkpoints" / "best") == 1
+
+
+@pytest.mark.parametrize("rename", [1, 2])
+def test_kill_between_renames_leaves_the_old_one_readable(folder, monkeypatch, rename):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        kill_at_rename(patch, rename)
+        write_folder(folder, write_number(2))
+    assert read_number(folder) == 1
+    recover(folder)
+    assert folder.is_dir() and read_number(folder) == 1
+
+
+def test_kill_before_the_old_one_is_removed_leaves_the_new_one(folder):
+    write_folder(folder, write_number(2))
+    folder.with_name("last.old").mkdir()
+    assert read_number(folder) == 2
+    write_folder(folder, write_number(3))
+    assert read_number(folder) == 3 and not folder.with_name("last.old").exists()
+
+
+def test_next_write_goes_through_after_a_kill(folder, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        kill_at_rename(patch, 2)
+        write_folder(folder, write_number(2))
+    write_folder(folder, write_number(3))
+    assert read_number(folder) == 3
+    assert [path.name for path in folder.parent.iterdir()] == ["last"]
+
+
+def test_reading_renames_nothing(folder):
+    """A reader must not get between the renames of the run that writes."""
+    folder.rename(folder.with_name("last.old"))
+    assert read_number(folder) == 1
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        safetensors.SafetensorError("No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file"),
+    ],
+)
+def test_full_disk_leaves_the_old_one_and_says_so(folder, error):
+    def write(temporary: Path) -> None:
+        (temporary / WEIGHTS).write_bytes(b"half")
+        raise error
+
+    with pytest.raises(OSError, match=f"{folder}: checkpoint not written .*what was there before is untouched"):
+        write_folder(folder, write)
+    assert read_number(folder) == 1
+    assert [path.name for path in folder.parent.iterdir()] == ["last"]
+
+
+def test_missing_file_is_named_with_what_is_there(folder):
+    with pytest.raises(FileNotFoundError, match="config.yaml is missing.*holds model.safetensors, trainer.pt"):
+        find_file(folder, checkpoint.CONFIG)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent: no such checkpoint folder"):
+        find_file(tmp_path / "absent", WEIGHTS)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize(("name", "read"), [(WEIGHTS, read_weights), (TRAINER, read_trainer_state)])
+def test_truncated_file_is_one_line(folder, name, read, share):
+    path = folder / name
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ValueError, match=f"{name}: .*(damaged|truncated)") as error:
+        read(folder)
+    assert "\n" not in str(error.value)
+
+
+class Touch:
+    """Unpickling this runs a command."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.path}'",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_pickle_that_runs_a_command_is_refused(folder, tmp_path, save):
+    save({"step": Touch(tmp_path / "ran")}, folder / TRAINER)
+    with pytest.raises(ValueError, match="trainer.pt: refused") as error:
+        read_trainer_state(folder)
+    assert not (tmp_path / "ran").exists() and "\n" not in str(error.value)

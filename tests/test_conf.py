@@ -1,0 +1,118 @@
+"""Every yaml of conf/ composes, and what it names can be built."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+
+from clap.compose import find_yamls
+from clap.config import build, read_config
+from clap.evaluation import Evaluator
+from clap.model import Clap, build_parts
+
+CONF = find_yamls()
+REQUIRED = {
+    "esc50": ["dataset.root=."],
+    "csv": ["dataset.root=.", "dataset.metadata=clips.csv"],
+    "auto": ["text_encoder.name=x"],
+}
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def compose_plain(overrides: list[str], name: str = "config") -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return read_config(compose(name, overrides))
+
+
+def every_option() -> list[tuple[str, str]]:
+    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+    return [(group, option) for group in groups for option in options(group)]
+
+
+@pytest.mark.parametrize(("group", "option"), every_option())
+def test_option_composes(group: str, option: str):
+    choice = f"{group}=[{option}]" if group == "evaluation" else f"{group}={option}"
+    extra = [] if group == "experiment" else REQUIRED.get(option, [])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [choice, *extra])
+    assert config.trainer.max_epochs >= 1
+
+
+@pytest.mark.parametrize(("group", "option"), every_option())
+def test_option_says_what_it_is_in_its_first_lines(group: str, option: str):
+    lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
+    assert all(line.startswith("# ") for line in lines[: 2 if lines[0].startswith("# @package") else 1])
+
+
+@pytest.mark.parametrize("text_encoder", [name for name in options("text_encoder") if name != "auto"])
+def test_text_encoder_builds_on_the_meta_device(text_encoder: str):
+    trained = [] if text_encoder.endswith("_nano") else ["text_encoder.pretrained=false"]
+    config = compose_plain([f"text_encoder={text_encoder}", *trained])
+    with torch.device("meta"):
+        encoder = build(config["text_encoder"], nn.Module)
+        ids = torch.zeros(2, 5, dtype=torch.long)
+        assert encoder(ids, torch.ones_like(ids)).shape == (2, encoder.output_dim)
+
+
+@pytest.mark.parametrize("audio_encoder", options("audio_encoder"))
+def test_audio_encoder_builds_on_the_meta_device_with_its_projection(audio_encoder: str):
+    config = compose_plain([f"audio_encoder={audio_encoder}", "embed_dim=32"])
+    with torch.device("meta"):
+        encoder, _, projection, _ = build_parts(config)
+        waveform = torch.zeros(2, encoder.frontend.num_samples)
+        views = encoder.frontend(waveform)[:, None]
+        features = encoder.eval().encode(views, torch.zeros(2, dtype=torch.bool))
+        assert projection(features).shape == (2, 32)
+
+
+@pytest.mark.parametrize("audio_encoder", ["htsat_nano", "cnn14_nano"])
+@pytest.mark.parametrize("text_encoder", ["roberta_nano", "gpt2_nano"])
+@pytest.mark.parametrize("loss", options("loss"))
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+def test_nano_options_take_a_training_step(audio_encoder: str, text_encoder: str, loss: str, optimizer: str):
+    options = {"audio_encoder": audio_encoder, "text_encoder": text_encoder, "loss": loss, "optimizer": optimizer}
+    overrides = [f"{group}={option}" for group, option in options.items()]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [*overrides, "audio_encoder.frontend.window=2.0"])
+    config = read_config(cfg)
+    clap = Clap.from_config(config)
+    criterion = build(config["loss"], nn.Module)
+    stepper, _ = instantiate(cfg.optimizer)(clap, criterion, total_steps=1)
+    clap.text_encoder.tokenizer.train(["a dog barks", "rain falls"])
+    ids, mask = clap.text_encoder.tokenize(["a dog barks", "rain falls"])
+    before = {name: parameter.clone() for name, parameter in clap.named_parameters()}
+    audio, text, scale = clap(torch.randn(2, 32000), torch.tensor([32000, 12000]), ids, mask)
+    criterion(audio, text, scale, torch.arange(2)).backward()
+    stepper.step()
+    after = dict(clap.named_parameters())
+    moved = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert {"audio_encoder", "text_encoder", "audio_projection", "text_projection", "logit_scale"} <= moved
+
+
+def test_evaluators_build():
+    config = compose_plain(["evaluation=[retrieval,zero_shot]"])
+    assert all(isinstance(build(node, Evaluator), Evaluator) for node in config["evaluation"].values())
+
+
+def test_debug_goes_with_every_dataset():
+    for dataset in options("dataset"):
+        config = compose_plain(["experiment=debug", f"dataset={dataset}", *REQUIRED.get(dataset, [])])
+        assert config["dataset"]["batch_size"] == 4
+
+
+def test_evaluate_needs_nothing_but_a_checkpoint():
+    config = compose_plain(["checkpoint=x"], name="evaluate")
+    assert config["dataset"] is None
+    assert config["evaluation"] is None
+
+
+def test_readme_names_every_option():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for group in sorted(path.name for path in CONF.iterdir() if path.is_dir()):
+        assert all(f"`{option}`" in readme for option in options(group)), group

@@ -1,0 +1,192 @@
+"""Own data from CSV and JSONL: what is read, and one line with file and row for what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clap.dataset.clips import SPLITS, Clip
+from clap.dataset.csv import CSV
+
+
+def read(folder: Path, text: str | bytes, name: str = "metadata.csv", **options) -> CSV:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return CSV(folder, path, **options)
+
+
+def read_lines(folder: Path, *rows: dict) -> CSV:
+    return read(folder, "\n".join(json.dumps(row) for row in rows), "metadata.jsonl")
+
+
+def all_clips(corpus: CSV) -> dict[str, Clip]:
+    return {clip.id: clip for split in SPLITS for clip in corpus.clips(split)}
+
+
+def find_error(folder: Path, text: str | bytes, name: str = "metadata.csv") -> str:
+    with pytest.raises(ValueError) as error:
+        read(folder, text, name)
+    assert "\n" not in str(error.value)
+    return str(error.value).removeprefix(f"{folder}/")
+
+
+def test_repeated_rows_are_one_clip(tmp_path):
+    clips = all_clips(read(tmp_path, "path,caption\na.wav,a dog\nb.wav,rain\na.wav,a dog barks\n"))
+    assert clips["a.wav"].captions == ("a dog", "a dog barks") and clips["b.wav"].captions == ("rain",)
+
+
+def test_numbered_caption_columns_are_read_in_order(tmp_path):
+    clips = all_clips(read(tmp_path, "path,caption_1,caption_2\na.wav,a dog,a bark\n"))
+    assert clips["a.wav"].captions == ("a dog", "a bark")
+
+
+def test_some_captions_may_be_blank(tmp_path):
+    clips = all_clips(read(tmp_path, "path,caption_1,caption_2,caption_3\na.wav,a dog, ,\nb.wav,one,two,three\n"))
+    assert clips["a.wav"].captions == ("a dog",) and len(clips["b.wav"].captions) == 3
+
+
+def test_other_columns_that_start_with_caption_are_not_captions(tmp_path):
+    clips = all_clips(read(tmp_path, "path,caption_1,caption_source\na.wav,a dog,a person\n"))
+    assert clips["a.wav"].captions == ("a dog",)
+
+
+def test_jsonl_takes_lists_of_captions(tmp_path):
+    clips = all_clips(read_lines(tmp_path, {"path": "a.wav", "caption": ["a dog", "a bark"]}))
+    assert clips["a.wav"].captions == ("a dog", "a bark")
+
+
+def test_split_column_decides(tmp_path):
+    corpus = read(tmp_path, "path,caption,split\na.wav,x,test\nb.wav,y,train\nc.wav,z,val\n")
+    assert [corpus.clips(split)[0].id for split in SPLITS] == ["b.wav", "c.wav", "a.wav"]
+
+
+def test_one_file_for_each_split(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"path,caption\n{split}.wav,x\n")
+    corpus = CSV(tmp_path, {split: tmp_path / f"{split}.csv" for split in ("train", "test")})
+    assert [[clip.id for clip in corpus.clips(split)] for split in SPLITS] == [["train.wav"], [], ["test.wav"]]
+
+
+def test_hash_gives_each_split_its_share(tmp_path):
+    rows = "".join(f"{i}.wav,x\n" for i in range(2000))
+    corpus = read(tmp_path, "path,caption\n" + rows, val_fraction=0.1, test_fraction=0.2)
+    assert [len(corpus.clips(split)) / 2000 for split in SPLITS] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
+
+
+def test_added_clip_moves_no_other(tmp_path):
+    rows = [f"{i}.wav,x\n" for i in range(50)]
+    before = read(tmp_path, "path,caption\n" + "".join(rows))
+    after = read(tmp_path, "path,caption\nnew.wav,x\n" + "".join(reversed(rows)))
+    for split in SPLITS:
+        assert {clip.id for clip in before.clips(split)} == {c.id for c in after.clips(split)} - {"new.wav"}
+
+
+def test_label_alone_makes_a_caption(tmp_path):
+    clip = all_clips(read(tmp_path, "path,label\na.wav,dog\n"))["a.wav"]
+    assert clip.captions == ("the sound of dog",) and clip.label == "dog"
+
+
+def test_blank_label_is_none(tmp_path):
+    assert all_clips(read(tmp_path, "path,caption,label\na.wav,x,\n"))["a.wav"].label is None
+
+
+def test_byte_order_mark_is_dropped(tmp_path):
+    assert "a.wav" in all_clips(read(tmp_path, "\ufeffpath,caption\na.wav,é\n".encode()))
+
+
+def test_quoted_caption_may_hold_commas_and_lines(tmp_path):
+    clips = all_clips(read(tmp_path, 'path,caption\na.wav,"a dog, then\na ""cat"""\n'))
+    assert clips["a.wav"].captions == ('a dog, then\na "cat"',)
+
+
+def test_windows_line_ends_and_blank_lines_are_fine(tmp_path):
+    assert len(all_clips(read(tmp_path, "path, caption\r\na.wav,x\r\n\r\nb.wav,y\r\n"))) == 2
+
+
+def test_duplicate_row_adds_nothing(tmp_path):
+    assert all_clips(read(tmp_path, "path,caption\na.wav,x\na.wav,x\n"))["a.wav"].captions == ("x",)
+
+
+def test_spellings_of_a_path_are_one_clip(tmp_path):
+    clips = all_clips(read(tmp_path, f"path,caption\na/b.wav,x\n./a/b.wav,y\n{tmp_path}/a/b.wav,z\n"))
+    assert list(clips) == ["a/b.wav"] and clips["a/b.wav"].path == tmp_path / "a" / "b.wav"
+
+
+def test_root_may_be_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("m.csv").write_text("path,caption\nb.wav,x\n")
+    assert list(all_clips(CSV(".", "m.csv"))) == ["b.wav"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,caption\na.wav,x\n../b.wav,y\n", "metadata.csv, line 3: ../b.wav lies outside dataset.root="),
+        ("path,caption\n/etc/b.wav,y\n", "metadata.csv, line 2: /etc/b.wav lies outside"),
+        ("path,caption\na.wav,x\nb.wav, \n", "metadata.csv, line 3: the caption is empty"),
+        ("path,caption_1,caption_2\na.wav,,\n", "metadata.csv, line 2: the caption is empty"),
+        ("path,caption\n,x\n", "metadata.csv, line 2: path is empty"),
+        ("path,label\na.wav,\n", "metadata.csv, line 2: label is empty"),
+        (
+            "path,text\na.wav,x\n",
+            "line 2: no column caption, caption_1 ... caption_n or label; the columns are path, te",
+        ),
+        ("file,caption\na.wav,x\n", "metadata.csv: column path is missing; the columns are file, caption"),
+        (
+            "path,caption\na.wav,x\nb.wav,rain, wind\n",
+            "metadata.csv, line 3: 3 fields, but the header names 2 (path, cap",
+        ),
+        ("path,caption,label\na.wav,x\n", "metadata.csv, line 2: 2 fields, but the header names 3"),
+        ("path,caption,caption\na.wav,x,y\n", "metadata.csv, line 1: column 'caption' is there twice"),
+        ("path,caption,split\na.wav,x,dev\n", "metadata.csv, line 2: split='dev' is not one of train, val, test"),
+        ("path,caption,split\na.wav,x,\n", "metadata.csv, line 2: split='' is not one of train, val, test"),
+        ('path,caption\na.wav,x\nb.wav,"y\n', "metadata.csv, line 3: not CSV (unexpected end of data)"),
+        ("", "metadata.csv has no rows"),
+        ("path,caption\n", "metadata.csv has no rows"),
+        (b"path,caption\na.wav,x\nb.wav,caf\xe9\n", "metadata.csv, line 3: not UTF-8"),
+        ("path,caption,split\na.wav,x,train\na.wav,y,test\n", "line 3: a.wav has split test, but train in"),
+        ("path,caption,label\na.wav,x,dog\na.wav,y,cat\n", "line 3: a.wav has label cat, but dog in"),
+    ],
+)
+def test_wrong_csv_names_file_and_line(tmp_path, text, message):
+    assert message in find_error(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"path": "a.wav", "caption": "x"}\n{"path": \n', "metadata.jsonl, line 2: not JSON"),
+        ("[1]\n", "metadata.jsonl, line 1: not a JSON object"),
+        ('{"path": "a.wav", "caption": 3}', "metadata.jsonl, line 1: caption=3 is no text"),
+        ('{"path": 3, "caption": "x"}', "metadata.jsonl, line 1: path=3 is no text"),
+        ('{"path": "a.wav", "caption": []}', "metadata.jsonl, line 1: the caption is empty"),
+        ('{"path": "a.wav", "caption": "x"}\n{"caption": "y"}', "metadata.jsonl, line 2: path is empty"),
+        (
+            '{"path": "a", "caption": "x", "split": "val"}\n{"path": "b", "caption": "x"}',
+            "line 2: split='' is not one of",
+        ),
+    ],
+)
+def test_wrong_jsonl_names_file_and_line(tmp_path, text, message):
+    assert message in find_error(tmp_path, text, "metadata.jsonl")
+
+
+def test_missing_metadata_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent.csv is missing; set dataset.metadata"):
+        CSV(tmp_path, tmp_path / "absent.csv")
+
+
+def test_missing_root_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="dataset.root=.*absent is not a folder"):
+        CSV(tmp_path / "absent", tmp_path / "metadata.csv")
+
+
+def test_unknown_split_of_a_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="'dev' is not one of train, val, test"):
+        CSV(tmp_path, {"dev": "a.csv"})
+
+
+@pytest.mark.parametrize(("val", "test"), [(-0.1, 0.1), (0.5, 0.5)])
+def test_fractions_must_leave_something_to_train_on(tmp_path, val, test):
+    with pytest.raises(ValueError, match="dataset.val_fraction=.* must be 0 or more"):
+        read(tmp_path, "path,caption\na.wav,x\n", val_fraction=val, test_fraction=test)

@@ -1,0 +1,157 @@
+"""ESC-50 in its published layout, on a synthetic replica."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from clap.dataset.clips import SPLITS, ClapDataset
+from clap.dataset.esc50 import ESC50, choose_recordings
+from clap.dataset.sounds import SOUNDS
+from clap.dataset.synthesize import synthesize
+
+NUM_CLIPS = 4 * 5 * len(SOUNDS)  # two recordings of two takes in each fold of each class
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("esc50")
+    synthesize(folder, layout="esc50", num_clips=NUM_CLIPS, sample_rate=8_000, max_duration=3.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sources(root) -> dict[str, str]:
+    with open(root / "meta" / "esc50.csv") as file:
+        return {row["filename"]: row["src_file"] for row in csv.DictReader(file)}
+
+
+def write_index(folder: Path, rows: list[str], header: str = "filename,fold,category,src_file") -> Path:
+    (folder / "meta").mkdir()
+    (folder / "meta" / "esc50.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder
+
+
+def test_test_split_is_the_fifth_fold(root):
+    clips = ESC50(root).clips("test")
+    assert len(clips) == NUM_CLIPS // 5 and all(clip.id.startswith("5-") for clip in clips)
+
+
+@pytest.mark.parametrize("fold", range(1, 6))
+def test_every_fold_can_be_the_test(root, fold):
+    rest = [other for other in range(1, 6) if other != fold]
+    corpus = ESC50(root, train_folds=rest, test_folds=[fold])
+    assert [len(corpus.clips(split)) for split in ("test",)] == [NUM_CLIPS // 5]
+    assert len(corpus.clips("train")) + len(corpus.clips("val")) == NUM_CLIPS * 4 // 5
+
+
+def test_splits_share_no_clip(root):
+    corpus = ESC50(root)
+    ids = [clip.id for split in SPLITS for clip in corpus.clips(split)]
+    assert len(ids) == len(set(ids)) == NUM_CLIPS
+
+
+def test_train_and_val_share_no_recording(root, sources):
+    corpus = ESC50(root)
+    train, val = ({sources[clip.id] for clip in corpus.clips(split)} for split in ("train", "val"))
+    assert val and not train & val
+
+
+def test_val_has_a_tenth_of_each_class_as_near_as_pairs_allow(root):
+    """Of 16 clips 1.6 are wanted, and they come in pairs."""
+    labels = Counter(clip.label for clip in ESC50(root).clips("val"))
+    assert labels == dict.fromkeys(SOUNDS, 2)
+
+
+def test_recording_in_two_classes_is_not_torn(tmp_path):
+    rows = [f"{label}{i}.wav,1,{label},{i}" for label in "ab" for i in range(20)]
+    corpus = ESC50(write_index(tmp_path, rows), train_folds=[1], test_folds=[])
+    train, val = ({clip.id[1:] for clip in corpus.clips(split)} for split in ("train", "val"))
+    assert val and not train & val
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fraction", "count"),
+    [
+        ({"a": 4, "b": 1, "c": 1, "d": 1, "e": 1, "f": 24}, 0.1, 3),  # of 32, whatever the order
+        ({"a": 2, "b": 2}, 0.1, 2),  # one at least, and a pair is as near as it gets
+        ({"a": 1, "b": 9}, 0.1, 1),
+        ({"a": 3}, 0.1, 0),  # the only recording remains for training
+        ({"a": 1, "b": 1}, 0.0, 0),
+        ({"a": 6, "b": 6}, 0.1, 0),  # a whole half is farther from one than nothing
+    ],
+)
+def test_held_back_recordings_come_near_the_fraction(sizes, fraction, count):
+    for order in (list(sizes), list(sizes)[::-1]):
+        chosen = choose_recordings(sizes, order, fraction, set())
+        assert sum(sizes[name] for name in chosen) == count
+
+
+def test_val_folds_replace_the_fraction(root):
+    corpus = ESC50(root, train_folds=[1, 2, 3], val_folds=[4])
+    assert [len(corpus.clips(split)) for split in SPLITS] == [NUM_CLIPS * 3 // 5, NUM_CLIPS // 5, NUM_CLIPS // 5]
+
+
+def test_split_is_the_same_on_every_call(root):
+    assert ESC50(root).clips("val") == ESC50(root).clips("val")
+
+
+def test_captions_are_made_by_templates(root):
+    clip = ESC50(root, templates=["the sound of {}", "{}, and {}"]).clips("test")[0]
+    assert clip.captions == (f"the sound of {clip.label}", f"{clip.label}, and {clip.label}")
+    assert "_" not in clip.label
+
+
+def test_braces_in_a_template_are_text(root):
+    assert ESC50(root, templates=["{}: {name}"]).clips("test")[0].captions[0].endswith(": {name}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"train_folds": [1, 7]},
+            r"dataset.train_folds=\[1, 7\]: fold 7 does not exist in .*, which has 1, 2, 3, 4, 5",
+        ),
+        ({"test_folds": [4, 5]}, "fold 4 is in dataset.train_folds and in dataset.test_folds; keep them apart"),
+        ({"val_folds": [5], "test_folds": [5]}, "fold 5 is in dataset.val_folds and in dataset.test_folds"),
+        ({"templates": ["a dog"]}, r"templates=\['a dog'\]: each needs {} for the label; set dataset.templates"),
+        ({"templates": []}, r"templates=\[\]: each needs {}"),
+        ({"val_fraction": 1.0}, "val_fraction=1.0 must be 0 or more and below 1; set dataset.val_fraction"),
+    ],
+)
+def test_wrong_option_is_one_clear_line(root, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        ESC50(root, **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fold", ["x", "", "1.0", "²"])
+def test_fold_that_is_no_number_names_its_line(tmp_path, fold):
+    write_index(tmp_path, ["a.wav,1,dog,1", f"b.wav,{fold},dog,2"])
+    with pytest.raises(ValueError, match=f"esc50.csv, line 3: fold='{fold}' is no number"):
+        ESC50(tmp_path)
+
+
+def test_missing_column_is_named(tmp_path):
+    write_index(tmp_path, ["a.wav,1,dog"], header="filename,fold,category")
+    with pytest.raises(ValueError, match="column src_file is missing; the columns are filename, fold, category"):
+        ESC50(tmp_path)
+
+
+@pytest.mark.parametrize("folder", [".", "absent"])
+def test_missing_index_names_the_key_and_the_source(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match="esc50.csv is missing; dataset.root=.*github.com/karolpiczak/ESC-50"):
+        ESC50(tmp_path / folder)
+
+
+def test_absent_audio_is_named(root):
+    corpus = ESC50(root)
+    path = corpus.clips("test")[3].path
+    path.rename(path.with_suffix(".gone"))
+    try:
+        with pytest.raises(FileNotFoundError, match=f"1 of {NUM_CLIPS // 5} recordings .* the first is {path}"):
+            ClapDataset(corpus, "test", sample_rate=16_000, max_bad_fraction=0.0)
+    finally:
+        path.with_suffix(".gone").rename(path)

@@ -1,0 +1,248 @@
+"""Retrieval and zero-shot numbers against plain loops, and the protocol that they carry."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import CAPTIONS, make_tone
+from numpy.testing import assert_array_equal
+
+from clap.dataset.clips import ClapDataset, Clip, Corpus, make_loader
+from clap.evaluation import EmbeddedSplit, Retrieval, ZeroShot, evaluate, merge_metrics, write_results
+
+
+class Tones(Corpus):
+    name = "tones"
+
+    def __init__(self, clips: list[Clip]) -> None:
+        self.listed = clips
+
+    def clips(self, split: str) -> list[Clip]:
+        return self.listed
+
+
+@pytest.fixture(scope="module")
+def clap(tiny_clap):
+    return tiny_clap()
+
+
+@pytest.fixture(scope="module")
+def clips(tones) -> list[Clip]:
+    """Eight clips with one to three captions and one of three labels each."""
+    counts = [1 + i % 3 for i in range(8)]
+    captions = [tuple(f"{CAPTIONS[i]} {'again ' * j}".strip() for j in range(counts[i])) for i in range(8)]
+    return [Clip(f"clip {i}", captions[i], tones[i], ["dog", "rain", "siren"][i % 3]) for i in range(8)]
+
+
+def make_dataset(clips: list[Clip], **options) -> ClapDataset:
+    return ClapDataset(Tones(clips), "test", sample_rate=16_000, **options)
+
+
+def run(clap, clips: list[Clip], evaluator, *, batch_size: int = 4, **options):
+    loader = make_loader(
+        make_dataset(clips, **options), clap.collate, batch_size=batch_size, num_workers=0, shuffle=False
+    )
+    return evaluate(clap, loader, {evaluator.name: evaluator})[evaluator.name]
+
+
+def embedded(clap, clips: list[Clip]) -> EmbeddedSplit:
+    embedding = clap.get_audio_embeddings([clip.path for clip in clips])
+    return EmbeddedSplit(make_dataset(clips), embedding, list(range(len(clips))), {})
+
+
+def write_bad(folder) -> Clip:
+    (folder / "bad.wav").write_bytes(b"not audio")
+    return Clip("bad", ("nothing",), folder / "bad.wav", "dog")
+
+
+# Retrieval
+
+
+def test_text_to_audio_recall_is_that_of_a_loop(clap, clips):
+    result = Retrieval()(clap, embedded(clap, clips))
+    audio = clap.get_audio_embeddings([clip.path for clip in clips])
+    ranks = []
+    for row, clip in enumerate(clips):
+        for caption in clip.captions:
+            scores = audio @ clap.get_text_embeddings([caption])[0]
+            ranks.append(sum((score >= scores[row]).item() for score in scores))
+    assert_array_equal(result.per_query["text_to_audio_rank"], ranks)
+    for k in (1, 5, 10):
+        assert result.metrics[f"text_to_audio/recall_at_{k}"] == pytest.approx(np.mean(np.array(ranks) <= k))
+    assert result.metrics["text_to_audio/median_rank"] == pytest.approx(np.median(ranks))
+    expected = np.mean([1 / rank if rank <= 10 else 0 for rank in ranks])
+    assert result.metrics["text_to_audio/mean_average_precision_at_10"] == pytest.approx(expected)
+
+
+def test_audio_to_text_takes_the_best_caption_and_all_for_precision(clap, clips):
+    result = Retrieval()(clap, embedded(clap, clips))
+    audio = clap.get_audio_embeddings([clip.path for clip in clips])
+    owners = [row for row, clip in enumerate(clips) for _ in clip.captions]
+    text = clap.get_text_embeddings([caption for clip in clips for caption in clip.captions])
+    best, precisions = [], []
+    for row in range(len(clips)):
+        order = (audio[row] @ text.T).argsort(descending=True).tolist()
+        found = [rank for rank, column in enumerate(order, start=1) if owners[column] == row]
+        best.append(found[0])
+        hits = [(i + 1) / rank for i, rank in enumerate(found) if rank <= 10]
+        precisions.append(sum(hits) / min(10, len(found)))
+    assert_array_equal(result.per_query["audio_to_text_best_rank"], best)
+    assert result.metrics["audio_to_text/recall_at_1"] == pytest.approx(np.mean(np.array(best) == 1))
+    assert result.metrics["audio_to_text/mean_average_precision_at_10"] == pytest.approx(np.mean(precisions))
+
+
+def test_equal_captions_of_other_clips_count_against_the_model(clap, clips):
+    """Captions made from labels: the protocol says how many clips share them."""
+    labelled = [Clip(clip.id, (f"the sound of {clip.label}",), clip.path, clip.label) for clip in clips]
+    result = Retrieval()(clap, embedded(clap, labelled))
+    assert (result.per_query["audio_to_text_best_rank"] > 1).all()
+    assert result.protocol["captions_of_several_clips"] == 3
+
+
+# Zero-shot
+
+
+def test_accuracy_is_that_of_a_loop(clap, clips):
+    templates = ["the sound of {}", "{} is heard"]
+    result = ZeroShot(templates=templates)(clap, embedded(clap, clips))
+    classes = []
+    for name in ("dog", "rain", "siren"):
+        prompts = clap.get_text_embeddings([template.format(name) for template in templates])
+        classes.append(torch.nn.functional.normalize(prompts.mean(dim=0), dim=0))
+    hits = []
+    for clip in clips:
+        scores = torch.stack(classes) @ clap.get_audio_embeddings([clip.path])[0]
+        hits.append(["dog", "rain", "siren"][int(scores.argmax())] == clip.label)
+    assert result.metrics["zero_shot/accuracy"] == pytest.approx(np.mean(hits))
+    assert_array_equal(result.per_query["hit"], hits)
+
+
+def test_perfect_model_has_accuracy_one(clap, clips):
+    split = embedded(clap, clips)
+    split.audio_embedding = clap.get_text_embeddings([f"the sound of {clip.label}" for clip in clips])
+    assert ZeroShot()(clap, split).metrics["zero_shot/accuracy"] == 1.0
+
+
+def test_clips_without_label_are_no_queries(clap, clips):
+    some = [*clips[:5], *(Clip(clip.id, clip.captions, clip.path) for clip in clips[5:])]
+    result = ZeroShot()(clap, embedded(clap, some))
+    assert len(result.per_query["hit"]) == result.protocol["clips_with_label"] == 5
+
+
+def test_class_of_a_missing_clip_stays_a_choice(clap, clips, tmp_path):
+    gone = Clip("gone", ("x",), tmp_path / "gone.wav", "wind")
+    assert "wind" in run(clap, [*clips, gone], ZeroShot(), max_bad_fraction=0.5).protocol["class_names"]
+
+
+def test_no_labels_at_all_is_an_error(clap, clips):
+    bare = [Clip(clip.id, clip.captions, clip.path) for clip in clips]
+    with pytest.raises(ValueError, match=r"no clip of tones \(test\) has a label; choose evaluation=\[retrieval\]"):
+        ZeroShot()(clap, embedded(clap, bare))
+
+
+@pytest.mark.parametrize("templates", [[], ["a dog"]])
+def test_template_needs_room_for_the_class(templates):
+    with pytest.raises(ValueError, match="each needs {} for the class; set evaluation.zero_shot.templates"):
+        ZeroShot(templates=templates)
+
+
+# Splits
+
+
+@pytest.mark.parametrize("fusion", ["none", "mean", "aff"])
+def test_batch_size_changes_no_number(tiny_clap, clips, fusion):
+    clap = tiny_clap(f"fusion={fusion}")
+    one, many = (run(clap, clips, Retrieval(), batch_size=size, window=clap.window) for size in (1, 16))
+    assert one.metrics == pytest.approx(many.metrics)
+
+
+def test_files_have_the_embedding_of_inference(clap, clips):
+    """evaluate.py and get_audio_embeddings agree on a file."""
+    result = run(clap, clips, Retrieval(), window=clap.window)
+    assert result.metrics == {
+        f"test/tones/{name}": value for name, value in Retrieval()(clap, embedded(clap, clips)).metrics.items()
+    }
+
+
+def test_names_begin_with_split_and_dataset(clap, clips):
+    assert list(run(clap, clips, ZeroShot()).metrics) == ["test/tones/zero_shot/accuracy"]
+
+
+def test_training_mode_comes_back(clap, clips):
+    clap.train()
+    run(clap, clips, Retrieval())
+    assert clap.training
+
+
+def test_protocol_says_what_the_number_means(clap, clips):
+    protocol = run(clap, clips, Retrieval()).protocol
+    expected = {
+        "dataset": "tones",
+        "split": "test",
+        "clips": "8 of 8",
+        "left_out": {},
+        "clip_manifest": make_dataset(clips).digest,
+        "windows": "OneWindow",
+        "window_seconds": 1.0,
+        "sample_rate": 16_000,
+        "evaluator": "retrieval",
+        "captions_per_clip": [1, 2, 3],
+        "captions_of_several_clips": 0,
+    }
+    assert {key: protocol[key] for key in expected} == expected
+
+
+def test_overridden_windows_enter_the_protocol(tiny_clap, clips):
+    clap = tiny_clap()
+    clap.set_windows("mean")
+    assert run(clap, clips, Retrieval()).protocol["windows"] == "mean"
+
+
+def test_left_out_clips_are_counted_and_named(clap, clips, tmp_path):
+    gone = Clip("gone", ("x",), tmp_path / "gone.wav")
+    protocol = run(clap, [*clips, write_bad(tmp_path), gone], Retrieval(), max_bad_fraction=0.2).protocol
+    assert protocol["clips"] == "8 of 10"
+    assert protocol["left_out"]["gone"] == "missing" and "cannot be decoded" in protocol["left_out"]["bad"]
+
+
+def test_too_many_left_out_clips_stop(clap, clips, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"1 of 9 clips of tones \(test\) cannot be used, the first is bad \(.*bad.wav"
+    ):
+        run(clap, [*clips, write_bad(tmp_path)], Retrieval(), max_bad_fraction=0.1)
+
+
+def test_no_usable_clip_stops_whatever_the_fraction(clap, tmp_path):
+    with pytest.raises(ValueError, match="1 of 1 clips"):
+        run(clap, [write_bad(tmp_path)], Retrieval(), max_bad_fraction=1.0)
+
+
+# Files
+
+
+def test_per_query_values_are_read_back(clap, clips, tmp_path):
+    result = run(clap, clips, Retrieval())
+    write_results(tmp_path / "evaluation", {"retrieval": result})
+    with np.load(tmp_path / "evaluation" / "test-tones-retrieval.npz", allow_pickle=False) as stored:
+        assert stored["clip_id"].tolist() == [clip.id for clip in clips]
+        recall = np.mean(stored["text_to_audio_rank"] <= 1)
+    assert recall == pytest.approx(result.metrics["test/tones/text_to_audio/recall_at_1"])
+
+
+def test_protocols_of_other_evaluators_are_kept(clap, clips, tmp_path):
+    write_results(tmp_path, {"retrieval": run(clap, clips, Retrieval())})
+    write_results(tmp_path, {"zero_shot": run(clap, clips, ZeroShot())})
+    protocols = json.loads((tmp_path / "protocol.json").read_text())
+    assert set(protocols) == {"test-tones-retrieval", "test-tones-zero_shot"}
+
+
+def test_metrics_of_all_evaluators_are_merged(clap, clips):
+    results = {"retrieval": run(clap, clips, Retrieval()), "zero_shot": run(clap, clips, ZeroShot())}
+    assert len(merge_metrics(results)) == sum(len(result.metrics) for result in results.values())
+
+
+def test_mixed_rates_and_channels_are_fine(clap, clips, tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.stack([make_tone(300.0, 1.0, sample_rate=44_100)] * 2, axis=1), 44_100)
+    assert run(clap, [*clips, Clip("a", ("x",), tmp_path / "a.flac")], Retrieval()).protocol["clips"] == "9 of 9"

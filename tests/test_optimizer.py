@@ -1,0 +1,136 @@
+"""Parameter groups and the learning-rate schedule."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from clap.loss import SigmoidLoss, SymmetricCrossEntropyLoss
+from clap.optimizer import build_optimizer, learning_rate_factor, parameter_groups
+
+RATES = {"audio_encoder": 0.1, "text_encoder": 0.2}
+
+
+def find_groups(clap: nn.Module, criterion: nn.Module | None = None) -> dict[str, dict]:
+    criterion = criterion or SymmetricCrossEntropyLoss()
+    groups = parameter_groups(clap, criterion, rates=RATES, lr=0.3, weight_decay=0.01)
+    return {group["name"]: group for group in groups}
+
+
+def find_group(groups: dict[str, dict], parameter: nn.Parameter) -> str:
+    return next(name for name, group in groups.items() if any(p is parameter for p in group["params"]))
+
+
+def build(clap: nn.Module, **changes):
+    settings = {
+        "algorithm": partial(torch.optim.AdamW, betas=(0.9, 0.98)),
+        "lr": 0.3,
+        "audio_encoder_lr": 0.1,
+        "text_encoder_lr": 0.2,
+        "weight_decay": 0.01,
+        "warmup_steps": 2,
+        "schedule": "cosine",
+        "total_steps": 10,
+    }
+    return build_optimizer(clap, SymmetricCrossEntropyLoss(), **settings | changes)
+
+
+@pytest.fixture(scope="module")
+def clap(tiny_clap) -> nn.Module:
+    return tiny_clap()
+
+
+def test_norms_biases_and_logit_scale_do_not_decay(clap):
+    groups = find_groups(clap)
+    for parameter in (
+        clap.logit_scale,
+        clap.audio_encoder.bn0.weight,
+        clap.audio_encoder.trunk.norm.weight,
+        clap.text_encoder.transformer.ln_f.bias,
+        clap.audio_projection.linear1.bias,
+    ):
+        name = find_group(groups, parameter)
+        assert name.endswith("/no_decay") and groups[name]["weight_decay"] == 0
+
+
+def test_weights_decay(clap):
+    groups = find_groups(clap)
+    name = find_group(groups, clap.audio_projection.linear1.weight)
+    assert name == "rest/decay" and groups[name]["weight_decay"] == 0.01
+
+
+def test_towers_and_the_rest_have_their_rates(clap):
+    rates = {name.split("/")[0]: group["lr"] for name, group in find_groups(clap).items()}
+    assert rates == {"audio_encoder": 0.1, "text_encoder": 0.2, "rest": 0.3}
+
+
+def test_every_trainable_parameter_is_there_once(clap):
+    listed = [id(p) for group in find_groups(clap).values() for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in clap.parameters())
+
+
+def test_frozen_part_is_left_out(tiny_clap):
+    clap = tiny_clap()
+    clap.freeze(["text_encoder"])
+    assert not any(name.startswith("text_encoder") for name in find_groups(clap))
+
+
+def test_loss_parameters_are_trained(clap):
+    criterion = SigmoidLoss()
+    assert find_group(find_groups(clap, criterion), criterion.logit_bias) == "rest/no_decay"
+
+
+def test_nothing_to_train_is_an_error(tiny_clap):
+    clap = tiny_clap().requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing is left to train"):
+        find_groups(clap)
+
+
+def test_warmup_rises_linearly_to_the_peak():
+    factors = [learning_rate_factor(i, warmup_steps=4, total_steps=12, schedule="cosine") for i in range(5)]
+    assert factors == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_cosine_is_half_way_down_in_the_middle_and_ends_at_zero():
+    factor = partial(learning_rate_factor, warmup_steps=4, total_steps=12, schedule="cosine")
+    assert factor(8) == pytest.approx(0.5)
+    assert factor(6) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert factor(12) == factor(20) == 0
+
+
+def test_constant_stays_at_the_peak():
+    factor = partial(learning_rate_factor, warmup_steps=1, total_steps=12, schedule="constant")
+    assert [factor(i) for i in (0, 1, 11, 100)] == [1.0] * 4
+
+
+def test_no_warmup_starts_at_the_peak():
+    assert learning_rate_factor(0, warmup_steps=0, total_steps=5, schedule="cosine") == 1.0
+
+
+def test_schedule_scales_every_group(clap):
+    optimizer, scheduler = build(clap)
+    first = {group["name"].split("/")[0]: group["lr"] for group in optimizer.param_groups}
+    assert first == pytest.approx({"audio_encoder": 0.05, "text_encoder": 0.1, "rest": 0.15})
+
+
+def test_unknown_schedule_lists_what_there_is(clap):
+    with pytest.raises(ValueError, match="optimizer.schedule='linear' is not one of cosine, constant"):
+        build(clap, schedule="linear")
+
+
+@pytest.mark.parametrize("name", ["lr", "audio_encoder_lr", "weight_decay", "warmup_steps"])
+def test_negative_value_is_named(clap, name):
+    with pytest.raises(ValueError, match=f"optimizer.{name}=-1 must not be negative"):
+        build(clap, **{name: -1})
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_every_yaml_builds_its_optimizer(clap, tiny_config, name):
+    from hydra.utils import instantiate
+
+    config = tiny_config(f"optimizer={name}", "optimizer.lr=0.5")["optimizer"]
+    optimizer, _ = instantiate(config)(clap, SymmetricCrossEntropyLoss(), total_steps=10)
+    assert type(optimizer).__name__.lower() == name
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {0.5}
