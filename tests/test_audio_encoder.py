@@ -25,13 +25,13 @@ from clap.fusion import AFF, DAF, IAFF, GlobalAndLocal, MeanOfWindows, OneWindow
 RATE = 16000
 LENGTHS = [3000, 39000, 16000, 16100, 30000]  # samples; the window has 16000, and 16100 is less than a hop more
 CONF = Path(__file__).resolve().parents[1] / "conf"
-OUTPUT_DIMS = {
+OUTPUT_DIMS = {  # those of the nano ones are free
     "htsat_tiny": 768,
     "htsat_base": 1024,
     "htsat_large": 2048,
-    "htsat_nano": 192,
+    "htsat_nano": None,
     "cnn14": 2048,
-    "cnn14_nano": 256,
+    "cnn14_nano": None,
     "timm": 320,
 }
 FUSIONS = {
@@ -364,7 +364,8 @@ def test_encoder_yaml_builds_and_has_the_width(compose: Callable[..., DictConfig
     with torch.device("meta"):
         encoder = build_encoder(compose(f"audio_encoder={name}"))
         features = encoder(torch.zeros(2, encoder.frontend.num_samples), torch.zeros(2, dtype=torch.long))
-    assert features.shape == (2, encoder.output_dim) == (2, OUTPUT_DIMS[name])
+    assert features.shape == (2, OUTPUT_DIMS[name] or encoder.output_dim)
+    assert features.shape[1] == encoder.output_dim
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

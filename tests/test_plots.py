@@ -27,7 +27,7 @@ LONG_CAPTION = "a dog barks twice for $5 while rain falls on a tin roof " * 5
 
 def training_history(num_steps: int) -> list[dict]:
     names = ("train/loss", "train/learning_rate", "train/logit_scale", "train/clips_per_second")
-    return [{"step": step, "metrics": {name: 1.0 / (step + 1) for name in names}} for step in range(num_steps)]
+    return [{"step": step, "metrics": dict.fromkeys(names, 1.0 / (step + 1))} for step in range(num_steps)]
 
 
 def validation_history(num_epochs: int) -> list[dict]:

@@ -18,9 +18,9 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
+from clap.dataset.captions import NUM_CAPTIONS
 from clap.dataset.clips import SPLITS, Clip
 from clap.dataset.sounds import RENDER_RATE, SOUNDS
-from clap.dataset.captions import NUM_CAPTIONS
 from clap.dataset.synthetic import SHORTEST_SCENE, Synthetic, plan_lone_event, render_scene
 
 NUM_FOLDS = 5
