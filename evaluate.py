@@ -18,7 +18,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
     from clap import checkpoint
 
-    recorded = read_config(checkpoint.find_file(Path(cfg.checkpoint), checkpoint.CONFIG))
+    folder = checkpoint.find_best(Path(cfg.checkpoint))
+    recorded = read_config(checkpoint.find_file(folder, checkpoint.CONFIG))
     config = {key: value for key, value in read_config(cfg).items() if value is not None}
     config = {"dataset": recorded.get("dataset"), "evaluation": recorded.get("evaluation")} | config
 
@@ -31,7 +32,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from clap.tracking import Tracker, git_commit
     from clap.trainer import write_json
 
-    clap = Clap.from_ckpt(cfg.checkpoint).to(choose_device(cfg.device))
+    clap = Clap.from_ckpt(folder).to(choose_device(cfg.device))
     clap.set_windows(cfg.windows)
     settings = config["dataset"]
     dataset = ClapDataset(

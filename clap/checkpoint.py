@@ -66,6 +66,12 @@ def recover(folder: Path) -> None:
             old.rename(folder)
 
 
+def find_best(path: Path) -> Path:
+    """A checkpoint folder itself, or the best one of a run folder."""
+    best = path / "checkpoints" / "best"
+    return best if best.is_dir() or old_name(best).is_dir() else path
+
+
 def find_file(folder: Path, name: str) -> Path:
     """The named file of a checkpoint folder; where a replacement was killed half way, of the old one.
 

@@ -34,7 +34,17 @@ TYPES: dict[str, tuple[type, ...]] = {
     "trainer.save_every": (int, type(None)),
     "dataset.max_clips": (int, type(None)),
 }
-CHOICES = {"trainer.precision": ("fp32", "bf16", "fp16")}
+# Keys with a few values, by full name or last part; the class behind a key checks them again.
+CHOICES = {
+    "trainer.precision": ("fp32", "bf16", "fp16"),
+    "optimizer.schedule": ("cosine", "constant"),
+    "device": ("auto", "cpu", "cuda"),
+    "split": ("train", "val", "test"),
+    "windows": ("mean", None),
+    "pooling": ("first", "last", "mean", None),
+    "fill": ("repeat_pad", "repeat", "pad"),
+    "mel_scale": ("slaney", "htk"),
+}
 TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -139,9 +149,10 @@ def check_value(line: str, key: str, value: Any, current: Any) -> None:
     """Refuse a value that is not of the type of the yaml value it replaces."""
     if value == "???":
         raise ValueError(f"{line}: the reference does not resolve; it must name a key that has a value")
-    if key in CHOICES and value not in CHOICES[key]:
-        raise ValueError(f"{line}: {key} is one of {', '.join(CHOICES[key])}")
-    types = TYPES.get(key) or TYPES.get(key.rpartition(".")[2])
+    last = key.rpartition(".")[2]
+    if (choices := CHOICES.get(key) or CHOICES.get(last)) and value not in choices:
+        raise ValueError(f"{line}: {key} is one of {', '.join(choice or 'null' for choice in choices)}")
+    types = TYPES.get(key) or TYPES.get(last)
     if types and type(value) not in types:
         raise ValueError(f"{line}: {key} takes {' or '.join(TYPE_NAMES[kind] for kind in types)}")
     if current == "???" and value is None:

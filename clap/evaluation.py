@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from clap import __version__ as clap_version
 from clap.dataset.clips import ClapDataset, Clip
-from clap.metrics import accuracy, retrieval_metrics, retrieval_ranks, zero_shot_hits
+from clap.metrics import RETRIEVAL_METRICS, accuracy, retrieval_metrics, retrieval_ranks, zero_shot_hits
 from clap.model import Clap
 
 log = logging.getLogger(__name__)
@@ -50,10 +50,10 @@ class Evaluation:
 
 
 class Evaluator:
-    """Called on a model and an embedded split; `headline` names the metric that best checkpoints are chosen by."""
+    """Called on a model and an embedded split; the first of `metric_names` chooses the best checkpoint."""
 
     name: str
-    headline: str
+    metric_names: tuple[str, ...]
 
     def __call__(self, clap: Clap, split: EmbeddedSplit) -> Evaluation:
         raise NotImplementedError
@@ -63,7 +63,7 @@ class Retrieval(Evaluator):
     """Text to audio and audio to text over the whole split, every caption of every clip."""
 
     name = "retrieval"
-    headline = "text_to_audio/mean_average_precision_at_10"
+    metric_names = RETRIEVAL_METRICS
 
     def __call__(self, clap: Clap, split: EmbeddedSplit) -> Evaluation:
         clips = split.clips
@@ -99,7 +99,7 @@ class ZeroShot(Evaluator):
     """
 
     name = "zero_shot"
-    headline = "zero_shot/accuracy"
+    metric_names = ("zero_shot/accuracy",)
 
     def __init__(self, *, templates: Sequence[str] = ("the sound of {}",)) -> None:
         self.templates = list(templates)
@@ -132,7 +132,7 @@ class ZeroShot(Evaluator):
             "clips_with_label": len(labelled),
             "definition": "share of clips whose own class is nearest; prompts of a class are averaged and normalised",
         }
-        return Evaluation({self.headline: accuracy(hits)}, per_query, protocol)
+        return Evaluation({self.metric_names[0]: accuracy(hits)}, per_query, protocol)
 
 
 def embed_classes(clap: Clap, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+RETRIEVAL_METRICS = tuple(
+    f"{direction}/{name}"
+    for direction in ("text_to_audio", "audio_to_text")
+    for name in ("mean_average_precision_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "median_rank")
+)
 CHUNK_SIZE = 512  # texts compared at a time: 512 x 20000 float32 are 41 MB
 
 

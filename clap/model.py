@@ -101,8 +101,8 @@ class Clap(nn.Module):
 
     @classmethod
     def from_ckpt(cls, ckpt: str | os.PathLike) -> "Clap":
-        """The model of a checkpoint folder (config.yaml, model.safetensors, tokenizer/), in evaluation mode."""
-        folder = Path(ckpt)
+        """The model of a checkpoint folder, or of a run's best one, in evaluation mode."""
+        folder = checkpoint.find_best(Path(ckpt))
         config = model_config(read_config(checkpoint.find_file(folder, checkpoint.CONFIG)))
         config["text_encoder"]["tokenizer"] = str(checkpoint.find_file(folder, checkpoint.TOKENIZER))
         clap = cls(config=config)

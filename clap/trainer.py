@@ -38,7 +38,7 @@ class ClapTrainer:
         criterion: two embeddings, logit scale, clip ids -> loss.
         epochs, max_steps: whichever ends first.
         evaluators: by name; retrieval if not given.
-        monitor: metric, higher is better, that chooses the best checkpoint; None for the first evaluator's headline.
+        monitor: metric, higher is better, that chooses the best checkpoint; None for the first evaluator's first.
         patience: validations without a better monitor before training stops; None trains to the end.
         eval_every: epochs between validations.
         precision: `fp32`, `bf16` or `fp16` (GPU only) for the two towers; the log-mel and the loss stay float32.
@@ -84,7 +84,7 @@ class ClapTrainer:
         self.clap, self.optimizer, self.criterion, self.scheduler = clap, optimizer, criterion, scheduler
         self.epochs, self.max_steps, self.max_grad_norm = epochs, max_steps, max_grad_norm
         self.evaluators = dict(evaluators or {"retrieval": Retrieval()})
-        self.monitor, self.patience, self.eval_every = monitor, patience, eval_every
+        self.monitor, self.patience, self.eval_every = self.find_monitor(monitor), patience, eval_every
         self.log_every, self.save_every = log_every, save_every
         self.tracker, self.saved_config = tracker, dict(saved_config or {})
         self.autocast, self.scaler = set_precision(precision, clap.device)
@@ -230,21 +230,25 @@ class ClapTrainer:
     def compare(self, results: Mapping[str, Evaluation]) -> None:
         metrics = merge_metrics(results)
         self.track(metrics)
-        monitor = self.find_monitor(metrics)
-        log.info("epoch %d, step %d: %s %.4f", self.epoch, self.step, monitor, metrics[monitor])
-        self.evaluations_since_best += 1
-        if metrics[monitor] > self.best_metric:
-            self.best_metric, self.best_metrics, self.evaluations_since_best = metrics[monitor], metrics, 0
+        found = metrics[self.monitor]
+        log.info("epoch %d, step %d: %s %.4f", self.epoch, self.step, self.monitor, found)
+        improved = found > self.best_metric
+        self.evaluations_since_best = 0 if improved else self.evaluations_since_best + 1
+        if found >= self.best_metric:  # of equals the later one, which has learnt for longer
+            self.best_metric, self.best_metrics = found, metrics
             write_results(self.checkpoints.parent / "evaluation", results)
             self.save("best")
 
-    def find_monitor(self, metrics: Mapping[str, float]) -> str:
-        if self.monitor is None:
-            headline = next(iter(self.evaluators.values())).headline
-            return next(name for name in metrics if name.endswith(headline))
-        if self.monitor not in metrics:
-            raise ValueError(f"trainer.monitor={self.monitor} is not one of {', '.join(metrics)}")
-        return self.monitor
+    def find_monitor(self, monitor: str | None) -> str | None:
+        """Full name of the metric that chooses the best checkpoint; None without validation."""
+        if self.val_loader is None:
+            return None
+        prefix = f"val/{self.val_loader.dataset.name}"
+        names = [f"{prefix}/{name}" for evaluator in self.evaluators.values() for name in evaluator.metric_names]
+        names = [name for name in names if not name.endswith("median_rank")]  # lower is better
+        if monitor is not None and monitor not in names:
+            raise ValueError(f"trainer.monitor={monitor} is not one of {', '.join(names)}")
+        return monitor or names[0]
 
     def test(self, out_path: str | Path) -> dict[str, float]:
         """Evaluate the best checkpoint on the test split; writes metrics.json, cost.json and per-query results."""
@@ -315,13 +319,11 @@ class ClapTrainer:
         self.criterion.load_state_dict(state["criterion"])
         for key, value in state["position"].items():
             setattr(self, key, value)
-        best, cost = state["best"], state["cost"]
-        self.best_metric, self.best_metrics, self.evaluations_since_best = (
-            best["metric"],
-            best["metrics"],
-            best["since"],
-        )
-        self.problems, self.seconds, self.clips_seen = state["problems"], cost["seconds"], cost["clips_seen"]
+        best = state["best"]
+        self.best_metric, self.best_metrics = best["metric"], best["metrics"]
+        self.evaluations_since_best = best["since"]
+        self.problems, self.clips_seen = state["problems"], state["clips_seen"]
+        self.seconds_before = state["seconds"]
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
@@ -331,9 +333,7 @@ class ClapTrainer:
 def check_settings(**settings: int | None) -> None:
     for name, value in settings.items():
         if value is not None and value < 1:
-            raise ValueError(
-                f"{name}={value} must be at least 1; set trainer.{'max_epochs' if name == 'epochs' else name}"
-            )
+            raise ValueError(f"trainer.{'max_epochs' if name == 'epochs' else name}={value} must be at least 1")
 
 
 def set_precision(precision: str, device: torch.device) -> tuple[AbstractContextManager, torch.amp.GradScaler]:

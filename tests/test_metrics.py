@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 import clap.metrics
 from clap.metrics import (
+    RETRIEVAL_METRICS,
     RetrievalRanks,
     accuracy,
     average_precisions_at,
@@ -167,3 +168,8 @@ def test_golden_mean_average_precision_is_not_the_unsorted_one(golden) -> None:
     unsorted = config["metrics"]["a2t/mAP@10_laion_unsorted"]
     ours = retrieval_metrics(golden_ranks(tensors))["audio_to_text/mean_average_precision_at_10"]
     assert (round(ours, 3), round(unsorted, 3)) == (0.360, 0.505)
+
+
+def test_every_retrieval_metric_is_announced():
+    similarity, text_to_clip = make_retrieval()
+    assert set(retrieval_metrics(retrieval_ranks(similarity, text_to_clip))) == set(RETRIEVAL_METRICS)

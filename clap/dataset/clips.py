@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import logging
+import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -40,15 +41,15 @@ class Corpus:
     """A named collection of clips in splits; a child class reads its index in `clips`."""
 
     name: str
-    max_duration: float = 30.0  # seconds; of a longer clip only this much is ever used
+    max_duration: float = 30.0  # seconds; in training only this much of a longer clip is read
 
     def clips(self, split: str) -> list[Clip]:
         raise NotImplementedError
 
     def load(
-        self, clip: Clip, *, sample_rate: int, max_duration: float, rng: np.random.Generator | None = None
+        self, clip: Clip, *, sample_rate: int, max_duration: float | None, rng: np.random.Generator | None = None
     ) -> np.ndarray:
-        """Mono float32 (samples,) at `sample_rate`, at most `max_duration` seconds (see `load_waveform`)."""
+        """Mono float32 (samples,) at `sample_rate`, at most `max_duration` seconds, or all (see `load_waveform`)."""
         return load_waveform(clip.path, sample_rate, max_duration=max_duration, rng=rng)
 
 
@@ -127,7 +128,7 @@ class ClapDataset(Dataset):
         kind: `train`, `val` or `test`.
         root: folder of the corpus.
         sample_rate: Hz of the waveforms; with `config` that of its audio encoder.
-        window: seconds of a clip that the model takes; None for all of it, up to the corpus's max_duration.
+        window: seconds of a clip that the model takes; None for all of it, in training up to the corpus's max_duration.
         max_bad_fraction: share of clips that may be missing before it is an error.
         max_clips: use only so many of each corpus, from the start.
         training: draw captions and parts at random; None does so in the train split.
@@ -219,7 +220,7 @@ class ClapDataset(Dataset):
         rng = np.random.default_rng([self.seed, epoch, index]) if self.training else None
         clip, corpus = self.clips[index], self.owners[index]
         caption = clip.captions[0 if rng is None else rng.integers(len(clip.captions))]
-        duration = min(self.window or corpus.max_duration, corpus.max_duration)
+        duration = min(self.window or math.inf, corpus.max_duration) if self.training else self.window
         try:
             waveform = corpus.load(clip, sample_rate=self.sample_rate, max_duration=duration, rng=rng)
         except AudioError as error:
@@ -261,6 +262,10 @@ def make_loader(
     if batch_size < 1 or num_workers < 0:
         raise ValueError(
             f"dataset.batch_size={batch_size} must be positive, dataset.num_workers={num_workers} not negative"
+        )
+    if shuffle and min(batch_size, len(dataset)) < 2:
+        raise ValueError(
+            f"a contrastive batch needs two clips, not dataset.batch_size={batch_size} of {len(dataset)} training clips"
         )
     return DataLoader(
         dataset,

@@ -38,7 +38,7 @@ class CSV(Corpus):
         metadata: one CSV or JSONL; or one for each split, {train: FILE, val: FILE, test: FILE}, which a split column
             does not change. In a JSONL, `caption` may be a list.
         val_fraction, test_fraction: shares of the clips where the index has no split column.
-        max_duration: seconds; of a longer clip only this much is used.
+        max_duration: seconds; in training only this much of a longer clip is read.
 
     Raises:
         FileNotFoundError: root or an index is missing. ValueError: a row is wrong; it names file and line.

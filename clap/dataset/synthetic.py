@@ -82,7 +82,7 @@ class Synthetic(Corpus):
         return [self._clip(split, i) for i in range(self.num_clips[split])]
 
     def load(
-        self, clip: Clip, *, sample_rate: int, max_duration: float, rng: np.random.Generator | None = None
+        self, clip: Clip, *, sample_rate: int, max_duration: float | None, rng: np.random.Generator | None = None
     ) -> np.ndarray:
         """Render a clip: float32 (samples,) in [-1, 1]; of a longer scene the middle, or a random part with `rng`."""
         split, index = clip.id.rsplit("-", maxsplit=1)

@@ -1,0 +1,194 @@
+"""ClapTrainer in Python: fitting, choosing the best, stopping, resuming, refusing bad settings."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import SGD, AdamW
+from torch.utils.data import DataLoader
+
+from clap import ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
+from clap.dataset.clips import make_loader
+from clap.dataset.synthetic import Synthetic
+from clap.trainer import find_resume, set_precision, stop_on_signal
+
+
+@pytest.fixture
+def make_trainer(tiny_clap: Callable) -> Callable[..., ClapTrainer]:
+    """`make_trainer(...)` -> a trainer of a tiny model on a dozen synthetic scenes, two steps an epoch."""
+
+    def make(epochs: int = 2, *, lr: float = 1e-3, **settings) -> ClapTrainer:
+        torch.manual_seed(0)
+        clap = tiny_clap()
+        corpus = Synthetic(num_train=12, num_val=6, num_test=6)
+        loaders = []
+        for kind in ("train", "val", "test"):
+            dataset = ClapDataset(corpus, kind, sample_rate=clap.sample_rate, window=clap.window)
+            shuffle = kind == "train"
+            loaders.append(make_loader(dataset, clap.collate, batch_size=6, num_workers=0, shuffle=shuffle))
+        optimizer = AdamW(clap.parameters(), lr=lr)
+        return ClapTrainer(*loaders, clap, optimizer, SymmetricCrossEntropyLoss(), epochs, **settings)
+
+    return make
+
+
+def test_train_and_eval_writes_the_metrics_it_returns(make_trainer: Callable, tmp_path: Path):
+    metrics = make_trainer().train_and_eval(out_path=tmp_path / "run.v1")
+    assert json.loads((tmp_path / "run.v1" / "metrics.json").read_text()) == metrics
+    assert "test/synthetic/text_to_audio/recall_at_1" in metrics
+
+
+def test_plain_data_loaders_work(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer()
+    for name in ("train_loader", "val_loader", "test_loader"):
+        loader = getattr(trainer, name)
+        shuffle = name == "train_loader"
+        plain = DataLoader(loader.dataset, batch_size=6, shuffle=shuffle, collate_fn=trainer.clap.collate)
+        setattr(trainer, name, plain)
+    assert trainer.train_and_eval(tmp_path)
+    assert trainer.step == 4
+
+
+def test_training_lowers_the_loss(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=12, log_every=1)
+    losses = []
+    trainer.track = lambda values: losses.append(values.get("train/loss"))
+    trainer.fit(tmp_path)
+    losses = [loss for loss in losses if loss is not None]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+
+
+def test_max_steps_ends_training_inside_an_epoch(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=5, max_steps=3)
+    trainer.fit(tmp_path)
+    assert trainer.step == 3
+
+
+def test_patience_ends_training_without_a_better_validation(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=20, lr=0.0, patience=2)
+    trainer.clap.freeze(["audio_encoder"])  # its batch statistics would go on moving
+    trainer.fit(tmp_path)
+    assert trainer.epoch == 3
+
+
+def test_best_checkpoint_is_the_one_with_the_highest_monitor(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=4)
+    found = []
+    trainer.track = lambda values: found.append(values.get(trainer.monitor))
+    trainer.fit(tmp_path)
+    assert trainer.best_metric == max(value for value in found if value is not None)
+    assert trainer.best_metrics[trainer.monitor] == trainer.best_metric
+
+
+def test_unknown_monitor_is_refused_before_training(make_trainer: Callable):
+    with pytest.raises(ValueError, match=r"trainer.monitor=val/loss is not one of val/synthetic/text_to_audio"):
+        make_trainer(monitor="val/loss")
+
+
+def test_without_validation_the_last_checkpoint_is_the_best(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer()
+    trainer.val_loader = trainer.monitor = None
+    trainer.fit(tmp_path)
+    best, last = (tmp_path / "checkpoints" / name / "model.safetensors" for name in ("best", "last"))
+    assert best.read_bytes() == last.read_bytes()
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_resumed_trainer_ends_with_the_same_weights(make_trainer: Callable, tmp_path: Path, stop_after: int):
+    whole = make_trainer(epochs=3)
+    whole.fit(tmp_path / "whole")
+    stopped = make_trainer(epochs=3)
+    stopped.train_step = interrupt_after(stopped, stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(tmp_path / "stopped")
+    resumed = make_trainer(epochs=3)
+    resumed.resume(tmp_path / "stopped" / "checkpoints" / "last")
+    resumed.fit(tmp_path / "stopped")
+    for name, tensor in whole.clap.state_dict().items():
+        assert torch.equal(tensor, resumed.clap.state_dict()[name]), name
+
+
+def test_bad_loss_names_step_and_clips_and_keeps_the_checkpoint(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=1)
+    trainer.fit(tmp_path)
+    before = (tmp_path / "checkpoints" / "last" / "model.safetensors").read_bytes()
+    trainer.epochs = 2
+    trainer.criterion.forward = lambda *inputs: torch.tensor(float("nan"))
+    with pytest.raises(ValueError, match=r"loss is nan at step 3 \(epoch 2, batch 1: train-"):
+        trainer.fit(tmp_path)
+    assert (tmp_path / "checkpoints" / "last" / "model.safetensors").read_bytes() == before
+
+
+def test_frozen_text_encoder_stays_as_it_was(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer()
+    trainer.clap.freeze(["text_encoder"])
+    before = {name: tensor.clone() for name, tensor in trainer.clap.text_encoder.state_dict().items()}
+    trainer.fit(tmp_path)
+    after = trainer.clap.text_encoder.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_bf16_trains(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=1, precision="bf16")
+    trainer.fit(tmp_path)
+    assert trainer.step == 2
+
+
+def test_logit_scale_stays_below_its_bound(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=1)
+    trainer.optimizer = SGD(trainer.clap.parameters(), lr=0.0)
+    trainer.clap.logit_scale.data.fill_(9.0)
+    trainer.fit(tmp_path)
+    assert trainer.clap.logit_scale.exp().item() == pytest.approx(100.0)
+
+
+def test_fp16_on_a_cpu_says_what_to_choose():
+    with pytest.raises(ValueError, match="choose bf16 or fp32"):
+        set_precision("fp16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("setting", ["max_steps", "patience", "eval_every", "log_every", "save_every"])
+def test_settings_below_one_are_refused(make_trainer: Callable, setting: str):
+    with pytest.raises(ValueError, match=rf"trainer.{setting}=0 must be at least 1"):
+        make_trainer(**{setting: 0})
+
+
+def test_batch_of_one_is_refused(make_trainer: Callable):
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match="a contrastive batch needs two clips"):
+        make_loader(trainer.train_loader.dataset, trainer.clap.collate, batch_size=1, num_workers=0, shuffle=True)
+
+
+def test_resume_auto_without_a_checkpoint_starts_anew(tmp_path: Path):
+    assert find_resume("auto", tmp_path) is None
+
+
+def test_resume_from_a_folder_without_training_state_is_refused(tmp_path: Path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"trainer.pt is missing .*; the folder holds config.yaml"
+    ):
+        find_resume(str(tmp_path), tmp_path)
+
+
+def test_second_signal_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), stop_on_signal() as received:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupt_after(trainer: ClapTrainer, steps: int) -> Callable:
+    """The trainer's own step, with a Ctrl-C during the given one."""
+    take_step = trainer.train_step
+
+    def step(*arguments) -> None:
+        take_step(*arguments)
+        if trainer.step == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return step
