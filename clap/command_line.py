@@ -7,6 +7,7 @@ and a required value that is not given. Here the yaml is the schema, and each mi
 import contextlib
 import copy
 import functools
+import hashlib
 import inspect
 import logging
 import os
@@ -40,6 +41,18 @@ VERSION_BASE = "1.3"
 
 # What a user can mend; every other exception is a bug and keeps its traceback.
 EXPECTED = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+
+
+def name_folder(overrides: str, longest: int = 120) -> str:
+    """A job's overrides as the name of one folder: no slashes, and a hash in place of what is too long."""
+    name = re.sub(r"[^\w.,=+-]+", "_", overrides) or "default"
+    if len(name) <= longest:
+        return name
+    return f"{name[:longest]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+
+
+# In conf/*.yaml: ${folder_name:${hydra.job.override_dirname}}
+OmegaConf.register_new_resolver("folder_name", name_folder, replace=True)
 
 
 def launch(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str = "conf") -> None:

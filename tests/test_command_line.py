@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clap.command_line import check_overrides
+from clap.command_line import check_overrides, name_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -277,3 +277,17 @@ def test_launch_names_a_failed_job(script: Path) -> None:
     result = run(script, "-m", "seed=0,1", "note=second")
     assert "error: job 1 (note=second,seed=1): no such file" in result.stderr
     assert (result.returncode, result.stderr.splitlines()[-1]) == (1, "error: no such file")
+
+
+def test_folder_of_a_job_is_its_overrides():
+    assert name_folder("optimizer.lr=0.001,seed=1") == "optimizer.lr=0.001,seed=1"
+
+
+def test_folder_of_a_job_has_no_slash_and_a_bounded_name():
+    name = name_folder("init_from=/models/best," + "x" * 300)
+    assert "/" not in name
+    assert len(name) < 140
+
+
+def test_folders_of_long_overrides_differ():
+    assert name_folder("x" * 300 + "1") != name_folder("x" * 300 + "2")

@@ -23,6 +23,7 @@ TINY = [  # a model and a task that take seconds
     "audio_encoder=cnn14_nano",
     "audio_encoder.width=2",
     "audio_encoder.frontend.window=2.0",
+    "text_encoder=gpt2_nano",
     "text_encoder.model.n_embd=16",
     "text_encoder.model.n_head=2",
     "text_encoder.model.n_layer=1",
@@ -98,27 +99,16 @@ def test_mlflow_holds_the_same_numbers_and_says_what_ran(finished: Path):
     assert {"metrics.json", "plots", "evaluation"} <= {item.path for item in client.list_artifacts(found.info.run_id)}
 
 
-def test_same_config_and_seed_give_identical_metrics(finished: Path, tmp_path: Path):
-    train(tmp_path / "again")
-    assert (tmp_path / "again" / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
-
-
-def test_another_seed_gives_other_metrics(finished: Path, tmp_path: Path):
-    train(tmp_path / "other", "seed=1")
-    assert read_metrics(tmp_path / "other") != read_metrics(finished)
-
-
-@pytest.mark.parametrize("save_every", ["null", "2"])
-def test_killed_and_resumed_run_ends_as_one_never_interrupted(finished: Path, tmp_path: Path, save_every: str):
+def test_killed_and_resumed_run_ends_as_one_never_interrupted(finished: Path, tmp_path: Path):
     folder = tmp_path / "killed"
-    arguments = [*TINY, "tracking.uri=null", f"hydra.run.dir={folder}", f"trainer.save_every={save_every}"]
+    arguments = [*TINY, "tracking.uri=null", f"hydra.run.dir={folder}", "trainer.save_every=2"]
     process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *arguments], cwd=ROOT)
     while not (folder / "checkpoints" / "last").exists():
         time.sleep(0.05)
         assert process.poll() is None
     process.kill()
     process.wait()
-    train(folder, f"trainer.save_every={save_every}", "resume=auto")
+    train(folder, "trainer.save_every=2", "resume=auto")
     assert (folder / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
     best = (folder / "checkpoints" / "best" / "model.safetensors").read_bytes()
     assert best == (finished / "checkpoints" / "best" / "model.safetensors").read_bytes()
@@ -174,12 +164,12 @@ def test_init_from_keeps_the_encoders_and_trains_on_other_data(finished: Path, t
     assert clap.text_encoder.transformer.config.model_type == "roberta"
 
 
-def test_sweep_of_two_jobs_finishes_both(tmp_path: Path):
-    run(
-        "train.py", "-m", *TINY, "experiment=debug", "optimizer=adam,adamw", f"hydra.sweep.dir={tmp_path}",
-        f"tracking.uri={tmp_path / 'mlflow.db'}",
-    )  # fmt: skip
-    assert len(list(tmp_path.glob("*/metrics.json"))) == 2
+def test_sweep_repeats_a_seed_exactly_and_another_seed_not(finished: Path, tmp_path: Path):
+    run("train.py", "-m", *TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path}", f"tracking.uri={tmp_path / 'mlflow.db'}")
+    metrics = [path.read_bytes() for path in sorted(tmp_path.glob("*/metrics.json"))]
+    assert len(metrics) == 2
+    assert metrics[0] == (finished / "metrics.json").read_bytes()
+    assert metrics[1] != metrics[0]
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("clap").experiment_id])
     assert [found.info.status for found in runs] == ["FINISHED", "FINISHED"]

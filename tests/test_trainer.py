@@ -169,9 +169,7 @@ def test_resume_auto_without_a_checkpoint_starts_anew(tmp_path: Path):
 
 def test_resume_from_a_folder_without_training_state_is_refused(tmp_path: Path):
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(
-        FileNotFoundError, match=r"trainer.pt is missing .*; the folder holds config.yaml"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"trainer.pt is missing .*; the folder holds config.yaml"):
         find_resume(str(tmp_path), tmp_path)
 
 
