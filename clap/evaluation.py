@@ -99,7 +99,7 @@ class ZeroShot(Evaluator):
     """
 
     name = "zero_shot"
-    metric_names = ("zero_shot/accuracy",)
+    metric_names = ("zero_shot/accuracy", "zero_shot/log_likelihood")
 
     def __init__(self, *, templates: Sequence[str] = ("the sound of {}",)) -> None:
         self.templates = list(templates)
@@ -130,9 +130,12 @@ class ZeroShot(Evaluator):
             "class_names": class_names,
             "templates": self.templates,
             "clips_with_label": len(labelled),
-            "definition": "share of clips whose own class is nearest; prompts of a class are averaged and normalised",
+            "accuracy": "share of clips whose own class is nearest; prompts of a class are averaged and normalised",
+            "log_likelihood": "mean log of the softmax over classes at the model's logit scale, for the own class",
         }
-        return Evaluation({self.metric_names[0]: accuracy(hits)}, per_query, protocol)
+        likelihood = (logits * clap.logit_scale.exp()).log_softmax(dim=1).gather(1, targets.to(logits.device)[:, None])
+        found = (accuracy(hits), likelihood.mean().item())
+        return Evaluation(dict(zip(self.metric_names, found, strict=True)), per_query, protocol)
 
 
 def embed_classes(clap: Clap, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
