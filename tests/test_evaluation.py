@@ -119,6 +119,15 @@ def test_accuracy_is_that_of_a_loop(clap, clips):
     assert_array_equal(result.per_query["hit"], hits)
 
 
+def test_log_likelihood_is_that_of_the_own_class_among_the_prompts(clap, clips):
+    result = ZeroShot()(clap, embedded(clap, clips))
+    audio = clap.get_audio_embeddings([clip.path for clip in clips])
+    classes = clap.get_text_embeddings([f"the sound of {name}" for name in ("dog", "rain", "siren")])
+    chances = clap.compute_similarity(audio, classes).softmax(dim=1)
+    own = [chances[row, ("dog", "rain", "siren").index(clip.label)].log().item() for row, clip in enumerate(clips)]
+    assert result.metrics["zero_shot/log_likelihood"] == pytest.approx(np.mean(own), abs=1e-5)
+
+
 def test_perfect_model_has_accuracy_one(clap, clips):
     split = embedded(clap, clips)
     split.audio_embedding = clap.get_text_embeddings([f"the sound of {clip.label}" for clip in clips])
@@ -167,7 +176,10 @@ def test_files_have_the_embedding_of_inference(clap, clips):
 
 
 def test_names_begin_with_split_and_dataset(clap, clips):
-    assert list(run(clap, clips, ZeroShot()).metrics) == ["test/tones/zero_shot/accuracy"]
+    assert list(run(clap, clips, ZeroShot()).metrics) == [
+        "test/tones/zero_shot/accuracy",
+        "test/tones/zero_shot/log_likelihood",
+    ]
 
 
 def test_training_mode_comes_back(clap, clips):

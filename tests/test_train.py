@@ -145,7 +145,7 @@ def test_evaluate_on_another_dataset(finished: Path, tmp_path: Path):
         f"dataset.root={tmp_path / 'esc'}", "dataset.test_folds=[4]", "dataset.train_folds=[1]",
         "tracking.uri=null", f"hydra.run.dir={tmp_path / 'out'}",
     )  # fmt: skip
-    assert list(read_metrics(tmp_path / "out")) == ["test/esc50/zero_shot/accuracy"]
+    assert "test/esc50/zero_shot/accuracy" in read_metrics(tmp_path / "out")
     protocol = json.loads((tmp_path / "out" / "evaluation" / "protocol.json").read_text())
     assert protocol["test-esc50-zero_shot"]["clips"] == "22 of 22"
 
