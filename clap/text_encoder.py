@@ -122,8 +122,9 @@ class Tokenizer:
         return self.name == "train" and self._backend is None
 
     def load(self, folder: str | Path) -> None:
-        """Take the files of a folder from now on."""
-        self.name, self._backend = str(folder), None
+        """Take the files of a folder from now on; they are read at once, for a running training replaces its own."""
+        self.name = str(folder)
+        self._backend = self._load()
 
     def save(self, folder: str | Path) -> None:
         """Write the files from which `Tokenizer(folder)` gives the same ids, offline."""

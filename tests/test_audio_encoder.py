@@ -32,6 +32,7 @@ OUTPUT_DIMS = {  # those of the nano ones are free
     "htsat_nano": None,
     "cnn14": 2048,
     "cnn14_nano": None,
+    "cnn14_mini": None,
     "timm": 320,
 }
 FUSIONS = {
