@@ -123,8 +123,12 @@ def test_braces_in_a_template_are_text(root):
 )
 def test_wrong_option_is_one_clear_line(root, options, message):
     with pytest.raises(ValueError, match=message) as error:
-        ESC50(root, **options)
+        ESC50(root, **options).clips("train")
     assert "\n" not in str(error.value)
+
+
+def test_evaluation_may_test_on_a_fold_that_training_would_use(root):
+    assert ESC50(root, test_folds=[4]).clips("test")
 
 
 @pytest.mark.parametrize("fold", ["x", "", "1.0", "²"])

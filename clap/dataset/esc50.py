@@ -75,6 +75,9 @@ class ESC50(Corpus):
                     f"dataset.{split}_folds={folds}: fold {unknown[0]} does not exist in {self.root}, which has "
                     f"{', '.join(map(str, sorted(present)))}"
                 )
+
+    def check_apart(self) -> None:
+        """A fold trained on is never validated or tested on; evaluation alone asks for no training clips."""
         for split, other in (("train", "val"), ("train", "test"), ("val", "test")):
             if shared := set(self.folds[split]) & set(self.folds[other]):
                 raise ValueError(
@@ -82,6 +85,8 @@ class ESC50(Corpus):
                 )
 
     def clips(self, split: str) -> list[Clip]:
+        if split == "train":
+            self.check_apart()
         if split == "test" or self.folds["val"]:
             rows = self.rows_of(split)
         else:
