@@ -32,7 +32,8 @@ def train(cfg: DictConfig) -> float:
     from clap.evaluation import Evaluator
     from clap.model import Clap, choose_device
     from clap.plots import plot_run
-    from clap.tracking import Tracker, git_commit, read_history
+    from clap.sweep import job_tags
+    from clap.tracking import Tracker, git_commit, read_history, recorded_run
     from clap.trainer import ClapTrainer, find_resume, read_run_id
 
     torch.manual_seed(cfg.seed)
@@ -71,17 +72,21 @@ def train(cfg: DictConfig) -> float:
     optimizer, scheduler = instantiate(cfg.optimizer)(clap, criterion, total_steps=total_steps)
     evaluators = {name: build(node, Evaluator) for name, node in config["evaluation"].items()}
 
+    run_id = read_run_id(resume_from)
+    if run_id is None and cfg.resume == "auto":
+        run_id = recorded_run(run_dir, cfg.tracking.uri)  # stopped before its first checkpoint
+    job_name, tags = job_tags()
+    tags |= {group: choices[group] for group in ("audio_encoder", "text_encoder", "fusion", "dataset")}
+    tags |= {"role": "train", "seed": cfg.seed, "git_commit": git_commit(Path(__file__).parent)}
     tracker = Tracker(
-        cfg.tracking.uri,
-        cfg.tracking.experiment,
-        run_name=f"{choices.audio_encoder}-{choices.text_encoder}-{choices.fusion}-s{cfg.seed}",
-        run_id=read_run_id(resume_from),
+        **cfg.tracking,
+        run_name=job_name or f"{choices.audio_encoder}-{choices.text_encoder}-{choices.fusion}-s{cfg.seed}",
+        tags=tags,
+        run_id=run_id,
         run_dir=run_dir,
     )
     with tracker:
         tracker.log_params(config)
-        tags = {group: choices[group] for group in ("audio_encoder", "text_encoder", "fusion", "dataset")}
-        tracker.set_tags({**tags, "role": "train", "seed": cfg.seed, "git_commit": git_commit(Path(__file__).parent)})
         for kind, loader in loaders.items():
             data = loader.dataset
             tracker.log_dataset(data.name, digest=data.digest, split=kind, num_clips=len(data))
@@ -107,6 +112,7 @@ def train(cfg: DictConfig) -> float:
         except KeyboardInterrupt:
             log.warning("stopped at step %d; to go on: %s", trainer.step, continue_command(run_dir))
             raise
+        tracker.log_metrics({f"cost/{name}": value for name, value in trainer.cost().items()}, step=trainer.step)
         shown = loaders.get("test") or loaders["train"]
         plot_run(run_dir / "plots", clap, shown.dataset, history=read_history(tracker.history_path))
         for name in (".hydra", "metrics.json", "cost.json", "evaluation", "plots"):

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import logging
+import math
 import os
 import re
 import sys
@@ -72,6 +73,7 @@ def launch(task: Callable[[DictConfig], Any], *, config_name: str, config_path: 
     try:
         check_overrides(sys.argv[1:], config_dir=config_dir, config_name=config_name)
         run(_report_failure(task, show_traceback=show_traceback))()
+        _report_sweep()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -313,20 +315,33 @@ def _report_failure(task: Callable[[DictConfig], Any], *, show_traceback: bool) 
 
     @functools.wraps(task)
     def run(config: DictConfig) -> Any:
+        job = HydraConfig.get()
         try:
+            if job.mode == RunMode.MULTIRUN and job.callbacks:
+                from clap.sweep import run_job
+
+                return run_job(task, config)
             return task(config)
         except Exception as error:
             log = _write_traceback()
-            job = HydraConfig.get()
             if job.mode == RunMode.MULTIRUN:
                 print(
                     f"error: job {job.job.num} ({job.job.override_dirname}): {_one_line(error)}{log}", file=sys.stderr
                 )
+                if job.callbacks:
+                    return math.nan
             elif isinstance(error, EXPECTED) and not show_traceback:
                 sys.exit(f"error: {_one_line(error)}{log}")
             raise
 
     return run
+
+
+def _report_sweep() -> None:
+    """After a sweep, exit status 1 and one line if a job did not finish."""
+    sweep = getattr(sys.modules.get("clap.sweep"), "Sweep", None)
+    if sweep and sweep.running and (failures := sweep.running.failures()):
+        sys.exit(f"error: not finished: {', '.join(failures)}; the same sweep, started again, runs only what is left")
 
 
 def _write_traceback() -> str:

@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from clap.command_line import VERSION_BASE, check_overrides
+from clap.study import SEED, Study, levels, parse_overrides
 
 
 def find_yamls() -> Path:
@@ -25,6 +26,30 @@ def compose_config(overrides: list[str]) -> dict:
     check_overrides(["--cfg", "job", *overrides], config_dir=folder, config_name="config")
     with initialize_config_dir(str(folder), version_base=VERSION_BASE):
         return OmegaConf.to_container(compose("config", overrides), resolve=True)
+
+
+def read_study(name: str) -> Study:
+    """The study that conf/experiment/<name>.yaml declares.
+
+    Raises:
+        ValueError: there is no such experiment, or it is not a study.
+    """
+    folder = find_yamls()
+    studies = sorted(path.stem for path in (folder / "experiment").glob("*.yaml") if "\nstudy:" in path.read_text())
+    if name not in studies:
+        raise ValueError(f"{name!r} is not a study; conf/experiment has the studies {', '.join(studies)}")
+    with initialize_config_dir(str(folder), version_base=VERSION_BASE):
+        config = compose("config", [f"experiment={name}"], return_hydra_config=True)
+    swept = {override.key_or_group: levels(override) for override in parse_overrides(config.hydra.sweeper.params)}
+    return Study(
+        name,
+        factors={key: values for key, values in swept.items() if key != SEED},
+        seeds=swept.get(SEED, [str(config.seed)]),
+        metrics=list(config.study.metrics),
+        design=config.study.design,
+        minutes=config.study.minutes,
+        folder=config.hydra.sweep.dir,
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "resume": (str, type(None)),
     "init_from": (str, type(None)),
     "spec_augment": (dict, type(None)),
+    "study": (dict, type(None)),
     "tracking.uri": (str, type(None)),
     "trainer.monitor": (str, type(None)),
     "trainer.max_steps": (int, type(None)),

@@ -3,6 +3,7 @@
 Retrieval follows Koepke et al. 2022 (any number of captions a clip); zero-shot classification Radford et al. 2021.
 """
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -177,25 +178,27 @@ def evaluate(clap: Clap, loader: DataLoader, evaluators: Mapping[str, Evaluator]
             result = evaluator(clap, split)
             metrics = {f"{prefix}/{key}": value for key, value in result.metrics.items()}
             protocol = describe_split(clap, split) | {"evaluator": name} | result.protocol
-            results[name] = Evaluation(metrics, result.per_query, protocol)
+            results[name] = Evaluation(metrics, result.per_query, {"hash": hash_protocol(protocol)} | protocol)
     return results
 
 
 def describe_split(clap: Clap, split: EmbeddedSplit) -> dict[str, Any]:
-    """The part of the protocol that all evaluators share."""
+    """The part of the protocol that all evaluators share; numbers of models that differ may share a protocol."""
     dataset = split.dataset
-    frontend = clap.audio_encoder.frontend
     return {
         "dataset": dataset.name,
         "split": dataset.kind,
         "clips": f"{len(split.index)} of {dataset.num_listed}",
         "left_out": split.problems,
         "clip_manifest": dataset.digest,
-        "windows": clap.windows or type(clap.audio_encoder.fusion).__name__,
-        "window_seconds": frontend.num_samples / frontend.sample_rate,
-        "sample_rate": frontend.sample_rate,
+        "windows": clap.windows or "as the model was trained",
         "code_version": clap_version,
     }
+
+
+def hash_protocol(protocol: Mapping[str, Any]) -> str:
+    """Numbers whose protocols have the same hash may stand in one column."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write_results(folder: Path, results: Mapping[str, Evaluation]) -> None:

@@ -12,8 +12,9 @@ import re
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import requests
 from filelock import FileLock
@@ -45,6 +46,7 @@ from mlflow.tracking.context.registry import resolve_tags  # noqa: E402
 logger = logging.getLogger(__name__)
 
 DEFAULT_STORE = "outputs/mlflow.db"
+RECORD = "mlflow.json"  # in the run folder: what the store should hold
 STORE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 METRIC_NAME = re.compile(r"[\w\-. :]+(/[\w\-. :]+)*", re.ASCII)
@@ -64,21 +66,34 @@ class Tracker:
         uri: `outputs/mlflow.db` or another SQLite file (its artifacts in `mlartifacts` beside it), or the address of
             an MLflow server; None or "none" switches MLflow off, metrics.jsonl is still written.
         experiment: MLflow experiment, created if it does not exist.
+        tags: of a new run, there from its first moment.
         run_id: run to continue; None starts a new one.
-        run_dir: folder of the run, where metrics.jsonl is appended to.
+        run_dir: folder of the run, where metrics.jsonl is appended to and mlflow.json says what the store should hold.
 
     Raises:
         ValueError: uri is of an unknown kind, the experiment was deleted, or run_id is not in the store.
         ConnectionError: the store does not answer.
     """
 
-    def __init__(self, uri: str | None, experiment: str, *, run_name: str, run_id: str | None = None, run_dir: Path):
+    def __init__(
+        self,
+        uri: str | None,
+        experiment: str,
+        *,
+        run_name: str,
+        tags: Mapping[str, object] | None = None,
+        run_id: str | None = None,
+        run_dir: Path,
+    ):
         self.uri = resolve_uri(uri)
         self.run_id = run_id
         self.history_path = Path(run_dir) / "metrics.jsonl"
         self.history_path.parent.mkdir(parents=True, exist_ok=True)
-        self._experiment_id: str | None = None
-        self._resumed = run_id is not None
+        self.experiment_id: str | None = None
+        self._record_path = Path(run_dir) / RECORD
+        self._record = {"uri": self.uri, "experiment": experiment, "run_name": run_name, "status": "RUNNING"}
+        self._record["tags"] = as_tags(tags or {})
+        self._resumed = self.run_id is not None
         self._metrics: list[Metric] = []
         self._last_flush = time.monotonic()
         self._queue: deque[tuple[str, Callable[[MlflowClient], object]]] = deque()
@@ -88,15 +103,18 @@ class Tracker:
         self._client = None if self.uri is None else open_store(self.uri)
         if self._client is not None:
             self._start_run(experiment, run_name)
+        self._note("run_id", self.run_id)
+        if self._resumed:
+            self.set_tags(tags or {})
 
     def _start_run(self, experiment: str, run_name: str) -> None:
         if self.run_id is None:
-            self._experiment_id = find_or_create_experiment(self._client, experiment, uri=self.uri)
-            run = self._client.create_run(self._experiment_id, tags=resolve_tags(), run_name=run_name)
-            self.run_id = run.info.run_id
+            self.experiment_id = find_or_create_experiment(self._client, experiment, uri=self.uri)
+            tags = {**resolve_tags(), **self._record["tags"]}
+            self.run_id = self._client.create_run(self.experiment_id, tags=tags, run_name=run_name).info.run_id
             return
         try:
-            self._experiment_id = self._client.get_run(self.run_id).info.experiment_id
+            self.experiment_id = self._client.get_run(self.run_id).info.experiment_id
             self._client.update_run(self.run_id, status="RUNNING")
         except MlflowException as error:
             raise ValueError(
@@ -120,15 +138,33 @@ class Tracker:
             return "MLflow is off (tracking.uri=null)"
         if self.uri.startswith("sqlite:"):
             return f"mlflow ui --backend-store-uri {self.uri}"
-        return f"{self.uri}/#/experiments/{self._experiment_id}/runs/{self.run_id}"
+        return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    def view_hint(self, metrics: Sequence[str] = ()) -> str:
+        """Where the UI lists this run's children flat, best by the first of `metrics` on top, with their charts."""
+        if self.uri is None:
+            return self.url_hint
+        server = "http://127.0.0.1:5000" if self.uri.startswith("sqlite:") else self.uri
+        query = {
+            "searchFilter": f"tags.`mlflow.parentRunId` = '{self.run_id}'",
+            "orderByKey": f"metrics.`{metrics[0]}`" if metrics else "attributes.start_time",
+            "orderByAsc": "false",
+            "compareRunsMode": "CHART",
+        }
+        address = f"{server}/#/experiments/{self.experiment_id}/runs?{urlencode(query, quote_via=quote)}"
+        return address if server == self.uri else f"{self.url_hint}, then {address}"
 
     def log_params(self, config: Mapping) -> None:
         """Log a nested config under dotted keys; where a resumed run differs, the new value becomes a tag."""
-        self._send("parameters", lambda client: send_params(client, self.run_id, flatten(config)))
+        params = flatten(config)
+        self._note("params", self._record.get("params", {}) | params)
+        self._send("parameters", lambda client: send_params(client, self.run_id, params))
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags; a value of None is left out."""
-        items = [RunTag(name, str(value)[:MAX_TAG_LENGTH]) for name, value in tags.items() if value is not None]
+        tags = as_tags(tags)
+        self._note("tags", self._record["tags"] | tags)
+        items = [RunTag(name, value) for name, value in tags.items()]
         self._send("tags", lambda client: client.log_batch(self.run_id, tags=items))
 
     def log_dataset(
@@ -140,6 +176,8 @@ class Tracker:
             digest: fingerprint of the clips and captions; MLflow keeps 36 characters.
             source: folder or address that the data came from.
         """
+        described = {"name": name, "digest": digest, "split": split, "source": source, "num_clips": num_clips}
+        self._note("datasets", [*self._record.get("datasets", []), described])
         profile = None if num_clips is None else json.dumps({"num_clips": num_clips})
         source = json.dumps({"uri": source})
         dataset = Dataset(name, digest[:MAX_DIGEST_LENGTH], source_type="local", source=source, profile=profile)
@@ -163,6 +201,8 @@ class Tracker:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file, or a folder with all that is in it, to the run's artifacts, below `folder`."""
+        inside = os.path.relpath(path, self._record_path.parent)
+        self._note("artifacts", [*self._record.get("artifacts", []), [inside, folder]])
         self._send(f"artifact {path}", lambda client: client.log_artifact(self.run_id, str(path), folder))
 
     def start_system_metrics(self) -> None:
@@ -194,9 +234,18 @@ class Tracker:
         self.stop_system_metrics()
         self._queue_metrics()
         self._retry_at = 0.0
+        self._note("status", status)
         self._send("status", lambda client: client.set_terminated(self.run_id, status=status))
         if self._queue:
-            logger.info("MLflow still does not answer; run %s stays open there, see %s", self.run_id, self.history_path)
+            folder = self.history_path.parent
+            logger.info("MLflow still does not answer; to send the rest later: python -m clap upload %s", folder)
+
+    def _note(self, key: str, value: object) -> None:
+        """Keep what the store should hold in the run folder, for `python -m clap upload`."""
+        self._record[key] = value
+        temporary = self._record_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self._record, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self._record_path)
 
     def _queue_metrics(self) -> None:
         self._last_flush = time.monotonic()
@@ -326,6 +375,11 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def as_tags(values: Mapping[str, object]) -> dict[str, str]:
+    """Tags as MLflow takes them, without those that are None."""
+    return {name: str(value)[:MAX_TAG_LENGTH] for name, value in values.items() if value is not None}
+
+
 def check_metric_name(name: str) -> str:
     """The name, if MLflow takes it."""
     if not METRIC_NAME.fullmatch(name):
@@ -348,6 +402,15 @@ def reason(error: Exception) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
     _, _, cause = lines[0].partition("(Caused by ")
     return (cause.removesuffix(")") or lines[0])[:200]
+
+
+def recorded_run(run_dir: Path, uri: str | None) -> str | None:
+    """Id of the run in this store that a run folder belongs to, if it was ever started."""
+    try:
+        record = json.loads((Path(run_dir) / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return record["run_id"] if record["uri"] == resolve_uri(uri) else None
 
 
 def read_history(path: Path) -> list[dict]:

@@ -196,14 +196,17 @@ def test_protocol_says_what_the_number_means(clap, clips):
         "clips": "8 of 8",
         "left_out": {},
         "clip_manifest": make_dataset(clips).digest,
-        "windows": "OneWindow",
-        "window_seconds": 1.0,
-        "sample_rate": 16_000,
+        "windows": "as the model was trained",
         "evaluator": "retrieval",
         "captions_per_clip": [1, 2, 3],
         "captions_of_several_clips": 0,
     }
     assert {key: protocol[key] for key in expected} == expected
+
+
+def test_protocols_differ_where_their_hashes_do(clap, clips):
+    one, again, fewer = (run(clap, chosen, Retrieval()).protocol for chosen in (clips, clips, clips[1:]))
+    assert one["hash"] == again["hash"] != fewer["hash"]
 
 
 def test_overridden_windows_enter_the_protocol(tiny_clap, clips):

@@ -357,7 +357,8 @@ def test_switched_off_writes_metrics_only(uri: str | None, tmp_path: Path, monke
     tracker.log_metrics({"train/loss": 1.0}, 1)
     tracker.log_artifact(tmp_path / "absent.png")
     tracker.finish()
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["run", "run/metrics.jsonl"]
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert names == {"run", "run/metrics.jsonl", "run/mlflow.json"}
 
 
 def test_url_hint_opens_the_store(tracker: Tracker, store: str):

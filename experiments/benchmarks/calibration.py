@@ -1,0 +1,127 @@
+"""Coverage and false positives of clap.statistics, by simulation: python experiments/benchmarks/calibration.py
+
+Prints one Markdown table, a row for each number of seeds, spread between seeds and number of clips, in a minute.
+Every draw trains three configurations: a baseline, one just as good, and one better by GAP. Beside `seed_interval` and
+`compare` stand two common methods that fail: the percentile bootstrap over seeds and a z test over clips alone.
+"""
+
+import argparse
+import itertools
+import sys
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from clap.statistics import student_t
+
+SEEDS, SPREADS, CLIPS = (3, 5, 10), (0.0, 0.03, 0.06), (80, 200, 1000)
+LEVEL = 0.95
+TOLERANCE = 2.0  # points
+QUALITY, GAP = 0.4, 0.05  # mean chance of a hit before it is cut to [0, 1]; the better configuration's lead
+CLIP_SPREAD, INTERACTION = 0.3, 0.15  # difficulty of a clip for all configurations, and for one of them
+BATCH = 1_000_000  # scores drawn at a time
+RESAMPLES = 1000
+
+
+@dataclass
+class Rates:
+    """Percent of draws: coverage of one configuration's score and of a true difference, false positives; by method."""
+
+    score: float
+    score_seed_bootstrap: float
+    score_clips_alone: float
+    difference: float
+    difference_seed_bootstrap: float
+    difference_clips_alone: float
+    false_positives: float
+    false_positives_seed_bootstrap: float
+    false_positives_clips_alone: float
+
+
+HEADINGS = [field.name.replace("_", " ") for field in fields(Rates)]
+
+
+def calibrate(num_seeds: int, spread: float, num_clips: int, *, draws: int, seed: int = 0) -> Rates:
+    """Rates of one cell; spread is the standard deviation of a configuration's score between seeds."""
+    generator = np.random.default_rng([seed, num_seeds, round(1000 * spread), num_clips])
+    slope = np.diff(stats.norm.cdf([0, 1], QUALITY, np.hypot(CLIP_SPREAD, INTERACTION)))[0]  # of the score in quality
+    seed_spread = spread / slope
+    truth, better = (expected_score(quality, seed_spread) for quality in (QUALITY, QUALITY + GAP))
+    batch = max(1, BATCH // (num_seeds * num_clips))
+    misses = []
+    for start in range(0, draws, batch):
+        shape = (min(batch, draws - start), num_seeds, num_clips)
+        difficulty = CLIP_SPREAD * generator.standard_normal((shape[0], 1, num_clips), dtype=np.float32)
+        baseline, equal, improved = (
+            draw_hits(generator, quality + difficulty, shape, seed_spread)
+            for quality in (QUALITY, QUALITY, QUALITY + GAP)
+        )
+        cases = ((baseline, truth), (improved - baseline, better - truth), (equal - baseline, 0.0))
+        misses.append([miss for scores, true in cases for miss in find_misses(generator, scores, true)])
+    missed = 100 * np.concatenate(misses, axis=1).mean(1)  # (9,)
+    return Rates(*(100 - missed[:6]), *missed[6:])
+
+
+def expected_score(quality: float, seed_spread: float) -> float:
+    """Mean over all seeds and clips: a normal chance of a hit, cut to [0, 1]."""
+    normal = stats.norm(quality, np.sqrt(CLIP_SPREAD**2 + INTERACTION**2 + seed_spread**2))
+    inside = quality * (normal.cdf(1) - normal.cdf(0)) + normal.var() * (normal.pdf(0) - normal.pdf(1))
+    return inside + normal.sf(1)
+
+
+def draw_hits(
+    generator: np.random.Generator, chance: np.ndarray, shape: tuple[int, int, int], seed_spread: float
+) -> np.ndarray:
+    """Hits 0 or 1 of one configuration, (draws, seeds, clips), from each clip's chance (draws, 1, clips)."""
+    draws, num_seeds, num_clips = shape
+    chance = chance + INTERACTION * generator.standard_normal((draws, 1, num_clips), dtype=np.float32)
+    chance = chance + np.float32(seed_spread) * generator.standard_normal((draws, num_seeds, 1), dtype=np.float32)
+    return (generator.random(shape, dtype=np.float32) < chance).astype(np.float32)  # the comparison cuts to [0, 1]
+
+
+def find_misses(generator: np.random.Generator, scores: np.ndarray, truth: float) -> list[np.ndarray]:
+    """Draws (draws,) whose interval leaves the truth out: ours, bootstrap over seeds, clips alone."""
+    num_seeds, num_clips = scores.shape[1:]
+    mean, half, _ = student_t(scores, np.full(num_clips, 1 / num_clips, dtype=np.float32), level=LEVEL)
+    seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=RESAMPLES) / num_seeds
+    low, high = np.quantile(scores.mean(2) @ seeds.T, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    error = scores.mean(1).std(1, ddof=1) / np.sqrt(num_clips)
+    beyond = np.abs(mean - truth)
+    return [beyond > half, (truth < low) | (truth > high), beyond > stats.norm.ppf((1 + LEVEL) / 2) * error]
+
+
+def summarise(cells: list[str], rates: list[Rates]) -> str:
+    """Which cells are conservative, and whether any claims too much."""
+    nominal, alpha = 100 * LEVEL, 100 * (1 - LEVEL)
+    slack = [(rate.score - nominal, rate.difference - nominal, alpha - rate.false_positives) for rate in rates]
+    close = [cell for cell, found in zip(cells, slack, strict=True) if max(found) <= TOLERANCE]
+    wrong = [cell for cell, found in zip(cells, slack, strict=True) if min(found) < -TOLERANCE]
+    return (
+        f"Ours is conservative by more than {TOLERANCE:g} points in {len(cells) - len(close)} of {len(cells)} cells, "
+        f"all but {'; '.join(close) or 'none'}. Claims too much by more than {TOLERANCE:g} points: "
+        f"{'; '.join(wrong) or 'no cell'}."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Coverage and false positives of clap.statistics, by simulation.")
+    parser.add_argument("--draws", type=int, default=5000, help="simulated studies a cell (default 5000)")
+    draws = parser.parse_args().draws
+    print(f"{draws} draws a cell; percent. Nominal: coverage {100 * LEVEL:g}, false positives {100 * (1 - LEVEL):g}.\n")
+    print(f"| seeds | spread, points | clips | {' | '.join(HEADINGS)} |")
+    print("|" + "--:|" * (3 + len(HEADINGS)))
+    cells, rates = [], []
+    for num_seeds, spread, num_clips in itertools.product(SEEDS, SPREADS, CLIPS):
+        rates.append(calibrate(num_seeds, spread, num_clips, draws=draws))
+        cells.append(f"{num_seeds} seeds, {100 * spread:g} points, {num_clips} clips")
+        numbers = " | ".join(f"{rate:.1f}" for rate in astuple(rates[-1]))
+        print(f"| {num_seeds} | {100 * spread:g} | {num_clips} | {numbers} |", flush=True)
+    print(f"\n{summarise(cells, rates)}")
+
+
+if __name__ == "__main__":
+    main()
