@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 import math
-import resource
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clap import checkpoint
+from clap.cost import measure, reset_peak_memory
 from clap.dataset.clips import Batch, EpochSampler
 from clap.evaluation import Evaluation, Evaluator, Retrieval, evaluate, merge_metrics, write_results
 from clap.model import Clap
@@ -108,6 +108,7 @@ class ClapTrainer:
         """Train to the end; Ctrl-C or SIGTERM writes the `last` checkpoint after the step it falls into."""
         self.checkpoints = Path(out_path) / "checkpoints"
         self.fit_start = time.perf_counter()
+        reset_peak_memory()
         with stop_on_signal() as stop_requested:
             while not self.finished():
                 self.train_epoch(stop_requested)
@@ -266,18 +267,13 @@ class ClapTrainer:
         return metrics
 
     def cost(self) -> dict[str, float]:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        cost = {
+        """Seconds and speed of training, peak memory since its start, parameters, and gigaflops of one clip forward."""
+        return {
             "seconds": round(self.seconds_before, 1),
             "clips_per_second": round(self.clips_seen / max(self.seconds_before, 1e-9), 1),
             "steps": self.step,
-            "peak_memory_bytes": peak,
-            "parameters": sum(p.numel() for p in self.clap.parameters()),
-            "trainable_parameters": sum(p.numel() for p in self.clap.parameters() if p.requires_grad),
+            **measure(self.clap),
         }
-        if torch.cuda.is_available():
-            cost["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
-        return cost
 
     def save(self, name: str) -> None:
         """Write checkpoints/<name>; only `last` carries what resuming needs."""
