@@ -136,7 +136,7 @@ class LogMelSpectrogram(nn.Module):
     """Log-mel spectrogram in dB, computed on the waveform's device, in float32 outside autocast.
 
     waveform (batch, samples) -> log_mel (batch, time, n_mels), time = samples // hop_length + 1.
-    10 log10(max(mel, 1e-10)) of the power spectrum: Hann window, centred, reflect-padded.
+    10 log10(max(mel, amin)) of the power spectrum: Hann window, centred, reflect-padded.
 
     Args:
         sample_rate: Hz of the waveforms.
@@ -145,6 +145,8 @@ class LogMelSpectrogram(nn.Module):
         hop_length: samples between frames; 480 at 48 kHz is 10 ms.
         f_max: upper band edge, Hz.
         mel_scale: `slaney` (area-normalised filters) or `htk` (none); published fused models use `htk`.
+        amin: power below which all counts as silence, 1e-10 (-100 dB) in the published models. From random weights
+            HTS-AT learns several times faster at 1e-5: its tokens otherwise tell silence from sound and little else.
         bank_rate: Hz that the filter bank is built for; only MS-CLAP 2023 differs from `sample_rate` (32000 on 44100).
         int16: round the waveform to 16 bits first, as LAION-CLAP does with files.
         float32_hann: the window as torchaudio sums it, heard in near-silent bins of LAION-CLAP's fused models only.
@@ -166,6 +168,7 @@ class LogMelSpectrogram(nn.Module):
         f_min: float = 50.0,
         f_max: float = 14000.0,
         mel_scale: str = "slaney",
+        amin: float = 1e-10,
         bank_rate: int | None = None,
         int16: bool = False,
         float32_hann: bool = False,
@@ -184,10 +187,13 @@ class LogMelSpectrogram(nn.Module):
             raise ValueError(f"f_max={f_max} lies above half of {bank_rate} Hz; set audio_encoder.frontend.f_max")
         if not 0 <= f_min < f_max:
             raise ValueError(f"f_min={f_min} does not lie in 0 to f_max={f_max}; set audio_encoder.frontend.f_min")
+        if not amin > 0:
+            raise ValueError(f"amin={amin} is not above 0; set audio_encoder.frontend.amin")
         if mel_scale not in ("slaney", "htk"):
             raise ValueError(f"mel_scale={mel_scale!r} is not slaney or htk; set audio_encoder.frontend.mel_scale")
         self.sample_rate, self.n_fft, self.hop_length, self.n_mels = sample_rate, n_fft, hop_length, n_mels
         self.f_min, self.f_max, self.mel_scale, self.int16 = f_min, f_max, mel_scale, int16
+        self.amin = amin
         self.fill, self.num_samples = fill, num_samples
         self.num_frames = num_samples // hop_length + 1  # of a full window
         htk = mel_scale == "htk"
@@ -204,7 +210,7 @@ class LogMelSpectrogram(nn.Module):
         waveform = int16_round_trip(waveform.float()) if self.int16 else waveform.float()
         spectrum = torch.stft(waveform, self.n_fft, self.hop_length, window=self.hann, return_complex=True)
         power = spectrum.real.square() + spectrum.imag.square()  # (batch, n_fft // 2 + 1, time); no root in between
-        return 10 * (power.transpose(1, 2) @ self.mel).clamp(min=1e-10).log10()
+        return 10 * (power.transpose(1, 2) @ self.mel).clamp(min=self.amin).log10()
 
     def full_window(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """Waveforms (batch, samples) inside the window, lengths (batch,) -> log_mel (batch, num_frames, n_mels)."""

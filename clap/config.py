@@ -34,6 +34,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "trainer.patience": (int, type(None)),
     "trainer.save_every": (int, type(None)),
     "dataset.max_clips": (int, type(None)),
+    "dataset.cache": (str, type(None)),
 }
 # Keys with a few values, by full name or last part; the class behind a key checks them again.
 CHOICES = {

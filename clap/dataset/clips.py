@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clap.audio import AudioError, load_waveform
 from clap.config import build, read_config
+from clap.dataset.cache import WaveformCache
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 CORPORA = {"synthetic": "Synthetic", "esc50": "ESC50", "csv": "CSV"}  # module of clap.dataset -> class
-LOADER_KEYS = ("batch_size", "num_workers", "max_bad_fraction", "max_clips")
+LOADER_KEYS = ("batch_size", "num_workers", "max_bad_fraction", "max_clips", "cache")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Corpus:
 
     name: str
     max_duration: float = 30.0  # seconds; in training only this much of a longer clip is read
+    cache: WaveformCache | None = None
 
     def clips(self, split: str) -> list[Clip]:
         raise NotImplementedError
@@ -50,7 +52,8 @@ class Corpus:
         self, clip: Clip, *, sample_rate: int, max_duration: float | None, rng: np.random.Generator | None = None
     ) -> np.ndarray:
         """Mono float32 (samples,) at `sample_rate`, at most `max_duration` seconds, or all (see `load_waveform`)."""
-        return load_waveform(clip.path, sample_rate, max_duration=max_duration, rng=rng)
+        load = load_waveform if self.cache is None else self.cache.load
+        return load(clip.path, sample_rate, max_duration=max_duration, rng=rng)
 
 
 @dataclass
@@ -285,7 +288,10 @@ def ignore_interrupts(worker: int) -> None:
 
 def open_corpus(config: Mapping) -> Corpus:
     """The corpus that a `dataset` config node describes; the loader's keys in it are not the corpus's."""
-    return build({key: value for key, value in config.items() if key not in LOADER_KEYS}, Corpus)
+    corpus = build({key: value for key, value in config.items() if key not in LOADER_KEYS}, Corpus)
+    if config.get("cache") is not None:
+        corpus.cache = WaveformCache(config["cache"])
+    return corpus
 
 
 def find_corpus(name: str, root: str | Path | None) -> Corpus:

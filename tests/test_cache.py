@@ -1,0 +1,76 @@
+"""Decoded recordings on disk: the same sound as from the file, whatever interrupts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from clap.audio import AudioError, load_waveform
+from clap.dataset.cache import WaveformCache
+from clap.dataset.clips import open_corpus
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    path = tmp_path / "noise.wav"
+    waveform = np.random.default_rng(0).uniform(-0.9, 0.9, (44100, 2))
+    soundfile.write(path, waveform, 44100, subtype="FLOAT")
+    return path
+
+
+def test_cached_waveform_equals_the_file_to_16_bits(recording: Path, tmp_path: Path):
+    cache = WaveformCache(tmp_path / "cache")
+    expected = load_waveform(recording, 16000)
+    for _ in range(2):
+        np.testing.assert_allclose(cache.load(recording, 16000), expected, rtol=0, atol=1 / 32767)
+
+
+def test_second_time_nothing_is_decoded(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = WaveformCache(tmp_path / "cache")
+    first = cache.load(recording, 16000)
+    monkeypatch.setattr("clap.dataset.cache.load_waveform", None)
+    assert np.array_equal(cache.load(recording, 16000), first)
+
+
+def test_rates_and_changed_content_are_told_apart(recording: Path, tmp_path: Path):
+    cache = WaveformCache(tmp_path / "cache")
+    assert len(cache.load(recording, 16000)) == 2 * len(cache.load(recording, 8000))
+    soundfile.write(recording, np.full(44100, 0.5), 44100)
+    assert np.allclose(cache.load(recording, 44100), 0.5, atol=1e-3)
+
+
+def test_peaks_above_full_scale_survive(tmp_path: Path):
+    soundfile.write(tmp_path / "loud.wav", np.linspace(-3, 3, 16000), 16000, subtype="FLOAT")
+    waveform = WaveformCache(tmp_path / "cache").load(tmp_path / "loud.wav", 16000)
+    np.testing.assert_allclose(waveform, np.linspace(-3, 3, 16000), rtol=0, atol=1e-4)
+
+
+def test_part_is_the_middle_or_random(recording: Path, tmp_path: Path):
+    cache = WaveformCache(tmp_path / "cache")
+    whole = cache.load(recording, 16000)
+    assert np.array_equal(cache.load(recording, 16000, max_duration=0.5), whole[4000:12000])
+    part = cache.load(recording, 16000, max_duration=0.5, rng=np.random.default_rng(1))
+    start = int(np.random.default_rng(1).integers(8001))
+    assert np.array_equal(part, whole[start : start + 8000])
+
+
+def test_folder_that_cannot_be_written_is_done_without(recording: Path, tmp_path: Path, caplog):
+    (tmp_path / "cache").write_text("a file, not a folder")
+    waveform = WaveformCache(tmp_path / "cache").load(recording, 16000)
+    assert np.array_equal(waveform, load_waveform(recording, 16000))
+    assert "dataset.cache=" in caplog.text
+
+
+def test_bad_recordings_raise_as_without_cache(tmp_path: Path):
+    (tmp_path / "empty.wav").write_bytes(b"")
+    for name, problem in {"empty.wav": "empty", "absent.wav": "no such audio file"}.items():
+        with pytest.raises(AudioError, match=problem):
+            WaveformCache(tmp_path / "cache").load(tmp_path / name, 16000)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_config_names_the_cache_of_a_corpus(tmp_path: Path):
+    sizes = {"num_train": 1, "num_val": 1, "num_test": 1}
+    node = {"_target_": "clap.dataset.synthetic.Synthetic", "cache": str(tmp_path), **sizes}
+    assert open_corpus(node).cache.folder == tmp_path
