@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 
 DESIGNS = ("grid", "one_at_a_time")
 SEED = "seed"
@@ -18,7 +20,7 @@ class Study:
 
     Args:
         factors: key or group -> its levels, the baseline's first.
-        metrics: names of the metrics that count, the leading one first.
+        metrics: names of the metrics that count, higher is better, the leading one first.
         design: `grid`, every combination; `one_at_a_time`, one factor changes and the others stay at the baseline.
         minutes: budget for all jobs on two CPU cores, if there is one.
         folder: of the sweep.
@@ -40,6 +42,10 @@ class Study:
                 f"study {self.name} needs factors, as hydra.sweeper.params, and study.metrics; it has "
                 f"{len(self.factors)} and {len(self.metrics)}"
             )
+        if self.metrics[0].endswith("median_rank"):
+            raise ValueError(
+                f"study {self.name} leads with {self.metrics[0]}, where lower is better; name another first"
+            )
 
     def cells(self) -> list[dict[str, str]]:
         """Every configuration that is compared, the baseline first: {factor: level}."""
@@ -47,17 +53,42 @@ class Study:
         return keep_near_first(cells) if self.design == "one_at_a_time" else cells
 
 
-def keep_near_first(cells: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """Those that differ from the first in one key at most; seeds do not count."""
-    first = cells[0]
-    return [cell for cell in cells if sum(cell[key] != first[key] for key in cell if key != SEED) <= 1]
+def find_study(config: DictConfig, lines: Sequence[str] = ()) -> Study | None:
+    """The study that a config, composed with its `hydra` part, declares; `lines` are a command line's overrides."""
+    if config.get("study") is None:
+        return None
+    swept = find_factors(config.hydra.sweeper.get("params"), lines)
+    factors = {key: levels(override) for key, override in swept.items()}
+    return Study(
+        config.hydra.runtime.choices.experiment,
+        factors={key: values for key, values in factors.items() if key != SEED},
+        seeds=factors.get(SEED, [str(config.seed)]),
+        metrics=list(config.study.get("metrics") or []),
+        design=config.study.get("design"),
+        minutes=config.study.get("minutes"),
+        folder=config.hydra.sweep.dir,
+    )
+
+
+def find_factors(params: Mapping[str, Any] | None, lines: Sequence[str] = ()) -> dict[str, Override]:
+    """What a sweeper's parameters or a command line sweep, with the override that holds: the command line's."""
+    last = {override.key_or_group: override for override in parse_overrides(params, lines)}
+    swept = {override.key_or_group for override in parse_overrides(params) if override.is_sweep_override()}
+    return {key: override for key, override in last.items() if key in swept or override.is_sweep_override()}
 
 
 def parse_overrides(params: Mapping[str, Any] | None, lines: Sequence[str] = ()) -> list[Override]:
     """A sweeper's parameters and a command line's overrides, the later one of a key."""
     lines = [*(f"{key}={value}" for key, value in (params or {}).items()), *lines]
-    parsed = OverridesParser.create().parse_overrides(lines)
-    return list({override.key_or_group: override for override in parsed}.values())
+    hydra = GlobalHydra.instance().hydra
+    parser = OverridesParser.create(config_loader=hydra.config_loader if hydra else None)  # which glob(*) asks
+    return list({override.key_or_group: override for override in parser.parse_overrides(lines)}.values())
+
+
+def keep_near_first(cells: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Those that differ from the first in one key at most; seeds do not count."""
+    first = cells[0]
+    return [cell for cell in cells if sum(cell[key] != first[key] for key in cell if key != SEED) <= 1]
 
 
 def levels(override: Override) -> list[str]:

@@ -6,123 +6,74 @@ They share files in the sweep's folder alone: sweep.json says what the sweep is,
 
 import atexit
 import contextlib
-import csv
-import io
-import json
 import logging
 import math
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from clap.config import flatten
-from clap.study import SEED, keep_near_first, parse_overrides
+from clap.leaderboard import LOCK, Job, Leaderboard, is_held, read_job, read_jobs, read_json, write_json
+from clap.study import SEED, find_factors, find_study, keep_near_first, parse_overrides
 
 log = logging.getLogger(__name__)
 
-SWEEP_FILE, JOB_FILE, LOCK = "sweep.json", "job.json", ".lock"
+SWEEP_FILE = "sweep.json"
 FREE_KEYS = ("resume", "tracking", "device", "study", "dataset.root", "dataset.num_workers")  # no part of a result
-SHOWN = (  # last parts of the metrics in the table on screen
-    "zero_shot/accuracy",
-    "text_to_audio/recall_at_1",
-    "text_to_audio/recall_at_10",
-    "audio_to_text/recall_at_1",
-)
+LOCK_SECONDS = 1.0  # to wait for a job's lock: `is_held` takes it for a moment
 POLL_SECONDS = 2.0
+FOLDER_KEY = "hydra.sweep.dir="
 split_grid = BasicSweeper.split_arguments  # parsed overrides -> batches of jobs, each a list of lines key=value
 
 
-@dataclass
-class Job:
-    """How one job of a sweep stands; kept as job.json in its folder."""
-
-    folder: Path
-    name: str
-    status: str  # running | finished | failed
-    config: dict[str, Any] = field(default_factory=dict)
-    value: float | None = None
-    error: str | None = None
-
-    def write(self) -> None:
-        values = {key: value for key, value in vars(self).items() if key != "folder"}
-        write_json(self.folder / JOB_FILE, values)
-
-    def is_held(self) -> bool:
-        """Is a process running it now?"""
-        try:
-            with FileLock(self.folder / LOCK, blocking=False):
-                return False
-        except Timeout:
-            return True
-
-    def read_json(self, name: str) -> dict[str, float]:
-        path = self.folder / name
-        return json.loads(path.read_text()) if path.exists() else {}
-
-
-def read_jobs(sweep_dir: Path) -> list[Job]:
-    """All jobs of a sweep that were ever started, by folder."""
-    paths = sorted(sweep_dir.glob(f"*/{JOB_FILE}"))
-    return [Job(path.parent, **json.loads(path.read_text())) for path in paths]
-
-
-def read_sweep(sweep_dir: Path) -> dict[str, Any] | None:
-    path = sweep_dir / SWEEP_FILE
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2, default=str) + "\n")
-    temporary.replace(path)
-
-
-def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float:
+def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
     """Run one job of a sweep, unless it is finished or another process has it; nan stands for no result.
 
-    An unfinished job goes on from its `last` checkpoint. What it raises is kept in job.json, and the sweep goes on.
+    An unfinished job goes on from its `last` checkpoint. What it raises is kept in job.json and raised again.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / LOCK, blocking=False):
-            return _run_locked(task, config, folder)
+        lock = FileLock(folder / LOCK).acquire(timeout=LOCK_SECONDS)
     except Timeout:
         log.warning("%s: another process is running it", folder.name)
         return math.nan
+    with lock:
+        job = Job(folder, job_tags()[0] or folder.name, status="running", config=read_settings(config))
+        before = read_job(folder)
+        if before:
+            check_same(before, job.config)
+            if before.status == "finished":
+                log.info("%s: finished before, kept", job.name)
+                return before.value
+        return run_locked(task, config, job)
 
 
-def _run_locked(task: Callable[[DictConfig], Any], config: DictConfig, folder: Path) -> float:
-    settings = dict(flatten(OmegaConf.to_container(config, resolve=True)))
-    settings = {key: value for key, value in settings.items() if not key.startswith(FREE_KEYS)}
-    settings = {key: value for key, value in settings.items() if not isinstance(value, dict | list)}
-    job = Job(folder, name_job(), status="running", config=settings)
-    if (folder / JOB_FILE).exists():
-        before = Job(folder, **json.loads((folder / JOB_FILE).read_text()))
-        check_same(before, settings)
-        if before.status == "finished":
-            log.info("%s: finished before, kept", job.name)
-            return before.value
+def run_locked(task: Callable[[DictConfig], Any], config: DictConfig, job: Job) -> float | None:
     job.write()
-    if "resume" in config and config.resume is None:
+    if config.get("resume", "") is None:
         config.resume = "auto"
     try:
-        job.value = float(task(config))
+        delete_lost_runs(config.tracking, job.folder)
+        job.value = task(config)
         job.status = "finished"
     except Exception as error:
-        job.status, job.error = "failed", " ".join(str(error).split()) or type(error).__name__
+        job.status, job.error = "failed", one_line(error)
         track_failure(config.tracking, job)
         raise
     finally:
@@ -130,37 +81,39 @@ def _run_locked(task: Callable[[DictConfig], Any], config: DictConfig, folder: P
     return job.value
 
 
-def track_failure(settings: Mapping[str, Any], job: Job) -> None:
-    """A run for a job that failed before it had one, so that the sweep in MLflow lacks none."""
-    from clap.tracking import Tracker, recorded_run
-
-    if recorded_run(job.folder, settings["uri"]) is None:
-        with contextlib.suppress(ConnectionError):
-            name, tags = job_tags()
-            tags |= {"role": "train", "error": job.error}
-            Tracker(**settings, run_name=name, run_dir=job.folder, tags=tags).finish("FAILED")
+def read_settings(config: DictConfig) -> dict[str, Any]:
+    """What a job's result depends on, {dotted key: value}."""
+    flat = flatten(OmegaConf.to_container(config, resolve=True))
+    return {key: value for key, value in flat if not key.startswith(FREE_KEYS) and not isinstance(value, dict | list)}
 
 
 def check_same(before: Job, config: Mapping[str, Any]) -> None:
-    """Refuse to go on with a job whose yamls have changed since."""
-    for key in sorted(before.config.keys() | config.keys()):
+    """Refuse to go on with a job whose yamls have changed since; job.json keeps that."""
+    error = None
+    for key in sorted(before.config.keys() | config.keys(), reverse=True):
         old, new = before.config.get(key), config.get(key)
         if old != new:
-            raise ValueError(
+            error = (
                 f"{before.folder} was started with {key}={old}, now it is {new}; put it back, delete the folder to "
-                "run the job anew, or give hydra.sweep.dir=FOLDER for another sweep"
+                f"run the job anew, or give {FOLDER_KEY}FOLDER for another sweep"
             )
+    if before.error != error:
+        before.error = error
+        before.write()
+    if error:
+        raise ValueError(error)
 
 
-def name_job() -> str:
-    """What differs from job to job, as `htsat_nano-gpt2_nano-s0`."""
+def job_tags() -> tuple[str | None, dict[str, str]]:
+    """Name and tags for the MLflow run of the present job; (None, {}) outside of a sweep."""
     hydra = HydraConfig.get()
-    swept = (read_sweep(Path(hydra.sweep.dir)) or {}).get("swept", [])
-    values = {key: value for key, value in job_levels(hydra.overrides.task).items() if key in swept}
-    parts = [
-        value if key in hydra.runtime.choices else f"{key.split('.')[-1]}={value}" for key, value in values.items()
-    ]
-    return "-".join(part.replace(f"{SEED}=", "s") for part in parts) or f"job{hydra.job.num}"
+    sweep = read_json(Path(hydra.sweep.dir) / SWEEP_FILE) if hydra.mode == RunMode.MULTIRUN else {}
+    if not sweep:
+        return None, {}
+    swept = {key: value for key, value in job_levels(hydra.overrides.task).items() if key in sweep["swept"]}
+    name = name_job(swept, groups=hydra.runtime.choices)
+    tags = {"mlflow.parentRunId": sweep["run_id"], "study": sweep["study"], "job": name}
+    return name, tags | {"folder": Path(hydra.runtime.output_dir).name} | swept
 
 
 def job_levels(overrides: Sequence[str]) -> dict[str, str]:
@@ -169,15 +122,62 @@ def job_levels(overrides: Sequence[str]) -> dict[str, str]:
     return {key: values[key] for key in sorted(values, key=lambda key: key == SEED)}
 
 
-def job_tags() -> tuple[str | None, dict[str, str]]:
-    """Name and tags for the MLflow run of the present job; (None, {}) outside of a sweep."""
-    hydra = HydraConfig.get()
-    sweep = read_sweep(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None
-    if sweep is None:
-        return None, {}
-    swept = {key: value for key, value in job_levels(hydra.overrides.task).items() if key in sweep["swept"]}
-    tags = {"mlflow.parentRunId": sweep["run_id"], "study": sweep["study"], "job": name_job()}
-    return tags["job"], tags | swept
+def name_job(levels: Mapping[str, str], *, groups: Collection[str]) -> str:
+    """What differs from job to job, as `htsat_nano-gpt2_nano-lr=0.001-s0`."""
+    parts = []
+    for key, value in levels.items():
+        short = f"s{value}" if key == SEED else f"{key.split('.')[-1]}={value}"
+        parts.append(value if key in groups else short)
+    return "-".join(parts) or "job"
+
+
+def delete_lost_runs(tracking: Mapping[str, Any], folder: Path) -> None:
+    """Delete runs of this job that its folder knows nothing of: it was deleted, or a kill came before it was told."""
+    from clap.tracking import open_store, recorded_run, resolve_uri
+
+    _, tags = job_tags()
+    parent, uri = tags.get("mlflow.parentRunId"), resolve_uri(tracking["uri"])
+    if not uri or not parent or recorded_run(folder, uri) or (folder / "checkpoints" / "last").exists():
+        return
+    client = open_store(uri)
+    experiment = client.get_run(parent).info.experiment_id
+    mine = f"tags.`mlflow.parentRunId` = '{parent}' and tags.folder = '{folder.name}'"
+    for run in client.search_runs([experiment], mine):
+        client.delete_run(run.info.run_id)
+
+
+def track_failure(tracking: Mapping[str, Any], job: Job) -> None:
+    """See that a job which failed outside of its tracker, even before it had a run, is a failed run in MLflow."""
+    from clap.tracking import Tracker, recorded_run
+
+    if recorded_run(job.folder, tracking["uri"]):
+        end_run(tracking, job, "FAILED")
+        return
+    name, tags = job_tags()
+    tags |= {"role": "train", "error": job.error}
+    with contextlib.suppress(ValueError, OSError):  # what is wrong with the store may be why the job failed
+        Tracker(**tracking, run_name=name, run_dir=job.folder, tags=tags).finish("FAILED")
+
+
+def end_run(tracking: Mapping[str, Any], job: Job, status: str) -> None:
+    """Close a job's run in MLflow if it is still open."""
+    from clap.tracking import open_store, recorded_run, resolve_uri
+
+    run_id = recorded_run(job.folder, tracking["uri"])
+    if not run_id:
+        return
+    try:
+        client = open_store(resolve_uri(tracking["uri"]))
+        if client.get_run(run_id).info.status == "RUNNING":
+            if job.error:
+                client.set_tag(run_id, "error", job.error)
+            client.set_terminated(run_id, status)
+    except Exception as error:  # MLflow stops no sweep
+        log.warning("the run of %s stays open in MLflow: %s", job.name, one_line(error))
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def split_one_at_a_time(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
@@ -188,51 +188,16 @@ def split_one_at_a_time(overrides: list[Override], max_batch_size: int | None) -
     return list(BasicSweeper.split_overrides_to_chunks(kept, max_batch_size))
 
 
-class Leaderboard:
-    """The jobs of a sweep, best first by its leading metric, those without a result last."""
-
-    def __init__(self, jobs: Sequence[Job], metrics: Sequence[str] = ()) -> None:
-        quality = {job.name: job.read_json("metrics.json") for job in jobs}
-        known = sorted({name for values in quality.values() for name in values if name.startswith("test/")})
-        self.metrics = list(metrics) or [name for end in SHOWN for name in known if name.endswith(end)]
-        self.unfinished = [job for job in jobs if job.status != "finished"]
-        costs = ("seconds", "clips_per_second", "peak_memory_bytes", "parameters")
-        self.rows = [
-            {"job": job.name, "status": job.status}
-            | {name: quality[job.name].get(name) for name in [*self.metrics, *known]}
-            | {name: job.read_json("cost.json").get(name) for name in costs}
-            | {"error": job.error, "folder": job.folder.name}
-            for job in jobs
-        ]
-        lead = self.metrics[0] if self.metrics else None
-        self.rows.sort(key=lambda row: (-math.inf if row.get(lead) is None else row[lead], row["job"]), reverse=True)
-
-    def csv(self) -> str:
-        """Every test metric, cost, error and folder."""
-        if not self.rows:
-            return ""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return text.getvalue()
-
-    def markdown(self) -> str:
-        """Job, the metrics that count, minutes; a job without a result says why."""
-        header = ["job", *(shorten(name) for name in self.metrics), "minutes"]
-        lines = [header, ["---"] * len(header)]
-        for row in self.rows:
-            values = [row[name] for name in self.metrics]
-            cells = ["-" if value is None else f"{value:.3f}" for value in values]
-            minutes = "-" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}"
-            failed = "" if row["status"] == "finished" else f" ({row['status']}: {row['error'] or 'not finished'})"
-            lines.append([row["job"] + failed, *cells, minutes])
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def shorten(metric: str) -> str:
-    """A metric's name without its split, as a column's head."""
-    return metric.split("/", 1)[1].replace("/", " ")
+@contextlib.contextmanager
+def end_on_error() -> Iterator[None]:
+    """Hydra makes a warning of what a callback raises and goes on; this ends the program."""
+    try:
+        yield
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {one_line(error)}")
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
 
 
 class Sweep(Callback):
@@ -242,6 +207,7 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         self.tracker: Any = None
+        self.tracking: Mapping[str, Any] = {}
         self.folder = Path()
         self.metrics: list[str] = []
         self.ended = False
@@ -251,83 +217,116 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the store, before any job does, and the parent run in it; refuse a folder that holds another sweep."""
-        try:
+        with end_on_error():
             self.start(config)
-        except (ValueError, OSError) as error:
-            sys.exit(f"error: {error}")  # Hydra turns exceptions of callbacks into warnings, but lets this one pass
 
     def start(self, config: DictConfig) -> None:
         from clap.tracking import Tracker, recorded_run
 
+        hydra, lines = config.hydra, list(config.hydra.overrides.task)
         Sweep.running = self
-        self.folder = Path(config.hydra.sweep.dir)
+        self.folder, self.tracking = Path(hydra.sweep.dir), config.tracking
         self.folder.mkdir(parents=True, exist_ok=True)
-        study = config.hydra.runtime.choices.get("experiment") if config.get("study") else None
-        self.metrics = list(config.study.metrics) if study else []
-        one_at_a_time = study and config.study.design == "one_at_a_time"
-        BasicSweeper.split_arguments = staticmethod(split_one_at_a_time if one_at_a_time else split_grid)
-        params = config.hydra.sweeper.get("params")
-        overrides = parse_overrides(params, OmegaConf.to_container(config.hydra.overrides.task))
-        swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
-        fixed = sorted(override.input_line for override in overrides if not override.is_sweep_override())
+        study = find_study(config, lines)
+        name = study.name if study else None
+        self.metrics = study.metrics if study else []
+        set_design(study.design if study else "grid", sweeper=hydra.sweeper._target_)
+        params, unnamed = hydra.sweeper.get("params"), hydra.job.config.override_dirname.exclude_keys
+        swept = list(find_factors(params, lines))
+        check_named(swept, unnamed)
+        others = [item for item in parse_overrides(params, lines) if item.key_or_group not in {*swept, *unnamed}]
+        fixed = sorted(override.input_line for override in others)
         with FileLock(self.folder / LOCK):
-            before = read_sweep(self.folder)
-            self.check_same(before, fixed)
-            run_id = recorded_run(self.folder, config.tracking.uri)
+            check_fixed(self.folder, fixed)
             self.tracker = Tracker(
-                config.tracking.uri,
-                config.tracking.experiment,
-                run_name=study or f"sweep {self.folder.parent.name} {self.folder.name}",
-                run_id=run_id,
+                **config.tracking,
+                run_name=name or f"sweep {self.folder.parent.name} {self.folder.name}",
+                run_id=recorded_run(self.folder, config.tracking.uri),
                 run_dir=self.folder,
-                tags={"role": "sweep", "study": study, "swept": ", ".join(swept), "fixed": " ".join(fixed)},
+                tags={"role": "sweep", "study": name, "swept": ", ".join(swept), "fixed": " ".join(fixed)},
             )
-            write_json(
-                self.folder / SWEEP_FILE,
-                {"study": study, "run_id": self.tracker.run_id, "swept": swept, "fixed": fixed},
-            )
+            values = {"study": name, "run_id": self.tracker.run_id, "swept": swept, "fixed": fixed}
+            write_json(self.folder / SWEEP_FILE, values)
         atexit.register(self.close)
-        log.info("sweep folder %s; to go on after a stop: %s", self.folder, self.continue_command())
-
-    def check_same(self, before: Mapping[str, Any] | None, fixed: list[str]) -> None:
-        """More values of a factor join a sweep; other fixed settings would make it two."""
-        if before and (changed := sorted(set(before["fixed"]) ^ set(fixed))):
-            raise ValueError(
-                f"{self.folder} holds a sweep with {' '.join(before['fixed']) or 'no fixed settings'}; it differs in "
-                f"{', '.join(changed)}; give hydra.sweep.dir=FOLDER for another one"
-            )
-
-    def continue_command(self) -> str:
-        arguments = [argument for argument in sys.argv[1:] if not argument.startswith("hydra.sweep.dir=")]
-        return shlex.join(["python", *sys.argv[:1], *arguments, f"hydra.sweep.dir={self.folder}"])
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that no worker is left behind
+        log.info("sweep folder %s; to go on after a stop: %s", self.folder, continue_command(sys.argv, self.folder))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Wait for jobs that other processes run, then write the leaderboard and close the parent run."""
-        self.wait_for_others()
-        self.ended = True
-        jobs = read_jobs(self.folder)
-        board = Leaderboard(jobs, self.metrics)
-        (self.folder / "leaderboard.csv").write_text(board.csv())
-        (self.folder / "leaderboard.md").write_text(board.markdown())
-        for name in ("leaderboard.csv", "leaderboard.md"):
-            self.tracker.log_artifact(self.folder / name)
-        self.tracker.finish("FINISHED" if not board.unfinished else "FAILED")
-        print(f"\n{board.markdown()}\n{self.folder / 'leaderboard.csv'}; {self.tracker.view_hint(board.metrics)}")
+        with end_on_error():
+            self.wait_for_others()
+            self.finish()
 
     def wait_for_others(self) -> None:
-        waited: set[Path] = set()
-        while held := [job for job in read_jobs(self.folder) if job.status == "running" and job.is_held()]:
-            if {job.folder for job in held} != waited:
-                waited = {job.folder for job in held}
-                log.info("waiting for jobs that another process runs: %s", ", ".join(job.name for job in held))
+        waited: list[str] = []
+        while held := sorted(path.parent.name for path in self.folder.glob(f"*/{LOCK}") if is_held(path.parent)):
+            if held != waited:
+                log.info("waiting for jobs that another process runs: %s", ", ".join(held))
+            waited = held
             time.sleep(POLL_SECONDS)
 
+    def finish(self) -> None:
+        jobs = read_jobs(self.folder)
+        board = Leaderboard(jobs, self.metrics)
+        with FileLock(self.folder / LOCK):
+            for name, text in (("leaderboard.csv", board.csv()), ("leaderboard.md", board.markdown())):
+                (self.folder / name).write_text(text)
+                self.tracker.log_artifact(self.folder / name)
+            self.end_runs("FAILED" if any(job.problem for job in jobs) else "FINISHED")
+        self.ended = True
+        print(f"\n{board.markdown()}\n{self.folder / 'leaderboard.csv'}; {self.tracker.view_hint(board.metrics)}")
+
     def close(self) -> None:
-        """At exit: if the sweep did not come to its end, close the parent run and say how to go on."""
+        """At exit: if the sweep did not come to its end, close what is open and say how to go on."""
         if not self.ended:
-            self.tracker.finish("KILLED")
-            print(f"to go on: {self.continue_command()}", file=sys.stderr)
+            with FileLock(self.folder / LOCK):
+                self.end_runs("KILLED")
+            print(f"to go on: {continue_command(sys.argv, self.folder)}", file=sys.stderr)
+
+    def end_runs(self, status: str) -> None:
+        """Close the parent run, and the runs of jobs whose process was killed."""
+        for job in read_jobs(self.folder):
+            if job.status == "running" and not is_held(job.folder):
+                end_run(self.tracking, job, "KILLED")
+        self.tracker.finish(status)
 
     def failures(self) -> list[str]:
         """What did not finish, with its reason."""
-        return [f"{job.name} ({job.error or 'stopped'})" for job in read_jobs(self.folder) if job.status != "finished"]
+        return [f"{job.name} ({job.problem})" for job in read_jobs(self.folder) if job.problem]
+
+
+def set_design(design: str, *, sweeper: str) -> None:
+    """Have Hydra's sweeper make the jobs of a study's design."""
+    if design == "one_at_a_time" and sweeper != BasicSweeperConf._target_:
+        raise ValueError(f"study.design={design} goes with hydra/sweeper=basic only, not with {sweeper}; take it away")
+    BasicSweeper.split_arguments = staticmethod(split_one_at_a_time if design == "one_at_a_time" else split_grid)
+
+
+def check_named(swept: Sequence[str], unnamed: Collection[str]) -> None:
+    """Refuse to sweep a key that does not name a job's folder: the jobs would share one."""
+    if found := sorted(set(swept) & set(unnamed)):
+        raise ValueError(
+            f"{found[0]} is swept but names no folder; add "
+            f"'hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(set(unnamed) - set(swept)))}]'"
+        )
+
+
+def check_fixed(folder: Path, fixed: Sequence[str]) -> None:
+    """More values of a factor join a sweep; other fixed settings would make it two."""
+    before = read_json(folder / SWEEP_FILE).get("fixed", fixed)
+    if changed := sorted(set(before) ^ set(fixed)):
+        raise ValueError(
+            f"{folder} holds a sweep with {' '.join(before) or 'no fixed settings'}; it differs in "
+            f"{', '.join(changed)}; give {FOLDER_KEY}FOLDER for another one"
+        )
+
+
+def continue_command(argv: Sequence[str], folder: Path) -> str:
+    """The command of a sweep, with its folder among the overrides, which stand together."""
+    script, *arguments = argv
+    if any(argument.startswith(FOLDER_KEY) and "${" not in argument for argument in arguments):
+        return shlex.join(["python", *argv])
+    arguments = [argument for argument in arguments if not argument.startswith(FOLDER_KEY)]
+    overrides = [i for i, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-")]
+    arguments.insert(overrides[0] if overrides else len(arguments), f"{FOLDER_KEY}{folder}")
+    return shlex.join(["python", script, *arguments])

@@ -12,7 +12,8 @@ import re
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -21,7 +22,7 @@ from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
 # Read by MLflow at its import or at a request; a user's own value wins. With MLflow's own retries an unreachable server
-# blocks for 246 s; with these a refused connection takes under a second and a server that never answers takes 10 s.
+# blocks for 246 s; with these a refused connection takes under a second and one that never answers 5 s, in a run 10 s.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -110,7 +111,7 @@ class Tracker:
     def _start_run(self, experiment: str, run_name: str) -> None:
         if self.run_id is None:
             self.experiment_id = find_or_create_experiment(self._client, experiment, uri=self.uri)
-            tags = {**resolve_tags(), **self._record["tags"]}
+            self._record["tags"] = tags = {**resolve_tags(), **self._record["tags"]}
             self.run_id = self._client.create_run(self.experiment_id, tags=tags, run_name=run_name).info.run_id
             return
         try:
@@ -178,16 +179,16 @@ class Tracker:
         """
         described = {"name": name, "digest": digest, "split": split, "source": source, "num_clips": num_clips}
         self._note("datasets", [*self._record.get("datasets", []), described])
-        profile = None if num_clips is None else json.dumps({"num_clips": num_clips})
-        source = json.dumps({"uri": source})
-        dataset = Dataset(name, digest[:MAX_DIGEST_LENGTH], source_type="local", source=source, profile=profile)
-        inputs = [DatasetInput(dataset, tags=[InputTag("mlflow.data.context", split)])]
-        self._send(f"dataset {name}", lambda client: client.log_inputs(self.run_id, inputs))
+        self._send(f"dataset {name}", lambda client: send_dataset(client, self.run_id, **described))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Append metrics to metrics.jsonl at once and to MLflow with the next flush. Values may be nan or infinite."""
-        values = {check_metric_name(name): float(value) for name, value in metrics.items()}
-        now = time.time()
+        if refused := [name for name in metrics if not METRIC_NAME.fullmatch(name)]:
+            raise ValueError(
+                f"metric name {refused[0]!r} is refused by MLflow; use letters, digits and _ - . : with single slashes "
+                "between parts, as in val/clotho/text_to_audio/recall_at_1"
+            )
+        values, now = {name: float(value) for name, value in metrics.items()}, time.time()
         with self.history_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "time": now, "metrics": values}) + "\n")
         self._metrics += [Metric(name, value, int(now * 1000), step) for name, value in values.items()]
@@ -196,7 +197,10 @@ class Tracker:
 
     def flush(self) -> None:
         """Send the buffered metrics, and whatever an outage has held back."""
-        self._queue_metrics()
+        self._last_flush = time.monotonic()
+        metrics, self._metrics = self._metrics, []
+        if metrics and self._client is not None:
+            self._queue.append(("metrics", lambda client: client.log_batch(self.run_id, metrics=metrics)))
         self._drain()
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
@@ -217,12 +221,6 @@ class Tracker:
         monitor.start()
         self._monitor = monitor
 
-    def stop_system_metrics(self) -> None:
-        """Stop the thread of `start_system_metrics`."""
-        if self._monitor is not None:
-            self._monitor.finish()
-            self._monitor = None
-
     def finish(self, status: str = "FINISHED") -> None:
         """Send what is buffered and close the run.
 
@@ -231,10 +229,12 @@ class Tracker:
         """
         if status not in STATUSES:
             raise ValueError(f"status={status!r} is not one of {', '.join(STATUSES)}")
-        self.stop_system_metrics()
-        self._queue_metrics()
-        self._retry_at = 0.0
         self._note("status", status)
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+        self._retry_at = 0.0
+        self.flush()
         self._send("status", lambda client: client.set_terminated(self.run_id, status=status))
         if self._queue:
             folder = self.history_path.parent
@@ -246,12 +246,6 @@ class Tracker:
         temporary = self._record_path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self._record, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self._record_path)
-
-    def _queue_metrics(self) -> None:
-        self._last_flush = time.monotonic()
-        metrics, self._metrics = self._metrics, []
-        if metrics and self._client is not None:
-            self._queue.append(("metrics", lambda client: client.log_batch(self.run_id, metrics=metrics)))
 
     def _send(self, what: str, operation: Callable[[MlflowClient], object]) -> None:
         """Queue one call to MLflow, behind those that an outage holds back, and try to send it."""
@@ -268,7 +262,11 @@ class Tracker:
             except Exception as error:  # whatever MLflow raises, the training goes on
                 if is_outage(error):
                     self._retry_at = time.monotonic() + RETRY_SECONDS
-                    self._warn_once("outage", outage_message(self.uri, self.history_path, error=error))
+                    message = (
+                        f"MLflow at tracking.uri={self.uri} stopped answering ({reason(error)}); the run goes on and "
+                        f"tries again every {RETRY_SECONDS:g} s, its metrics are in {self.history_path}"
+                    )
+                    self._warn_once("outage", message)
                     return
                 self._warn_once(what, f"MLflow did not take {what} of run {self.run_id}: {reason(error)}")
             self._queue.popleft()
@@ -277,14 +275,6 @@ class Tracker:
         if topic not in self._warned:
             self._warned.add(topic)
             logger.warning(message)
-
-
-def outage_message(uri: str, history_path: Path, *, error: Exception) -> str:
-    """What a user must know when the store stops answering during a run."""
-    return (
-        f"MLflow at tracking.uri={uri} stopped answering ({reason(error)}); the run goes on and tries again every "
-        f"{RETRY_SECONDS:g} s, its metrics are in {history_path}"
-    )
 
 
 def resolve_uri(uri: str | None) -> str | None:
@@ -310,20 +300,19 @@ def open_store(uri: str) -> MlflowClient:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):  # processes that create the tables at the same time leave them unusable
                 return MlflowClient(uri)
+        with suppress(requests.exceptions.SSLError):  # MLflow may trust other certificates
+            requests.get(f"{uri}/health", timeout=float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))  # MLflow asks twice
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
-        raise ConnectionError(unreachable_message(uri, error=error)) from error
+        if uri.startswith("sqlite:"):
+            problem = "cannot be opened as an MLflow store"
+            advice = f"move it away, run `mlflow db upgrade {uri}` if an older MLflow wrote it, or set another path"
+        else:
+            problem = "does not answer as an MLflow server"
+            advice = f"start it with `mlflow server --port PORT`, or leave tracking.uri at {DEFAULT_STORE}"
+        raise ConnectionError(f"tracking.uri={uri} {problem} ({reason(error)}); {advice}") from error
     return client
-
-
-def unreachable_message(uri: str, *, error: Exception) -> str:
-    """What was given and what to change, for a store that does not answer before the first step."""
-    if uri.startswith("sqlite:"):
-        advice = f"move the file away, run `mlflow db upgrade {uri}` if an older MLflow wrote it, or set another path"
-        return f"tracking.uri={uri} cannot be opened as an MLflow store ({reason(error)}); {advice}"
-    advice = f"start it with `mlflow server --port PORT`, or leave tracking.uri at {DEFAULT_STORE}"
-    return f"tracking.uri={uri} does not answer as an MLflow server ({reason(error)}); {advice}"
 
 
 def store_path(uri: str) -> Path:
@@ -363,6 +352,16 @@ def send_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) ->
     )
 
 
+def send_dataset(
+    client: MlflowClient, run_id: str, *, name: str, digest: str, split: str, source: str, num_clips: int | None
+) -> None:
+    """Make a dataset an input of a run; a second time changes nothing."""
+    profile = None if num_clips is None else json.dumps({"num_clips": num_clips})
+    source = json.dumps({"uri": source})
+    dataset = Dataset(name, digest[:MAX_DIGEST_LENGTH], source_type="local", source=source, profile=profile)
+    client.log_inputs(run_id, [DatasetInput(dataset, tags=[InputTag("mlflow.data.context", split)])])
+
+
 def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
     """Nested mapping -> {dotted key: text}, cut at the length that MLflow takes."""
     flat: dict[str, str] = {}
@@ -378,16 +377,6 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
 def as_tags(values: Mapping[str, object]) -> dict[str, str]:
     """Tags as MLflow takes them, without those that are None."""
     return {name: str(value)[:MAX_TAG_LENGTH] for name, value in values.items() if value is not None}
-
-
-def check_metric_name(name: str) -> str:
-    """The name, if MLflow takes it."""
-    if not METRIC_NAME.fullmatch(name):
-        raise ValueError(
-            f"metric name {name!r} is refused by MLflow; use letters, digits and _ - . : with single slashes between "
-            "parts, as in val/clotho/text_to_audio/recall_at_1"
-        )
-    return name
 
 
 def is_outage(error: Exception) -> bool:
@@ -406,35 +395,34 @@ def reason(error: Exception) -> str:
 
 def recorded_run(run_dir: Path, uri: str | None) -> str | None:
     """Id of the run in this store that a run folder belongs to, if it was ever started."""
-    try:
-        record = json.loads((Path(run_dir) / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return record["run_id"] if record["uri"] == resolve_uri(uri) else None
+    path = Path(run_dir) / RECORD
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return record.get("run_id") if record.get("uri") == resolve_uri(uri) else None
 
 
 def read_history(path: Path) -> list[dict]:
     """metrics.jsonl -> [{"step": int, "metrics": {name: value}}] by step; the later value of a repeated step wins."""
     merged: dict[int, dict[str, float]] = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut short by a kill; the resumed run wrote the step again
+    for entry in read_entries(path):
         merged.setdefault(entry["step"], {}).update(entry["metrics"])
     return [{"step": step, "metrics": merged[step]} for step in sorted(merged)]
 
 
+def read_entries(path: Path) -> Iterator[dict]:
+    """Lines of metrics.jsonl as they were written, {"step": int, "time": seconds, "metrics": {name: value}}."""
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):  # cut short by a kill; the resumed run wrote the step again
+            yield json.loads(line)
+
+
 def git_commit(folder: Path) -> str | None:
     """Commit of the work tree that holds `folder`, with -dirty where files differ; None outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        commit = run_git(folder, "rev-parse", "HEAD")
-        return commit + ("-dirty" if run_git(folder, "status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def run_git(folder: Path, *arguments: str) -> str:
-    """Output of a git command; raises where git is missing or fails."""
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

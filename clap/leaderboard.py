@@ -1,0 +1,138 @@
+"""The jobs of a sweep as they stand in its folder, and the table of their results."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+JOB_FILE, LOCK = "job.json", ".lock"
+COSTS = ("seconds", "clips_per_second", "peak_memory_bytes", "parameters")
+SHOWN = (  # last parts of the metrics in the table of a sweep that is no study
+    "zero_shot/accuracy",
+    "text_to_audio/recall_at_1",
+    "text_to_audio/recall_at_10",
+    "audio_to_text/recall_at_1",
+)
+
+
+@dataclass
+class Job:
+    """How one job of a sweep stands.
+
+    Args:
+        status: `running` (also of one that was killed), `finished` or `failed`.
+        config: what its result depends on, {dotted key: value}.
+        value: what it returned, the metric that chose the best checkpoint.
+    """
+
+    folder: Path
+    name: str
+    status: str
+    config: dict[str, Any] = field(default_factory=dict)
+    value: float | None = None
+    error: str | None = None
+
+    def write(self) -> None:
+        write_json(self.folder / JOB_FILE, {key: value for key, value in vars(self).items() if key != "folder"})
+
+    @property
+    def problem(self) -> str | None:
+        """Why it has no result, or none that counts."""
+        return self.error or (None if self.status == "finished" else "stopped")
+
+
+def read_job(folder: Path) -> Job | None:
+    """The job of a folder; None if it was never started."""
+    values = read_json(folder / JOB_FILE)
+    return Job(folder, **values) if values else None
+
+
+def read_jobs(sweep_dir: Path) -> list[Job]:
+    """All jobs of a sweep that were ever started, by name."""
+    jobs = [read_job(path.parent) for path in sorted(sweep_dir.glob(f"*/{JOB_FILE}"))]
+    return sorted((job for job in jobs if job), key=lambda job: job.name)
+
+
+def is_held(folder: Path) -> bool:
+    """Is a process running the job of this folder now?"""
+    try:
+        with FileLock(folder / LOCK, blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing if there is none, or one that a crash of the machine cut short."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=2, default=str) + "\n")
+    temporary.replace(path)
+
+
+class Leaderboard:
+    """The jobs of a sweep, best first by the leading metric, equal ones by name, those without a result last.
+
+    Args:
+        metrics: of the table on screen, the leading one first; by default those of SHOWN that the jobs have.
+    """
+
+    def __init__(self, jobs: Sequence[Job], metrics: Sequence[str] = ()) -> None:
+        quality = [{} if job.problem else read_json(job.folder / "metrics.json") for job in jobs]
+        names = sorted({name for values in quality for name in values})
+        known = [name for name in names if name.startswith("test/")] or names
+        self.metrics = list(metrics) or [name for end in SHOWN for name in known if name.endswith(end)]
+        self.rows = []
+        for job, values in zip(jobs, quality, strict=True):
+            cost = read_json(job.folder / "cost.json")
+            row = {"job": job.name, "status": job.status}
+            row |= {name: values.get(name) for name in [*self.metrics, *known]}
+            row |= {name: cost.get(name) for name in COSTS}
+            self.rows.append(row | {"problem": job.problem, "folder": job.folder.name})
+        self.rows.sort(key=self.rank)
+
+    def rank(self, row: Mapping[str, Any]) -> tuple[float, str]:
+        value = row[self.metrics[0]] if self.metrics else None
+        return math.inf if value is None or math.isnan(value) else -value, row["job"]
+
+    def csv(self) -> str:
+        """Every metric on the test split, cost, problem and folder."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]) if self.rows else ["job"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        """Job, the metrics that count, minutes, and why a job has no result."""
+        problems = ["problem"] if any(row["problem"] for row in self.rows) else []
+        table = [["job", *(shorten(name) for name in self.metrics), "minutes", *problems]]
+        for row in self.rows:
+            minutes = None if row["seconds"] is None else row["seconds"] / 60
+            numbers = [*(show(row[name], digits=3) for name in self.metrics), show(minutes, digits=1)]
+            table.append([row["job"], *numbers, *((row[name] or "").replace("|", "\\|") for name in problems)])
+        widths = [min(40, max(map(len, column))) for column in zip(*table, strict=True)]  # errors are longer
+        table.insert(1, ["-" * width for width in widths])
+        lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def shorten(metric: str) -> str:
+    """A metric's name without its split, as a column's head."""
+    return metric.split("/", 1)[-1].replace("/", " ")
+
+
+def show(value: float | None, *, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,120 @@
+"""The table of a sweep: order, jobs without a result, and files that are not whole."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from clap.leaderboard import Job, Leaderboard, read_job, read_jobs
+
+RECALL = "test/x/text_to_audio/recall_at_1"
+
+
+def add_job(sweep: Path, name: str, recall: float | None = None, *, status: str = "finished", **values) -> Job:
+    job = Job(sweep / f"folder-{name}", name, status, **values)
+    job.folder.mkdir()
+    job.write()
+    if recall is not None:
+        metrics = {RECALL: recall, "test/x/text_to_audio/median_rank": 3.0, "val/x/text_to_audio/recall_at_1": 1.0}
+        (job.folder / "metrics.json").write_text(json.dumps(metrics))
+        (job.folder / "cost.json").write_text('{"seconds": 90.0, "parameters": 7}')
+    return job
+
+
+def make_board(sweep: Path, *metrics: str) -> Leaderboard:
+    return Leaderboard(read_jobs(sweep), metrics)
+
+
+def names(board: Leaderboard) -> list[str]:
+    return [row["job"] for row in board.rows]
+
+
+def test_best_first_and_without_a_result_last(tmp_path: Path):
+    for name, recall in {"a": 0.1, "b": 0.3, "c": 0.2}.items():
+        add_job(tmp_path, name, recall)
+    add_job(tmp_path, "0", status="failed", error="no data")
+    assert names(make_board(tmp_path)) == ["b", "c", "a", "0"]
+
+
+def test_equal_jobs_stand_by_name(tmp_path: Path):
+    for name in ("b", "c", "a"):
+        add_job(tmp_path, name, 0.5)
+    assert names(make_board(tmp_path)) == ["a", "b", "c"]
+
+
+def test_nan_is_no_result(tmp_path: Path):
+    add_job(tmp_path, "a", float("nan"))
+    add_job(tmp_path, "b", 0.0)
+    assert names(make_board(tmp_path)) == ["b", "a"]
+
+
+def test_studys_leading_metric_decides(tmp_path: Path):
+    for name, recall in {"a": 0.1, "b": 0.3}.items():
+        job = add_job(tmp_path, name, recall)
+        (job.folder / "metrics.json").write_text(json.dumps({RECALL: recall, "test/x/other": -recall}))
+    board = make_board(tmp_path, "test/x/other", RECALL)
+    assert names(board) == ["a", "b"]
+    assert board.markdown().splitlines()[0].split(" | ")[1] == "x other"
+
+
+def test_failed_job_has_no_numbers_in_the_table(tmp_path: Path):
+    add_job(tmp_path, "a", 0.9, status="failed", error="plots | could not\nbe drawn".replace("\n", " "))
+    add_job(tmp_path, "b", 0.1)
+    board = make_board(tmp_path)
+    assert names(board) == ["b", "a"]
+    assert board.rows[1][RECALL] is None
+    assert "plots \\| could not be drawn" in board.markdown()
+
+
+def test_table_is_aligned_and_says_minutes(tmp_path: Path):
+    add_job(tmp_path, "htsat_nano-s0", 0.25)
+    add_job(tmp_path, "s1", 0.5)
+    assert make_board(tmp_path).markdown() == (
+        "| job           | x text_to_audio recall_at_1 | minutes |\n"
+        "| ------------- | --------------------------- | ------- |\n"
+        "| s1            | 0.500                       | 1.5     |\n"
+        "| htsat_nano-s0 | 0.250                       | 1.5     |\n"
+    )
+
+
+def test_csv_has_every_test_metric_cost_and_folder(tmp_path: Path):
+    add_job(tmp_path, "a", 0.25)
+    (row,) = csv.DictReader(io.StringIO(make_board(tmp_path).csv()))
+    assert (row["job"], row["status"], row["folder"], row["problem"]) == ("a", "finished", "folder-a", "")
+    assert (row[RECALL], row["test/x/text_to_audio/median_rank"], row["parameters"]) == ("0.25", "3.0", "7")
+    assert not [name for name in row if name.startswith("val/")]
+
+
+def test_validation_counts_where_there_is_no_test_split(tmp_path: Path):
+    job = add_job(tmp_path, "a")
+    (job.folder / "metrics.json").write_text('{"val/x/text_to_audio/recall_at_1": 0.5}')
+    assert "0.500" in make_board(tmp_path).markdown()
+
+
+def test_no_job_makes_an_empty_table(tmp_path: Path):
+    board = make_board(tmp_path)
+    assert board.csv() == "job\n"
+    assert board.markdown().startswith("| job")
+
+
+def test_no_finished_job_makes_a_table_of_problems(tmp_path: Path):
+    add_job(tmp_path, "a", status="failed", error="no data")
+    add_job(tmp_path, "b", status="running")
+    lines = make_board(tmp_path).markdown().splitlines()
+    assert [line.split(" | ")[-1].strip(" |") for line in lines] == ["problem", "-------", "no data", "stopped"]
+
+
+@pytest.mark.parametrize("text", ["", '{"name": "a", "sta', "\0\0\0\0"])
+def test_record_that_was_cut_short_is_a_job_that_never_started(text: str, tmp_path: Path):
+    job = add_job(tmp_path, "a", 0.5)
+    (job.folder / "job.json").write_text(text)
+    assert read_job(job.folder) is None
+    assert read_jobs(tmp_path) == []
+
+
+def test_metrics_that_were_cut_short_are_no_result(tmp_path: Path):
+    job = add_job(tmp_path, "a", 0.5)
+    (job.folder / "metrics.json").write_text('{"test/x')
+    assert "0.500" not in make_board(tmp_path).markdown()
