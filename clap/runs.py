@@ -1,0 +1,307 @@
+"""A study read back from MLflow: its cells and their runs, their scores and curves, and where each comes from."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from clap.scores import Column, Recorded, RunScores, make_column
+from clap.study import SEED, Study
+from clap.sweep import FREE_KEYS
+from clap.tracking import open_store, reason, resolve_uri, store_path
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # read at a download
+
+from mlflow import MlflowClient  # noqa: E402 (the environment comes first, tracking's too)
+from mlflow.entities import Run as MlflowRun  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+FINISHED = "FINISHED"
+TRAIN_LOSS = "train/loss"
+DIGEST_LENGTH = 12
+WORDLESS = ("none", "null", "true", "false")  # levels that say nothing without their factor
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        levels: of the study's factors.
+        data: split -> name and digest of what the run used.
+        params: its composed config under dotted keys.
+        folder: its job's, in the folder of the sweep.
+    """
+
+    id: str
+    name: str
+    status: str
+    seed: str
+    levels: dict[str, str]
+    error: str | None = None
+    commit: str | None = None
+    data: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    folder: str | None = None
+
+    @property
+    def outcome(self) -> str:
+        """How the run stands, in words."""
+        words = {FINISHED: "finished", "FAILED": "failed", "KILLED": "stopped"}.get(self.status, "not finished")
+        return f"{words}: {self.error}" if self.status == "FAILED" and self.error else words
+
+    @property
+    def config_digest(self) -> str:
+        """Of all that makes the result but the seed: the runs of a cell share it."""
+        kept = {key: value for key, value in self.params.items() if key != SEED and not key.startswith(FREE_KEYS)}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+@dataclass
+class Cell:
+    """One configuration of a study.
+
+    Attributes:
+        runs: seed -> its run, None where there is none; of several the newest finished one.
+    """
+
+    levels: dict[str, str]
+    runs: dict[str, Run | None]
+
+    @property
+    def finished(self) -> dict[str, Run]:
+        """Seed -> run, of those that ended well."""
+        return {seed: run for seed, run in self.runs.items() if run is not None and run.status == FINISHED}
+
+    @property
+    def gaps(self) -> dict[str, str]:
+        """Seed -> why it has no result."""
+        stands = {seed: "missing" if run is None else run.outcome for seed, run in self.runs.items()}
+        return {seed: outcome for seed, outcome in stands.items() if seed not in self.finished}
+
+    def ids(self, seeds: Sequence[str] | None = None) -> list[str]:
+        """Ids of the finished runs, of these seeds or of all."""
+        return [run.id for seed, run in self.finished.items() if seeds is None or seed in seeds]
+
+
+@dataclass
+class StudyRuns:
+    """A study and what its sweep found.
+
+    Attributes:
+        sweep_id: parent run.
+        fixed: settings that all jobs of the sweep share, as {key: value}.
+        cells: the baseline first.
+        others: runs that belong to no cell, or that another one of the same seed stands for.
+        curves: metric -> run id -> steps and values, each (points,).
+    """
+
+    study: Study
+    sweep_id: str
+    fixed: dict[str, str]
+    cells: list[Cell]
+    others: list[Run]
+    columns: list[Column] = field(default_factory=list)
+    curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs that the report counts."""
+        return [run for cell in self.cells for run in cell.finished.values()]
+
+    @property
+    def is_grid(self) -> bool:
+        return self.study.design == "grid"
+
+    def name(self, cell: Cell) -> str:
+        """A cell's levels; where one factor changes at a time, `baseline` or the level that differs from it."""
+        first = {} if self.is_grid else self.cells[0].levels
+        parts = [self.label(key, level) for key, level in cell.levels.items() if level != first.get(key)]
+        return ", ".join(parts) or "baseline"
+
+    def label(self, factor: str, level: str) -> str:
+        """`gpt2_nano`, but `batch_size=16` where the level alone says nothing."""
+        levels = self.study.factors[factor]
+        telling = "." not in factor and all(name[:1].isalpha() and name not in WORDLESS for name in levels)
+        return level if telling else f"{short(factor)}={level}"
+
+
+def short(factor: str) -> str:
+    """`batch_size` of `dataset.batch_size`."""
+    return factor.rsplit(".", 1)[-1]
+
+
+def read_study_runs(study: Study, uri: str, *, sweep_id: str | None = None) -> StudyRuns:
+    """All that a report needs, from the newest sweep of a study or the one that is named.
+
+    Raises:
+        ValueError: the store has no such sweep, no run of it is finished, or its numbers do not belong together.
+        OSError: there is no store, or it does not answer.
+    """
+    client = open_existing(uri, study.name)
+    try:
+        return read_all(client, find_runs(client, study, uri=uri, sweep_id=sweep_id))
+    except MlflowException as error:
+        raise ConnectionError(f"MLflow at {uri} stopped answering ({reason(error)}); try again") from error
+
+
+def read_all(client: MlflowClient, runs: StudyRuns) -> StudyRuns:
+    """The same runs with their scores and curves."""
+    check_finished(runs)
+    metrics = runs.study.metrics
+    with tempfile.TemporaryDirectory() as folder:
+        recorded = {run.id: read_evaluations(client, run, Path(folder) / run.id) for run in runs.finished}
+    for metric in metrics:
+        check_metric(metric, runs.finished)
+        scores = {run.id: RunScores(run.name, run.metrics[metric], recorded[run.id]) for run in runs.finished}
+        runs.columns.append(make_column(metric, scores))
+    for metric in (TRAIN_LOSS, metrics[0].replace("test/", "val/", 1)):
+        runs.curves[metric] = {run.id: read_curve(client, run.id, metric) for run in runs.finished}
+    return runs
+
+
+def open_existing(uri: str, study: str) -> MlflowClient:
+    """Client of a store that is there; unlike for a training, none is created."""
+    address = resolve_uri(uri)
+    advice = f"run the study first, `python train.py -m experiment={study}`, or name its store with --uri"
+    if address is None:
+        raise ValueError(f"--uri {uri} names no MLflow store; {advice}")
+    if address.startswith("sqlite:") and not store_path(address).is_file():
+        raise FileNotFoundError(f"there is no MLflow store {uri}; {advice}")
+    return open_store(address)
+
+
+def find_runs(client: MlflowClient, study: Study, *, uri: str, sweep_id: str | None) -> StudyRuns:
+    """The cells of a sweep with their runs, without scores."""
+    parent = find_sweep(client, study.name, uri=uri, sweep_id=sweep_id)
+    fixed = split_overrides(parent.data.tags.get("fixed", ""))
+    found = search(client, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.role = 'train'")
+    runs = [make_run(run, study, fixed=fixed) for run in found]
+    more = {run.seed for run in runs} - set(study.seeds)
+    seeds = [*study.seeds, *sorted(more, key=lambda seed: (len(seed), seed))]
+    cells = [Cell(levels, choose_runs(runs, levels, seeds)) for levels in study.cells()]
+    counted = {run.id for cell in cells for run in cell.runs.values() if run is not None}
+    others = [run for run in runs if run.id not in counted]
+    return StudyRuns(study, parent.info.run_id, fixed, cells, others)
+
+
+def find_sweep(client: MlflowClient, study: str, *, uri: str, sweep_id: str | None) -> MlflowRun:
+    """The parent run."""
+    parents = search(client, f"tags.role = 'sweep' and tags.study = '{study}'")
+    if not parents:
+        raise ValueError(
+            f"{uri} has no sweep of {study}; run `python train.py -m experiment={study}`, or name another store with "
+            "--uri"
+        )
+    known = {parent.info.run_id: parent for parent in parents}
+    if sweep_id is not None and sweep_id not in known:
+        raise ValueError(f"--sweep {sweep_id} is no sweep of {study} in {uri}, which has {', '.join(known)}")
+    return parents[-1] if sweep_id is None else known[sweep_id]
+
+
+def search(client: MlflowClient, filter_string: str) -> list[MlflowRun]:
+    """All runs of a store that match, the newest last."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    page = client.search_runs(experiments, filter_string)
+    runs = list(page)
+    while page.token:
+        page = client.search_runs(experiments, filter_string, page_token=page.token)
+        runs += page
+    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def split_overrides(line: str) -> dict[str, str]:
+    """`a=1 b=[x, y]` -> {key: value}; a word without `=` belongs to the value before it."""
+    words: list[str] = []
+    for word in line.split():
+        if "=" in word or not words:
+            words.append(word)
+        else:
+            words[-1] += f" {word}"
+    return {key: value for key, _, value in (word.partition("=") for word in words)}
+
+
+def make_run(run: MlflowRun, study: Study, *, fixed: Mapping[str, str]) -> Run:
+    """A run of MLflow; what its sweep did not vary stands among the fixed settings or in its config."""
+    tags, params = run.data.tags, run.data.params
+    known = {**params, **fixed, **tags}
+    data = {}
+    for used in run.inputs.dataset_inputs:
+        split = next((tag.value for tag in used.tags if tag.key == "mlflow.data.context"), "data")
+        data[split] = f"{used.dataset.name} {used.dataset.digest}"
+    return Run(
+        run.info.run_id,
+        tags.get("job") or run.info.run_name,
+        run.info.status,
+        seed=known.get(SEED, study.seeds[0]),
+        levels={factor: known.get(factor, "?") for factor in study.factors},
+        error=" ".join(tags["error"].split()) if "error" in tags else None,
+        commit=tags.get("git_commit"),
+        data=data,
+        params=params,
+        metrics=run.data.metrics,
+        folder=tags.get("folder"),
+    )
+
+
+def choose_runs(runs: Sequence[Run], levels: Mapping[str, str], seeds: Sequence[str]) -> dict[str, Run | None]:
+    """Seed -> the newest finished run of a cell, else its newest one; runs come with the newest last."""
+    own = [run for run in runs if run.levels == levels]
+    best = {run.seed: run for run in sorted(own, key=lambda run: run.status == FINISHED)}  # a stable sort
+    return {seed: best.get(seed) for seed in seeds}
+
+
+def check_finished(runs: StudyRuns) -> None:
+    """Refuse a sweep without a result."""
+    if runs.finished:
+        return
+    outcomes = [outcome for cell in runs.cells for outcome in cell.gaps.values() if outcome != "missing"]
+    first = f", the first {outcomes[0]}" if outcomes else ""
+    raise ValueError(
+        f"sweep {runs.sweep_id} of {runs.study.name} has no finished run that fits its yaml ({len(outcomes)} "
+        f"unfinished{first}); go on with it, or name another with --sweep RUN_ID"
+    )
+
+
+def check_metric(metric: str, runs: Sequence[Run]) -> None:
+    """Refuse a metric that a finished run lacks."""
+    for run in runs:
+        if metric not in run.metrics:
+            known = sorted(name for name in run.metrics if name.startswith("test/"))
+            raise ValueError(
+                f"run {run.name} has no metric {metric}; set study.metrics to some of {', '.join(known) or 'none'}, "
+                "or evaluation so that it is there"
+            )
+
+
+def read_evaluations(client: MlflowClient, run: Run, folder: Path) -> list[Recorded]:
+    """All evaluations among a run's artifacts, copied to a folder that does not exist yet."""
+    folder.mkdir()
+    try:
+        found = Path(client.download_artifacts(run.id, "evaluation", str(folder)))
+        protocols = json.loads((found / "protocol.json").read_text())
+        return [Recorded(protocol, load_arrays(found / f"{stem}.npz")) for stem, protocol in protocols.items()]
+    except (MlflowException, OSError) as error:
+        raise FileNotFoundError(
+            f"run {run.name} ({run.id}) lacks its artifacts evaluation/protocol.json and *.npz ({reason(error)}), so "
+            "nothing says what its numbers mean; delete the run in MLflow and go on with the sweep"
+        ) from error
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def read_curve(client: MlflowClient, run_id: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values (points,) of a metric, by step; the later value of a repeated step wins."""
+    history = sorted(client.get_metric_history(run_id, metric), key=lambda point: point.timestamp)
+    values = {point.step: point.value for point in history}
+    steps = sorted(values)
+    return np.array(steps), np.array([values[step] for step in steps])

@@ -1,0 +1,281 @@
+"""The table of a study: numbers of every cell, as Markdown, LaTeX and CSV, and where each of them comes from."""
+
+import csv
+import io
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from clap.runs import Cell, Run, StudyRuns, short
+from clap.scores import Column, cut
+from clap.statistics import Comparison, Interval, clip_interval, compare, holm, seed_interval
+
+COSTS = {  # shown, where runs have them: heading, unit of the number below it
+    "cost/parameters": ("parameters", 1e6, " M"),
+    "cost/clips_per_second": ("clips/s", 1.0, ""),
+    "cost/seconds": ("minutes", 60.0, ""),
+    "cost/peak_memory_bytes": ("peak memory", 1e9, " GB"),
+    "cost/peak_gpu_memory_bytes": ("peak GPU memory", 1e9, " GB"),
+}
+NOTHING = "–"
+WIDEST = 40  # characters that a column is filled up to; errors are longer
+LONGEST_REASON, LONGEST_GAP = 60, 200  # characters of an error in the table, and below it
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: rf"\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
+@dataclass
+class Result:
+    """One metric of one cell.
+
+    Attributes:
+        comparison: with the baseline; None for the baseline, and where no seed is in both.
+        adjusted: p value after Holm's correction over the table.
+    """
+
+    mean: float
+    interval: Interval | None
+    comparison: Comparison | None = None
+    adjusted: float | None = None
+
+
+@dataclass
+class Row:
+    """One cell: metric -> result, and cost -> mean over runs; both empty where no run is finished."""
+
+    cell: Cell
+    results: dict[str, Result]
+    cost: dict[str, float]
+
+
+def make_rows(runs: StudyRuns) -> list[Row]:
+    """Every cell, the baseline first, with all tests of the table corrected together."""
+    baseline = runs.cells[0]
+    rows = [
+        Row(cell, {column.metric: measure(column, cell, baseline) for column in runs.columns}, mean_cost(cell))
+        if cell.finished
+        else Row(cell, {}, {})
+        for cell in runs.cells
+    ]
+    results = [result for row in rows for result in row.results.values()]
+    p_values = [result.comparison.p_value if result.comparison else None for result in results]
+    for result, adjusted in zip(results, holm(p_values), strict=True):
+        result.adjusted = adjusted
+    return rows
+
+
+def measure(column: Column, cell: Cell, baseline: Cell) -> Result:
+    """Mean and interval over a cell's seeds, and its difference to the baseline over the seeds of both."""
+    values = [column.scores[run_id].value for run_id in cell.ids()]
+    result = Result(sum(values) / len(values), seed_interval(column.matrix(cell.ids()), column.counts))
+    both = [seed for seed in cell.finished if seed in baseline.finished]
+    if both and cell is not baseline:
+        pair = (column.matrix(side.ids(both)) for side in (baseline, cell))
+        result.comparison = compare(*pair, column.counts)
+    return result
+
+
+def mean_cost(cell: Cell) -> dict[str, float]:
+    """Means over the finished runs of all that they log as cost."""
+    found = defaultdict(list)
+    for run in cell.finished.values():
+        for name, value in run.metrics.items():
+            if name.startswith("cost/"):
+                found[name].append(value)
+    return {name: sum(values) / len(values) for name, values in sorted(found.items())}
+
+
+def within_run(column: Column) -> dict[str, Interval]:
+    """Run id -> interval of its score over other clips; none for a metric without a value a clip."""
+    if column.counts is None:
+        return {}
+    return {run_id: clip_interval(score.totals, score.counts) for run_id, score in column.scores.items()}
+
+
+def format_table(runs: StudyRuns, rows: Sequence[Row]) -> list[list[str]]:
+    """Heading and lines of words: factors, then each metric with its difference, seeds, costs."""
+    costs = [name for name in COSTS if any(name in row.cost for row in rows)]
+    metrics = [heading for column in runs.columns for heading in (column.label, "to baseline")]
+    header = [*map(short, runs.study.factors), *metrics, "seeds", *(COSTS[name][0] for name in costs)]
+    lines = [header]
+    for row in rows:
+        cell = row.cell
+        if row.results:
+            quality = [word for result in row.results.values() for word in format_result(result, row is rows[0])]
+        else:
+            quality = [describe_empty(cell), *[NOTHING] * (len(metrics) - 1)]
+        prices = [format_cost(name, row.cost.get(name)) for name in costs]
+        lines.append([*cell.levels.values(), *quality, f"{len(cell.finished)}/{len(cell.runs)}", *prices])
+    return lines
+
+
+def format_result(result: Result, is_baseline: bool) -> tuple[str, str]:
+    """`0.456 ± 0.044` and `+0.034 ± 0.052 (p = 0.21)`."""
+    found = format_number(result.mean) + format_half(result.interval)
+    if is_baseline or result.comparison is None:
+        return found, "baseline" if is_baseline else NOTHING
+    difference = result.comparison
+    p_value = f" ({format_p(result.adjusted)})" if result.adjusted is not None else ""
+    return found, f"{format_number(difference.difference, '+')}{format_half(difference.interval)}{p_value}"
+
+
+def format_number(value: float, sign: str = "") -> str:
+    """Three decimals, one of a large number; never a negative zero."""
+    decimals = 3 if abs(value) < 100 else 1
+    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"
+
+
+def format_half(interval: Interval | None) -> str:
+    """Half the width of an interval, which lies around its mean."""
+    return f" ± {format_number((interval.high - interval.low) / 2)}" if interval else ""
+
+
+def format_p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}" if value < 0.1 else f"p = {value:.2f}"
+
+
+def format_cost(name: str, value: float | None) -> str:
+    """Three digits in the unit of COSTS."""
+    if value is None:
+        return NOTHING
+    _, size, unit = COSTS[name]
+    value /= size
+    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{decimals}f}{unit}"
+
+
+def describe_empty(cell: Cell) -> str:
+    """Why a cell has no number: what its first run that was started came to, if any was."""
+    return cut(next((outcome for outcome in cell.gaps.values() if outcome != "missing"), "missing"), LONGEST_REASON)
+
+
+def describe_gaps(cell: Cell) -> str:
+    """`3 of 5 seeds; seed 3 failed: no memory; seeds 4, 5 missing`."""
+    seeds = defaultdict(list)
+    for seed, outcome in cell.gaps.items():
+        seeds[outcome].append(seed)
+    parts = [
+        f"seed{'s' * (len(some) > 1)} {', '.join(some)} {cut(outcome, LONGEST_GAP)}" for outcome, some in seeds.items()
+    ]
+    return "; ".join([f"{len(cell.finished)} of {len(cell.runs)} seeds", *parts])
+
+
+def to_markdown(lines: Sequence[Sequence[str]], num_words: int) -> str:
+    """A table whose first `num_words` columns are words and the others numbers."""
+    table = [[word.replace("|", r"\|") for word in line] for line in lines]
+    widths = [min(WIDEST, max(map(len, column))) for column in zip(*table, strict=True)]
+    rule = ["-" * width if place < num_words else f"{'-' * (width - 1)}:" for place, width in enumerate(widths)]
+    table = [
+        [word.ljust(width) for word, width in zip(line, widths, strict=True)] for line in [table[0], rule, *table[1:]]
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in table)
+
+
+def to_latex(lines: Sequence[Sequence[str]], num_words: int, *, comment: str) -> str:
+    """A booktabs tabular under a comment."""
+    header, *body = [[escape_latex(word) for word in line] for line in lines]
+    columns = "l" * num_words + "r" * (len(header) - num_words)
+    text = [f"% {line}" for line in [*comment.splitlines(), r"Needs \usepackage{booktabs}."] if line]
+    text += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", f"{' & '.join(header)} \\\\", r"\midrule"]
+    text += [f"{' & '.join(line)} \\\\" for line in body]
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def escape_latex(text: str) -> str:
+    """Text as LaTeX prints it, with a true minus before digits."""
+    text = "".join(LATEX.get(character, character) for character in text)
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)
+
+
+def to_csv(records: Sequence[Mapping[str, object]]) -> str:
+    """Records as lines, with the keys of all."""
+    fields = list(dict.fromkeys(key for record in records for key in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def record_cells(runs: StudyRuns, rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Every number of the table in full, a record for each cell."""
+    records = []
+    for row in rows:
+        record: dict[str, object] = {**row.cell.levels, "seeds": len(row.cell.finished), "of": len(row.cell.runs)}
+        for column in runs.columns if row.results else ():
+            record |= record_result(column.metric, row.results[column.metric])
+            record[f"{column.metric}/protocol"] = column.protocol and column.protocol["hash"]
+        records.append(record | row.cost | {"gaps": describe_gaps(row.cell) if row.cell.gaps else None})
+    return records
+
+
+def record_result(metric: str, result: Result) -> dict[str, float | None]:
+    """Mean, interval and difference under the metric's name."""
+    compared, name = result.comparison, f"{metric}/difference"
+    record = {metric: result.mean, **ends(metric, result.interval)}
+    record |= {name: compared and compared.difference, **ends(name, compared and compared.interval)}
+    return record | {f"{metric}/p": compared and compared.p_value, f"{metric}/p_holm": result.adjusted}
+
+
+def ends(name: str, interval: Interval | None) -> dict[str, float | None]:
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    return {f"{name}/ci_low": low, f"{name}/ci_high": high}
+
+
+def record_runs(runs: StudyRuns, within: Mapping[str, Mapping[str, Interval]]) -> list[dict[str, object]]:
+    """Every run with its numbers, their intervals over clips, its costs and its origin.
+
+    Args:
+        within: metric -> run id -> interval, of `within_run`.
+    """
+    records = []
+    for cell in runs.cells:
+        for seed, run in cell.runs.items():
+            record: dict[str, object] = {**cell.levels, "seed": seed}
+            if run is None:
+                records.append(record | {"outcome": "missing"})
+                continue
+            for column in runs.columns if run.id in cell.ids() else ():
+                record[column.metric] = column.scores[run.id].value
+                record |= ends(f"{column.metric}/clips", within[column.metric].get(run.id))
+            record |= {name: value for name, value in sorted(run.metrics.items()) if name.startswith("cost/")}
+            records.append(record | {f"data/{split}": data for split, data in run.data.items()} | trace(run))
+    return records
+
+
+def trace(run: Run) -> dict[str, str | None]:
+    """Where a run is and what it was made from."""
+    return {
+        "outcome": run.outcome,
+        "run": run.name,
+        "run_id": run.id,
+        "commit": run.commit,
+        "config": run.config_digest,
+        "folder": run.folder,
+    }
+
+
+def format_lineage(runs: StudyRuns) -> str:
+    """Each cell with its runs, their commit, digests of config and data, and their folder, as Markdown."""
+    lines = [["cell", "seed", "outcome", "run", "run id", "commit", "config", "data", "folder"]]
+    for cell in runs.cells:
+        lines += [[runs.name(cell), seed, *trace_line(run)] for seed, run in cell.runs.items()]
+    lines += [["not counted", run.seed, *trace_line(run)] for run in runs.others]
+    return to_markdown(lines, len(lines[0]))
+
+
+def trace_line(run: Run | None) -> list[str]:
+    if run is None:
+        return ["missing", *[NOTHING] * 6]
+    data = ", ".join(f"{split}: {digest}" for split, digest in run.data.items())
+    found = trace(run) | {"data": data}
+    return [found[key] or NOTHING for key in ("outcome", "run", "run_id", "commit", "config", "data", "folder")]

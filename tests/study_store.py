@@ -1,0 +1,182 @@
+"""Runs of a study, made by hand instead of trained: in memory, and as a sweep leaves them in an MLflow store."""
+
+import functools
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clap.evaluation import Evaluation, hash_protocol, write_results
+from clap.metrics import RetrievalRanks, retrieval_metrics
+from clap.runs import Cell, Run, StudyRuns
+from clap.scores import Recorded, RunScores, make_column
+from clap.study import Study
+from clap.tracking import Tracker, open_store, resolve_uri
+
+LEADING = "test/synthetic/text_to_audio/recall_at_1"
+METRICS = [LEADING, "test/synthetic/audio_to_text/mean_average_precision_at_10"]
+FACTORS = {"audio_encoder": ["cnn14_nano", "htsat_nano"], "text_encoder": ["roberta_nano", "gpt2_nano"]}
+NUM_CLIPS, CAPTIONS_PER_CLIP, NUM_STEPS = 20, 3, 40
+
+
+def make_study(name: str, **changes: Any) -> Study:
+    """Two by two cells and three seeds, unless told otherwise."""
+    values = {"factors": FACTORS, "seeds": ["0", "1", "2"], "metrics": METRICS, "design": "grid"}
+    return Study(name, minutes=None, folder=f"outputs/sweeps/{name}", **values | changes)
+
+
+def make_results(quality: float, seed: int, protocol: Mapping[str, Any] | None = None) -> dict[str, Evaluation]:
+    """Retrieval on twenty clips, as an evaluator returns it, of a model that finds this share of the answers."""
+    generator = np.random.default_rng(seed)
+    text_clip = np.arange(NUM_CLIPS).repeat(CAPTIONS_PER_CLIP)
+    ranks = [
+        torch.from_numpy(1 + (generator.random(len(text_clip)) > quality) * generator.integers(1, 15, len(text_clip)))
+        for _ in range(2)
+    ]
+    best = ranks[1].view(NUM_CLIPS, -1).amin(dim=1)
+    numbers = retrieval_metrics(RetrievalRanks(torch.from_numpy(text_clip), *ranks, best))
+    protocol = {
+        "dataset": "synthetic",
+        "split": "test",
+        "clips": f"{NUM_CLIPS} of {NUM_CLIPS}",
+        "code_version": "0.1.0",
+        **(protocol or {}),
+    }
+    per_query = {
+        "clip_id": np.array([f"clip {i}" for i in range(NUM_CLIPS)]),
+        "text_clip": text_clip,
+        "text_to_audio_rank": ranks[0].numpy(),
+        "audio_to_text_rank": ranks[1].numpy(),
+        "audio_to_text_best_rank": best.numpy(),
+    }
+    metrics = {f"test/synthetic/{name}": value for name, value in numbers.items()}
+    return {"retrieval": Evaluation(metrics, per_query, {"hash": hash_protocol(protocol), **protocol})}
+
+
+def make_runs(study: Study, *, gap: float = 0.05, without: Mapping[tuple[int, str], str] | None = None) -> StudyRuns:
+    """What is read back of a sweep in which each cell is better than the one before.
+
+    Args:
+        without: (place of a cell, seed) -> its error, or "" where there is no run at all.
+    """
+    cells = [Cell(levels, dict.fromkeys(study.seeds)) for levels in study.cells()]
+    found: dict[str, Evaluation] = {}
+    for place, cell in enumerate(cells):
+        for seed in study.seeds:
+            run_id, error = f"id{place}{seed}", (without or {}).get((place, seed))
+            if error is None:
+                found[run_id] = make_results(0.3 + gap * place, seed=100 * place + int(seed))["retrieval"]
+            if error != "":
+                cell.runs[seed] = make_run(run_id, cell.levels, seed, place, error, found.get(run_id))
+    runs = StudyRuns(study, "sweepid", {}, cells, [])
+    names = {run.id: run.name for run in runs.finished}
+    recorded = {run_id: [Recorded(result.protocol, result.per_query)] for run_id, result in found.items()}
+    for metric in study.metrics:
+        numbers = {run_id: result.metrics[metric] for run_id, result in found.items()}
+        scores = {run_id: RunScores(names[run_id], numbers[run_id], recorded[run_id]) for run_id in found}
+        runs.columns.append(make_column(metric, scores))
+    for metric in ("train/loss", LEADING.replace("test", "val")):
+        curves = {run_id: np.linspace(4, int(run_id[2]), NUM_STEPS) for run_id in found}
+        runs.curves[metric] = {run_id: (np.arange(NUM_STEPS), values) for run_id, values in curves.items()}
+    return runs
+
+
+def make_run(
+    run_id: str, levels: Mapping[str, str], seed: str, place: int, error: str | None, result: Evaluation | None
+) -> Run:
+    cost = {"cost/seconds": 120.0 + 30 * (place % 4), "cost/parameters": 2e6}
+    return Run(
+        run_id,
+        "-".join([*levels.values(), f"s{seed}"]),
+        "FAILED" if error else "FINISHED",
+        seed,
+        dict(levels),
+        error=error,
+        commit="0123456789abcdef",
+        metrics=result.metrics | cost if result else {},
+    )
+
+
+@functools.cache
+def empty_store() -> bytes:
+    """A store of no experiment; its tables take three seconds to make."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mlflow.db"
+        open_store(resolve_uri(str(path)))
+        return path.read_bytes()
+
+
+@dataclass
+class StudyStore:
+    """Writes sweeps and runs into one SQLite store below a folder."""
+
+    folder: Path
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Path(self.uri).write_bytes(empty_store())
+
+    @property
+    def uri(self) -> str:
+        return str(self.folder / "mlflow.db")
+
+    def start(self, name: str, tags: Mapping[str, str]) -> Tracker:
+        self.count += 1
+        return Tracker(self.uri, "clap", run_name=name, run_dir=self.folder / f"run {self.count}", tags=tags)
+
+    def add_sweep(self, study: Study, fixed: str = "") -> str:
+        """A parent run, without children; returns its id."""
+        tags = {"role": "sweep", "study": study.name, "swept": ", ".join([*study.factors, "seed"]), "fixed": fixed}
+        with self.start(study.name, tags) as tracker:
+            return tracker.run_id
+
+    def add_run(
+        self,
+        sweep_id: str,
+        levels: Mapping[str, str],
+        seed: str,
+        *,
+        quality: float = 0.5,
+        error: str | None = None,
+        protocol: Mapping[str, Any] | None = None,
+        minutes: float = 2.0,
+        shift: float = 0.0,
+    ) -> str:
+        """A job's run, failed if there is an error; returns its id.
+
+        Args:
+            shift: added to its metrics, so that they are not those of its files.
+        """
+        name = "-".join([*levels.values(), f"s{seed}"])
+        tags = {**levels, "seed": seed, "role": "train", "mlflow.parentRunId": sweep_id, "job": name}
+        tracker = self.start(name, tags | {"git_commit": "0123456789abcdef0123456789abcdef01234567-dirty"})
+        tracker.log_params({"seed": seed, "optimizer": {"lr": 0.001}, "tracking": {"uri": self.uri}})
+        for split in ("train", "test"):
+            tracker.log_dataset("synthetic", digest=f"{split}0123456789", split=split, num_clips=NUM_CLIPS)
+        if error is not None:
+            tracker.set_tags({"error": error})
+            tracker.finish("FAILED")
+            return tracker.run_id
+        results = make_results(quality, seed=self.count, protocol=protocol)
+        self.log_curves(tracker, quality)
+        tracker.log_metrics({name: value + shift for name, value in results["retrieval"].metrics.items()}, NUM_STEPS)
+        cost = {"seconds": 60 * minutes, "clips_per_second": 123.4, "parameters": 2e6, "peak_memory_bytes": 1.5e9}
+        tracker.log_metrics({f"cost/{name}": value for name, value in cost.items()}, step=NUM_STEPS)
+        folder = tracker.history_path.parent / "evaluation"
+        write_results(folder, results)
+        tracker.log_artifact(folder)
+        tracker.finish()
+        return tracker.run_id
+
+    def log_curves(self, tracker: Tracker, quality: float) -> None:
+        noise = np.random.default_rng(self.count).normal(0, 0.1, NUM_STEPS)
+        for step in range(NUM_STEPS):
+            tracker.log_metrics({"train/loss": 4 * np.exp(-quality * step / 10) + noise[step]}, step=step)
+            if step % 10 == 9:
+                name = LEADING.replace("test", "val")
+                tracker.log_metrics({name: quality * step / NUM_STEPS + 0.2 * noise[step]}, step=step)

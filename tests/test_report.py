@@ -1,0 +1,111 @@
+"""experiments/report.py from its arguments to its files, on a store written by hand."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from study_store import LEADING, StudyStore, make_study
+
+from experiments import report
+
+STUDY = make_study("encoder_ablation")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
+    """A sweep with two cells of four, three seeds each."""
+    store = StudyStore(tmp_path_factory.mktemp("store"))
+    sweep_id = store.add_sweep(STUDY, "experiment=encoder_ablation")
+    for place, levels in enumerate(STUDY.cells()[:2]):
+        for seed in STUDY.seeds:
+            store.add_run(sweep_id, levels, seed, quality=0.4 + 0.3 * place)
+    return store
+
+
+@pytest.fixture(autouse=True)
+def _known_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "read_study", lambda name: STUDY)
+
+
+def write(store: StudyStore, output: Path, *more: str) -> None:
+    report.main([STUDY.name, "--uri", store.uri, "--output", str(output), *more])
+
+
+def test_report_writes_note_tables_figures_and_lineage(
+    store: StudyStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(store, tmp_path)
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    figures = {
+        f"{figure}.{kind}" for figure in ("main_effects", "learning_curves", "cost_quality") for kind in ("png", "svg")
+    }
+    files = {"table.tex", "table.csv", "runs.csv", "protocols.json", "lineage.md", *figures}
+    assert names == {"encoder_ablation.md", *(f"encoder_ablation/{file}" for file in files)}
+    printed = capsys.readouterr().out
+    assert re.search(r"\| cnn14_nano +\| gpt2_nano +\| 0\.\d+ ± ", printed) and re.search(r"\| missing +\|", printed)
+    assert printed.splitlines()[0] in (tmp_path / "encoder_ablation.md").read_text()
+
+
+def test_second_report_is_identical_and_keeps_what_the_author_wrote(store: StudyStore, tmp_path: Path) -> None:
+    write(store, tmp_path)
+    note = tmp_path / "encoder_ablation.md"
+    note.write_text(note.read_text().replace("**Answer.**", "**Answer.** The text encoder."))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    write(store, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_note_without_a_place_for_the_report_leaves_everything_as_it_was(store: StudyStore, tmp_path: Path) -> None:
+    note = tmp_path / "encoder_ablation.md"
+    note.write_text("# Mine\n")
+    with pytest.raises(SystemExit, match="error: .*encoder_ablation.md needs one line <!-- report -->"):
+        write(store, tmp_path)
+    assert list(tmp_path.iterdir()) == [note] and note.read_text() == "# Mine\n"
+
+
+def test_report_names_no_place_of_this_machine(store: StudyStore, tmp_path: Path) -> None:
+    write(store, tmp_path)
+    for path in tmp_path.rglob("*.*"):
+        if path.suffix != ".png":
+            assert str(store.folder) not in path.read_text() and str(tmp_path) not in path.read_text()
+
+
+def test_named_sweep_is_read(store: StudyStore, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="error: --sweep xyz is no sweep of encoder_ablation"):
+        write(store, tmp_path, "--sweep", "xyz")
+
+
+def test_mixed_protocols_end_in_one_line(tmp_path: Path) -> None:
+    store = StudyStore(tmp_path / "store")
+    sweep_id = store.add_sweep(STUDY)
+    store.add_run(sweep_id, STUDY.cells()[0], "0")
+    store.add_run(sweep_id, STUDY.cells()[1], "0", protocol={"code_version": "0.2.0"})
+    with pytest.raises(SystemExit) as stop:
+        write(store, tmp_path / "out")
+    message = str(stop.value)
+    assert message.startswith(f"error: {LEADING}: ") and 'code_version is "0.1.0"' in message and "\n" not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_absent_store_ends_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="error: there is no MLflow store .*none.db; run the study first"):
+        report.main([STUDY.name, "--uri", str(tmp_path / "none.db"), "--output", str(tmp_path)])
+
+
+def test_file_that_is_no_store_ends_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    path.write_text("not a database, " * 100)
+    with pytest.raises(SystemExit) as stop:
+        report.main([STUDY.name, "--uri", str(path), "--output", str(tmp_path)])
+    assert str(stop.value).startswith("error: ") and "\n" not in str(stop.value)
+
+
+def test_misspelt_study_ends_in_one_line_that_lists_the_studies() -> None:
+    command = [sys.executable, "experiments/report.py", "encoder_ablations"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("error: 'encoder_ablations' is not a study")
+    assert "encoder_ablation" in result.stderr and result.stderr.count("\n") == 1

@@ -1,0 +1,174 @@
+"""Sweeps are written to a real SQLite store and read back as cells, scores and curves."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from study_store import FACTORS, LEADING, StudyStore, make_runs, make_study
+
+from clap.runs import Run, StudyRuns, read_study_runs, split_overrides
+
+FIRST = {factor: levels[0] for factor, levels in FACTORS.items()}
+SECOND = FIRST | {"text_encoder": "gpt2_nano"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
+    """One store for all tests, each with a study of its own."""
+    return StudyStore(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def found(store: StudyStore) -> StudyRuns:
+    """A sweep with a complete cell, one with a failed run, one with a killed run, and one without any."""
+    study = make_study("unfinished")
+    sweep_id = store.add_sweep(study, "experiment=unfinished trainer.max_epochs=2")
+    for seed in study.seeds:
+        store.add_run(sweep_id, FIRST, seed)
+    store.add_run(sweep_id, SECOND, "0")
+    store.add_run(sweep_id, SECOND, "1", error="ValueError: the loss\nis nan")
+    killed = store.add_run(sweep_id, FIRST | {"audio_encoder": "htsat_nano"}, "0")
+    MlflowClient(f"sqlite:///{store.uri}").set_terminated(killed, "KILLED")
+    store.add_run(sweep_id, FIRST | {"audio_encoder": "timm"}, "0")
+    return read_study_runs(study, store.uri)
+
+
+def test_runs_are_found_by_their_levels_and_seed(found: StudyRuns) -> None:
+    assert [len(cell.finished) for cell in found.cells] == [3, 1, 0, 0]
+    assert {seed: run.name for seed, run in found.cells[0].finished.items()} == {
+        seed: f"cnn14_nano-roberta_nano-s{seed}" for seed in ("0", "1", "2")
+    }
+
+
+def test_seeds_without_a_result_say_why(found: StudyRuns) -> None:
+    assert found.cells[0].gaps == {}
+    assert found.cells[1].gaps == {"1": "failed: ValueError: the loss is nan", "2": "missing"}
+    assert found.cells[2].gaps == {"0": "stopped", "1": "missing", "2": "missing"}
+    assert set(found.cells[3].gaps.values()) == {"missing"}
+
+
+def test_run_of_no_cell_is_kept_aside(found: StudyRuns) -> None:
+    assert [run.name for run in found.others] == ["timm-roberta_nano-s0"]
+
+
+def test_run_tells_its_origin(found: StudyRuns) -> None:
+    run = found.cells[0].finished["0"]
+    assert run.commit == "0123456789abcdef0123456789abcdef01234567-dirty"
+    assert run.data == {"train": "synthetic train0123456789", "test": "synthetic test0123456789"}
+    assert run.params["optimizer.lr"] == "0.001"
+    assert found.fixed == {"experiment": "unfinished", "trainer.max_epochs": "2"}
+
+
+def test_scores_and_curves_are_read(found: StudyRuns) -> None:
+    run = found.cells[0].finished["0"]
+    assert [column.metric for column in found.columns] == found.study.metrics
+    assert found.columns[0].scores[run.id].value == run.metrics[LEADING]
+    steps, values = found.curves["train/loss"][run.id]
+    assert steps.tolist() == list(range(40)) and values.shape == (40,)
+    assert found.curves[LEADING.replace("test", "val")][run.id][0].tolist() == [9, 19, 29, 39]
+
+
+def test_config_digest_leaves_out_seed_and_places() -> None:
+    params = {"seed": "0", "tracking.uri": "a.db", "dataset.root": "a", "optimizer.lr": "0.1"}
+    run = Run("id", "name", "FINISHED", "0", {}, params=params)
+    same = Run(
+        "id", "name", "FINISHED", "1", {}, params=params | {"seed": "1", "tracking.uri": "b", "dataset.root": ""}
+    )
+    other = Run("id", "name", "FINISHED", "0", {}, params=params | {"optimizer.lr": "0.2"})
+    assert run.config_digest == same.config_digest != other.config_digest
+
+
+def test_newest_finished_run_of_a_seed_counts(store: StudyStore) -> None:
+    study = make_study("twice", seeds=["0"])
+    sweep_id = store.add_sweep(study)
+    first = store.add_run(sweep_id, FIRST, "0")
+    second = store.add_run(sweep_id, FIRST, "0")
+    third = store.add_run(sweep_id, FIRST, "0", error="stopped")
+    found = read_study_runs(study, store.uri)
+    assert found.cells[0].runs["0"].id == second
+    assert [run.id for run in found.others] == [first, third]
+
+
+def test_newest_sweep_is_read_unless_another_is_named(store: StudyStore) -> None:
+    study = make_study("again", seeds=["0"])
+    sweeps = [store.add_sweep(study) for _ in range(2)]
+    for sweep_id in sweeps:
+        store.add_run(sweep_id, FIRST, "0")
+    assert read_study_runs(study, store.uri).sweep_id == sweeps[1]
+    assert read_study_runs(study, store.uri, sweep_id=sweeps[0]).sweep_id == sweeps[0]
+    with pytest.raises(ValueError, match=f"--sweep xyz is no sweep of again in .*, which has {sweeps[0]}, {sweeps[1]}"):
+        read_study_runs(study, store.uri, sweep_id="xyz")
+
+
+def test_factor_and_seed_that_the_command_line_fixed_are_known(store: StudyStore) -> None:
+    study = make_study("fixed", seeds=["0", "1"])
+    sweep_id = store.add_sweep(study, "text_encoder=gpt2_nano seed=1")
+    store.add_run(sweep_id, {"audio_encoder": "htsat_nano"}, "1")
+    found = read_study_runs(study, store.uri)
+    assert list(found.cells[3].finished) == ["1"] and not found.others
+
+
+def test_seed_beyond_the_yaml_counts(store: StudyStore) -> None:
+    study = make_study("more", seeds=["0"])
+    sweep_id = store.add_sweep(study)
+    for seed in ("0", "10", "9"):
+        store.add_run(sweep_id, FIRST, seed)
+    assert list(read_study_runs(study, store.uri).cells[0].finished) == ["0", "9", "10"]
+
+
+def test_runs_of_two_protocols_are_refused(store: StudyStore) -> None:
+    study = make_study("mixed", seeds=["0"])
+    sweep_id = store.add_sweep(study)
+    store.add_run(sweep_id, FIRST, "0")
+    store.add_run(sweep_id, SECOND, "0", protocol={"windows": "mean"})
+    with pytest.raises(ValueError, match="windows is .* in cnn14_nano-roberta_nano-s0, .* in cnn14_nano-gpt2_nano-s0"):
+        read_study_runs(study, store.uri)
+
+
+def test_metric_that_no_run_has_is_refused(store: StudyStore) -> None:
+    study = make_study("wrong_metric", seeds=["0"], metrics=["test/synthetic/zero_shot/accuracy"])
+    store.add_run(store.add_sweep(study), FIRST, "0")
+    with pytest.raises(ValueError, match="has no metric test/synthetic/zero_shot/accuracy; set study.metrics to some"):
+        read_study_runs(study, store.uri)
+
+
+def test_run_without_artifacts_is_refused(store: StudyStore) -> None:
+    study = make_study("lost", seeds=["0"])
+    run_id = store.add_run(store.add_sweep(study), FIRST, "0")
+    (path,) = Path(store.folder, "mlartifacts").glob(f"{run_id}/artifacts/evaluation/*.npz")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="lacks its artifacts evaluation/protocol.json"):
+        read_study_runs(study, store.uri)
+
+
+def test_sweep_without_a_finished_run_is_refused(store: StudyStore) -> None:
+    study = make_study("all_failed")
+    store.add_run(store.add_sweep(study), FIRST, "0", error="no memory")
+    with pytest.raises(ValueError, match=r"no finished run .* \(1 unfinished, the first failed: no memory"):
+        read_study_runs(study, store.uri)
+
+
+def test_study_that_was_never_run_is_refused(store: StudyStore) -> None:
+    with pytest.raises(ValueError, match="has no sweep of never; run `python train.py -m experiment=never`"):
+        read_study_runs(make_study("never"), store.uri)
+
+
+def test_absent_store_is_refused_and_not_created(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no MLflow store"):
+        read_study_runs(make_study("any"), str(tmp_path / "mlflow.db"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_overrides_keep_values_with_spaces() -> None:
+    assert split_overrides("a=1 b=[x, y] c.d=z") == {"a": "1", "b": "[x, y]", "c.d": "z"}
+
+
+def test_levels_that_say_nothing_alone_are_named_with_their_factor() -> None:
+    factors = {"fusion": ["none", "mean"], "dataset.batch_size": ["16", "32"], "loss": ["symmetric", "sigmoid"]}
+    runs = make_runs(make_study("names", factors=factors, seeds=["0"]))
+    assert runs.name(runs.cells[-1]) == "fusion=mean, batch_size=32, sigmoid"
+
+
+def test_where_one_factor_changes_a_cell_is_named_by_it() -> None:
+    runs = make_runs(make_study("names", design="one_at_a_time", seeds=["0"]))
+    assert [runs.name(cell) for cell in runs.cells] == ["baseline", "gpt2_nano", "htsat_nano"]

@@ -1,0 +1,98 @@
+"""What every clip contributes to a number, and which numbers may stand in one column."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from study_store import LEADING, make_results
+
+from clap.metrics import RETRIEVAL_METRICS
+from clap.scores import Recorded, RunScores, check_protocols, label_metric, make_column, sum_queries
+
+RESULT = make_results(0.5, seed=0)["retrieval"]
+
+
+def make_scores(name: str, seed: int, **protocol: object) -> RunScores:
+    found = make_results(0.5, seed=seed, protocol=protocol)["retrieval"]
+    return RunScores(name, found.metrics[LEADING], [Recorded(found.protocol, found.per_query)])
+
+
+@pytest.mark.parametrize("name", [name for name in RETRIEVAL_METRICS if not name.endswith("median_rank")])
+def test_clips_add_up_to_the_metric(name: str) -> None:
+    totals, counts = sum_queries(f"test/synthetic/{name}", RESULT.per_query)
+    assert totals.shape == counts.shape == (20,)
+    assert totals.sum() / counts.sum() == pytest.approx(RESULT.metrics[f"test/synthetic/{name}"])
+
+
+def test_hits_of_zero_shot_add_up_to_accuracy() -> None:
+    per_query = {"clip_id": np.array(["a", "b", "c"]), "hit": np.array([True, False, True])}
+    totals, counts = sum_queries("test/esc50/zero_shot/accuracy", per_query)
+    assert totals.tolist() == [1, 0, 1] and counts.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["zero_shot/log_likelihood", "text_to_audio/median_rank", "audio_to_text/median_rank"])
+def test_what_is_no_mean_over_queries_has_no_value_a_clip(name: str) -> None:
+    assert sum_queries(f"test/synthetic/{name}", RESULT.per_query | {"hit": np.ones(20)}) is None
+
+
+def test_column_has_a_row_for_each_run() -> None:
+    column = make_column(LEADING, {"id0": make_scores("a-s0", 0), "id1": make_scores("a-s1", 1)})
+    assert column.matrix(["id1", "id0"]).shape == (2, 20)
+    assert column.matrix(["id1"]).mean() == pytest.approx(column.scores["id1"].value)
+    assert column.counts.tolist() == [3] * 20
+
+
+def test_column_of_a_metric_without_values_a_clip_has_one_number_a_run() -> None:
+    metric = "test/synthetic/text_to_audio/median_rank"
+    runs = {"id0": replace(make_scores("a-s0", 0), value=4.0), "id1": replace(make_scores("a-s1", 1), value=5.0)}
+    column = make_column(metric, runs)
+    assert column.matrix(["id0", "id1"]).tolist() == [4.0, 5.0]
+    assert column.counts is None
+
+
+def test_metric_that_no_evaluator_made_needs_no_protocol() -> None:
+    assert make_column("train/loss", {"id0": RunScores("a-s0", 0.3, [])}).protocol is None
+
+
+def test_different_protocols_are_refused_by_field_value_and_run() -> None:
+    runs = {"id0": make_scores("a-s0", 0), "id1": make_scores("b-s0", 1, code_version="0.2.0")}
+    message = f'{LEADING}: .* code_version is "0.1.0" in a-s0, "0.2.0" in b-s0; .*--sweep RUN_ID'
+    with pytest.raises(ValueError, match=message):
+        make_column(LEADING, runs)
+
+
+def test_of_long_lists_a_refusal_shows_what_differs() -> None:
+    names = [f"class {i}" for i in range(50)]
+    protocols = {"a-s0": {"hash": "1", "class_names": names}, "b-s0": {"hash": "2", "class_names": [*names, "dog"]}}
+    with pytest.raises(ValueError, match=r'class_names is \[\] in a-s0, \["dog"\] in b-s0;'):
+        check_protocols(LEADING, protocols)
+
+
+def test_field_that_one_protocol_lacks_is_named() -> None:
+    protocols = {f"a-s{i}": {"hash": "1"} for i in range(5)} | {"b-s0": {"hash": "2", "windows": "mean"}}
+    with pytest.raises(ValueError, match='windows is "absent" in a-s0 a-s1 a-s2 and 2 more, "mean" in b-s0;'):
+        check_protocols(LEADING, protocols)
+
+
+def test_clips_in_another_order_are_refused() -> None:
+    other = make_scores("b-s0", 1)
+    other.recorded[0].per_query["clip_id"] = other.recorded[0].per_query["clip_id"][::-1]
+    with pytest.raises(ValueError, match="a-s0 and b-s0 have one protocol but differ in clip_id"):
+        make_column(LEADING, {"id0": make_scores("a-s0", 0), "id1": other})
+
+
+def test_metric_of_another_evaluation_than_its_file_is_refused() -> None:
+    run = make_scores("a-s0", 0)
+    with pytest.raises(ValueError, match="run a-s0 has .* its artifacts belong to another evaluation"):
+        make_column(LEADING, {"id0": replace(run, value=run.value + 0.01)})
+
+
+def test_metric_without_queries_is_refused() -> None:
+    with pytest.raises(ValueError, match="run a-s0 has the metric test/esc50/zero_shot/accuracy, but none of its"):
+        make_column("test/esc50/zero_shot/accuracy", {"id0": make_scores("a-s0", 0)})
+
+
+def test_metrics_are_named_in_a_readers_words() -> None:
+    assert label_metric(LEADING) == "text-to-audio recall@1"
+    assert label_metric("test/clotho/audio_to_text/mean_average_precision_at_10") == "audio-to-text mAP@10"
+    assert label_metric("test/esc50/zero_shot/accuracy") == "zero-shot accuracy"

@@ -1,0 +1,93 @@
+"""The note of a study: what a report replaces in it, and what it says of its numbers."""
+
+from pathlib import Path
+
+import pytest
+from study_store import LEADING, make_runs, make_study
+
+from clap.runs import StudyRuns
+from clap.study_note import BEGIN, END, fill, format_command, make_block, make_note, read_question, replace_block
+from clap.study_table import make_rows, within_run
+
+NOTE = Path("experiments/grid.md")
+
+
+def write_block(runs: StudyRuns) -> str:
+    within = {column.metric: within_run(column) for column in runs.columns}
+    return make_block(runs, make_rows(runs), within, ["main_effects"])
+
+
+def as_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_only_the_report_is_replaced() -> None:
+    note = f"# Mine\n\n{BEGIN}\nold\n{END}\n\n**Answer.** Yes.\n"
+    assert replace_block(note, f"{BEGIN}\nnew\n{END}", NOTE) == note.replace("old", "new")
+
+
+@pytest.mark.parametrize("note", ["# Mine\n", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n"])
+def test_note_without_a_place_is_refused(note: str) -> None:
+    with pytest.raises(ValueError, match=f"{NOTE} needs one line {BEGIN} and one line {END} below it"):
+        replace_block(note, "new", NOTE)
+
+
+def test_new_note_takes_the_same_report_again() -> None:
+    runs = make_runs(make_study("grid"))
+    block = write_block(runs)
+    note = make_note(runs, block, "Which one?")
+    assert "**Question.** Which one?" in note and "**Answer.** *To be written" in note
+    assert replace_block(note, block, NOTE) == note
+
+
+def test_question_is_the_comment_above_the_command(tmp_path: Path) -> None:
+    yaml = tmp_path / "study.yaml"
+    yaml.write_text("# @package _global_\n# Which one?\n# Of all.\n#   python train.py\n# More.\nstudy:\n")
+    assert read_question(yaml) == "Which one? Of all."
+
+
+def test_command_leaves_out_places_of_this_machine() -> None:
+    runs = make_runs(make_study("grid", seeds=["0"]))
+    runs.fixed |= {"experiment": "grid", "tracking.uri": "/tmp/x.db", "dataset.root": "/data/x", "embed_dim": "64"}
+    assert format_command(runs) == "python train.py -m experiment=grid dataset.root=FOLDER embed_dim=64"
+
+
+def test_both_kinds_of_uncertainty_are_named() -> None:
+    text = as_line(write_block(make_runs(make_study("grid"))))
+    assert "Student's t over seeds, widened by the variance between clips" in text
+    assert "p is two-sided and Holm-corrected over the 6 tests of this table" in text
+    assert "Within a run, other clips would move a number by (95 %, clips resampled with all their captions" in text
+
+
+def test_two_seeds_are_said_to_show_no_interval() -> None:
+    text = as_line(write_block(make_runs(make_study("grid", seeds=["0", "1"]))))
+    assert "Fewer than 3 seeds show no interval and no test." in text
+    assert "Student's t" not in text and "Bars are" not in text
+
+
+def test_missing_baseline_is_said() -> None:
+    runs = make_runs(make_study("grid"), without={(0, seed): "no memory" for seed in "012"})
+    text = write_block(runs)
+    assert "The baseline, the first row, has no finished run" in as_line(text)
+    assert "- cnn14_nano, roberta_nano: 0 of 3 seeds; seeds 0, 1, 2 failed: no memory" in text
+
+
+def test_protocol_commit_and_links_are_given() -> None:
+    runs = make_runs(make_study("grid"))
+    text = as_line(write_block(runs))
+    assert f"Protocol `{runs.columns[0].protocol['hash']}`" in text and "20 of 20 clips" in text
+    assert "sweep `sweepid`, commit `0123456789ab`." in text
+    assert "[lineage](grid/lineage.md)" in text and "![Main effects](grid/main_effects.png)" in text
+
+
+def test_metric_without_values_a_clip_is_said_to_hold_for_these_clips() -> None:
+    runs = make_runs(make_study("rank", metrics=[LEADING, "test/synthetic/text_to_audio/median_rank"]))
+    assert "For text-to-audio median rank, which has no value a clip, it is over seeds alone" in as_line(
+        write_block(runs)
+    )
+
+
+def test_filled_lines_keep_code_and_links_whole() -> None:
+    text = fill("word " * 24 + "`python train.py -m experiment=grid` and [all numbers](a.csv) " + "word " * 20)
+    assert "`python train.py -m experiment=grid`" in text and "[all numbers](a.csv)" in text
+    assert max(map(len, text.splitlines())) <= 130

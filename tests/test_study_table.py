@@ -1,0 +1,158 @@
+"""The table's numbers are those of the statistics module, and each notation says the same."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from study_store import LEADING, METRICS, make_runs, make_study
+
+from clap.statistics import clip_interval, compare, holm, seed_interval
+from clap.study_table import (
+    describe_gaps,
+    escape_latex,
+    format_cost,
+    format_lineage,
+    format_number,
+    format_p,
+    format_table,
+    make_rows,
+    record_cells,
+    record_runs,
+    to_csv,
+    to_latex,
+    to_markdown,
+    within_run,
+)
+
+UNFINISHED = {(1, "1"): "the loss is nan", (1, "2"): "", **{(2, seed): "no memory | none" for seed in "012"}}
+UNFINISHED |= {(3, seed): "" for seed in "012"}
+
+
+def read_csv(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_numbers_are_those_of_the_statistics_module() -> None:
+    runs = make_runs(make_study("grid"))
+    rows = make_rows(runs)
+    for column in runs.columns:
+        scores = [column.matrix(cell.ids()) for cell in runs.cells]
+        results = [row.results[column.metric] for row in rows]
+        assert [result.mean for result in results] == pytest.approx([values.mean() for values in scores])
+        assert results[2].interval == seed_interval(scores[2], column.counts)
+        assert results[2].comparison == compare(scores[0], scores[2], column.counts)
+        assert results[0].comparison is None
+
+
+def test_all_tests_of_a_table_are_corrected_together() -> None:
+    rows = make_rows(make_runs(make_study("grid")))
+    results = [result for row in rows[1:] for result in row.results.values()]
+    assert len(results) == 6
+    assert [result.adjusted for result in results] == holm([result.comparison.p_value for result in results])
+
+
+def test_two_seeds_show_neither_interval_nor_test() -> None:
+    rows = make_rows(make_runs(make_study("grid", seeds=["0", "1"])))
+    result = rows[1].results[LEADING]
+    assert result.interval is None and result.adjusted is None
+    assert result.comparison.difference == pytest.approx(result.mean - rows[0].results[LEADING].mean)
+
+
+def test_difference_pairs_the_seeds_that_both_have() -> None:
+    runs = make_runs(make_study("grid", seeds=["0", "1", "2", "3"]), without={(0, "0"): "", (1, "3"): "no memory"})
+    column, (baseline, cell) = runs.columns[0], runs.cells[:2]
+    expected = compare(column.matrix(baseline.ids(["1", "2"])), column.matrix(cell.ids(["1", "2"])), column.counts)
+    assert make_rows(runs)[1].results[LEADING].comparison == expected
+
+
+def test_without_a_baseline_there_is_no_difference() -> None:
+    runs = make_runs(make_study("grid"), without={(0, seed): "" for seed in "012"})
+    lines = format_table(runs, make_rows(runs))
+    assert lines[1][2] == "missing" and lines[2][3] == "–"
+
+
+def test_missing_and_failed_cells_are_shown_as_such() -> None:
+    runs = make_runs(make_study("grid"), without=UNFINISHED)
+    _, *lines = format_table(runs, make_rows(runs))
+    assert [line[2].split(":")[0] for line in lines[2:]] == ["failed", "missing"]
+    assert [line[6] for line in lines] == ["3/3", "1/3", "0/3", "0/3"]
+    assert describe_gaps(runs.cells[1]) == "1 of 3 seeds; seed 1 failed: the loss is nan; seed 2 missing"
+    assert describe_gaps(runs.cells[3]) == "0 of 3 seeds; seeds 0, 1, 2 missing"
+
+
+def test_markdown_has_a_cell_for_each_column_despite_bars_in_an_error() -> None:
+    runs = make_runs(make_study("grid"), without=UNFINISHED)
+    lines = to_markdown(format_table(runs, make_rows(runs)), 2).replace(r"\|", "").splitlines()
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+
+
+def test_latex_has_a_cell_for_each_column() -> None:
+    runs = make_runs(make_study("grid"), without=UNFINISHED)
+    lines = format_table(runs, make_rows(runs))
+    text = to_latex(lines, 2, comment="All of it.")
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == len(lines) and {row.count(" & ") for row in rows} == {len(lines[0]) - 1}
+    assert text.startswith("% All of it.\n") and r"\begin{tabular}{llrrrrrrr}" in text
+
+
+def test_latex_escapes_what_it_would_read() -> None:
+    assert escape_latex("a_b & 5 % {x} \\") == r"a\_b \& 5 \% \{x\} \textbackslash{}"
+    assert escape_latex("-0.012 ± 0.1, cnn-14") == r"$-$0.012 $\pm$ 0.1, cnn-14"
+
+
+def test_csv_keeps_every_digit() -> None:
+    runs = make_runs(make_study("grid"))
+    rows = make_rows(runs)
+    records = read_csv(to_csv(record_cells(runs, rows)))
+    for record, row in zip(records, rows, strict=True):
+        assert float(record[LEADING]) == row.results[LEADING].mean
+        assert float(record[f"{LEADING}/ci_low"]) == row.results[LEADING].interval.low
+        assert float(record["cost/seconds"]) == row.cost["cost/seconds"]
+    assert float(records[1][f"{LEADING}/p_holm"]) == rows[1].results[LEADING].adjusted
+    assert records[0][f"{LEADING}/protocol"] == runs.columns[0].protocol["hash"]
+
+
+def test_csv_of_runs_has_the_interval_over_clips_of_each() -> None:
+    runs = make_runs(make_study("grid"), without=UNFINISHED)
+    within = {column.metric: within_run(column) for column in runs.columns}
+    records = read_csv(to_csv(record_runs(runs, within)))
+    score = runs.columns[0].scores["id00"]
+    expected = clip_interval(score.totals, score.counts)
+    assert float(records[0][f"{LEADING}/clips/ci_low"]) == expected.low < float(records[0][LEADING])
+    assert [record["outcome"] for record in records[3:6]] == ["finished", "failed: the loss is nan", "missing"]
+
+
+def test_lineage_leads_to_every_run() -> None:
+    runs = make_runs(make_study("grid"), without=UNFINISHED)
+    lines = format_lineage(runs).splitlines()[2:]
+    assert len(lines) == 12
+    for run in runs.finished:
+        (line,) = [line for line in lines if run.id in line]
+        assert run.commit in line and run.config_digest in line and run.name in line
+
+
+def test_metric_without_values_a_clip_is_compared_over_seeds() -> None:
+    metric = "test/synthetic/text_to_audio/median_rank"
+    runs = make_runs(make_study("rank", metrics=[LEADING, metric]))
+    column = runs.columns[1]
+    baseline, other = (np.array([column.scores[run_id].value for run_id in cell.ids()]) for cell in runs.cells[:2])
+    assert make_rows(runs)[1].results[metric].comparison == compare(baseline, other)
+    assert within_run(column) == {}
+
+
+def test_heading_has_every_metric_and_cost() -> None:
+    runs = make_runs(make_study("grid", factors={"dataset.batch_size": ["16", "32"]}, metrics=METRICS))
+    header = format_table(runs, make_rows(runs))[0]
+    assert header == [
+        "batch_size", "text-to-audio recall@1", "to baseline", "audio-to-text mAP@10", "to baseline", "seeds",
+        "parameters", "minutes",
+    ]  # fmt: skip
+
+
+def test_numbers_are_short() -> None:
+    assert [format_number(value, "+") for value in (0.12345, -1e-18, 123.45)] == ["+0.123", "+0.000", "+123.5"]
+    assert [format_p(value) for value in (0.0004, 0.0123, 0.5)] == ["p < 0.001", "p = 0.012", "p = 0.50"]
+    assert format_cost("cost/parameters", 2_012_585) == "2.01 M"
+    assert format_cost("cost/seconds", 750) == "12.5"
+    assert format_cost("cost/clips_per_second", None) == "–"
