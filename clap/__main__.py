@@ -9,6 +9,8 @@ from clap.config import suggest
 VERBS = {  # verb: module with add_arguments(parser) and run(arguments), what it does
     "synthesize": ("clap.dataset.synthesize", "write synthetic soundscapes in the layout of a published corpus"),
     "config": ("clap.compose", "print a composed config, for Clap.from_config"),
+    "plan": ("clap.plan", "list the jobs of a study with estimated hours, and what they would download"),
+    "upload": ("clap.upload", "send a run or a sweep to MLflow that was lost to it while it ran"),
 }
 
 

@@ -1,0 +1,227 @@
+"""The jobs of a study, their hours and what they lack, offline."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from conftest import CONF, TINY
+from huggingface_hub import constants
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from clap import plan
+from clap.__main__ import main
+from clap.config import read_config
+from clap.cost import count_flops
+from clap.leaderboard import Job
+from clap.model import Clap
+from clap.plan import build_on_meta, count_steps, list_missing, make_plan, open_train_set
+from clap.sweep import read_settings
+
+STUDY = "encoder_ablation"
+SMALL_DATA = ("dataset.num_train=8", "dataset.num_val=4", "dataset.num_test=4", "dataset.batch_size=4")
+
+
+def compose_config(*overrides: str) -> dict:
+    """As clap.compose does, without its checks."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return read_config(compose("config", list(overrides)))
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args, **kwargs):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def sixty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every estimate is a minute, without any work."""
+    monkeypatch.setattr(plan, "estimate", lambda config, ready: (60.0, "guessed"))
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the Hugging Face hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def write_finished(folder: Path, *overrides: str, seconds: float) -> None:
+    """A finished job of the study in its sweep folder."""
+    config = read_settings(OmegaConf.create(compose_config(f"experiment={STUDY}", *overrides)))
+    folder.mkdir(parents=True)
+    Job(folder, folder.name, "finished", config=config, value=0.5).write()
+    (folder / "cost.json").write_text(json.dumps({"seconds": seconds}))
+
+
+def test_every_cell_and_seed_is_a_job(sixty_seconds: None, tmp_path: Path):
+    found = make_plan(STUDY, [f"hydra.sweep.dir={tmp_path}"])
+    names = [job.name for job in found.jobs]
+    assert len(set(names)) == 20 and names[0] == "cnn14_nano-roberta_nano-s0"
+    assert "0 of 20 jobs" in found.markdown() and "left: 0.33 h" in found.markdown()
+    assert f"budget: {found.study.minutes / 60:.2f} h" in found.markdown()
+
+
+def test_overrides_choose_levels_and_add_factors(sixty_seconds: None, tmp_path: Path):
+    lines = ["audio_encoder=htsat_nano", "text_encoder=gpt2_nano", "optimizer.lr=1e-3,1e-4", "seed=7"]
+    names = [job.name for job in make_plan(STUDY, [f"hydra.sweep.dir={tmp_path}", *lines]).jobs]
+    assert names == ["htsat_nano-gpt2_nano-lr=0.001-s7", "htsat_nano-gpt2_nano-lr=0.0001-s7"]
+
+
+def test_finished_jobs_count_nothing_and_time_the_others_of_their_cell(sixty_seconds: None, tmp_path: Path):
+    cell = ("audio_encoder=cnn14_nano", "text_encoder=roberta_nano")
+    for seed, seconds in enumerate((100.0, 140.0)):
+        write_finished(tmp_path / str(seed), *cell, f"seed={seed}", seconds=seconds)
+    found = make_plan(STUDY, [f"hydra.sweep.dir={tmp_path}", *cell, "seed=0,1,2,3"])
+    assert [(job.seconds, job.finished) for job in found.jobs] == [(0, True), (0, True), (120, False), (120, False)]
+    assert found.jobs[2].basis == "measured: 2 finished jobs of this cell"
+    assert "finished: 2 of 4 jobs" in found.markdown()
+
+
+def test_finished_job_of_another_config_does_not_count(sixty_seconds: None, tmp_path: Path):
+    cell = ("audio_encoder=cnn14_nano", "text_encoder=roberta_nano")
+    write_finished(tmp_path / "0", *cell, "seed=0", seconds=100.0)
+    found = make_plan(STUDY, [f"hydra.sweep.dir={tmp_path}", *cell, "seed=0", "trainer.max_epochs=2"])
+    assert [(job.seconds, job.basis) for job in found.jobs] == [(60.0, "guessed")]
+
+
+def test_missing_root_is_named_and_the_job_still_listed(tmp_path: Path):
+    lines = ["dataset=esc50", "audio_encoder=cnn14_nano", "text_encoder=gpt2_nano", "seed=0"]
+    found = make_plan(STUDY, [f"hydra.sweep.dir={tmp_path}", *lines])
+    assert [(job.seconds, job.basis) for job in found.jobs] == [(None, "unknown: dataset.root is missing")]
+    assert list(found.missing) == ["dataset ESC50: dataset.root is missing"]
+    assert "1 jobs of unknown length" in found.markdown()
+
+
+def test_root_that_is_no_corpus_is_named(tmp_path: Path):
+    config = compose_config("dataset=csv", f"dataset.root={tmp_path / 'absent'}", "dataset.metadata=clips.csv")
+    (item,) = list_missing(config)
+    assert item.startswith(f"dataset CSV: dataset.root={tmp_path / 'absent'} is not a folder")
+
+
+def test_small_model_is_timed(no_network: None, tmp_path: Path):
+    found = make_plan(STUDY, [f"hydra.sweep.dir={tmp_path}", *TINY, *SMALL_DATA, "seed=0,1"])
+    assert [job.basis.split(":")[0] for job in found.jobs] == ["timed", "timed"]
+    assert 0 < found.jobs[0].seconds == found.jobs[1].seconds and not found.missing
+
+
+def test_large_model_is_counted_without_network_or_weights(
+    no_network: None, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(plan, "measure_speed", lambda device, precision: 1e12)
+    lines = [*SMALL_DATA, "audio_encoder=htsat_tiny", "text_encoder=roberta", "fusion=iaff", "seed=0"]
+    found = make_plan(STUDY, [f"hydra.sweep.dir={tmp_path}", *lines])
+    assert list(found.missing) == ["text encoder roberta-base, about 496 MB"]
+    assert [job.basis.split(":")[0] for job in found.jobs] == ["counted"]
+    assert not hub_cache.exists()
+
+
+def test_cached_text_encoder_is_not_downloaded(hub_cache: Path):
+    config = compose_config("text_encoder=gpt2")
+    assert list(list_missing(config)) == ["text encoder gpt2, about 498 MB"]
+    snapshot = hub_cache / "models--gpt2" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").touch()
+    (hub_cache / "models--gpt2" / "refs").mkdir()
+    (hub_cache / "models--gpt2" / "refs" / "main").write_text("0")
+    assert not list(list_missing(config))
+
+
+def test_local_text_encoder_is_not_downloaded(hub_cache: Path, tmp_path: Path):
+    lines = ["text_encoder=gpt2", f"text_encoder.pretrained={tmp_path}", f"text_encoder.tokenizer={tmp_path}"]
+    assert not list(list_missing(compose_config(*lines)))
+
+
+def test_random_weights_still_need_their_tokenizer(hub_cache: Path):
+    config = compose_config("text_encoder=gpt2", "text_encoder.pretrained=false")
+    assert list(list_missing(config)) == ["tokenizer gpt2, a few MB"]
+
+
+def test_text_encoder_of_unknown_size_is_listed(hub_cache: Path):
+    config = compose_config("text_encoder=auto", "text_encoder.name=someone/small")
+    assert list(list_missing(config)) == ["text encoder someone/small, of unknown size"]
+
+
+def test_backbone_weights_are_listed(hub_cache: Path):
+    config = compose_config("audio_encoder=timm", "audio_encoder.pretrained=true")
+    assert list(list_missing(config)) == ["audio encoder timm/convnext_atto.d2_in1k, about 13 MB"]
+
+
+def test_steps_follow_from_the_corpus_with_validation_as_thirds():
+    config = compose_config(*SMALL_DATA, "trainer.max_epochs=3", "trainer.eval_every=2")
+    assert count_steps(config, open_train_set(config)) == pytest.approx(3 * 2 + 2 * 1 / 3)
+    config["trainer"]["max_steps"] = 2
+    assert count_steps(config, open_train_set(config)) == pytest.approx(2 + 1 / 3)
+
+
+def count_step(*overrides: str) -> int:
+    config = compose_config(*TINY, "dataset.batch_size=2", *overrides)
+    return plan.count_flops(build_on_meta(config), config)
+
+
+def test_counted_step_is_three_times_forward():
+    forward = 2 * count_flops(Clap.from_config(compose_config(*TINY)))
+    assert count_step() == pytest.approx(3 * forward, rel=0.2)  # one counts the spectrogram, the other backward
+
+
+def test_frozen_part_costs_less():
+    assert count_step("freeze=[audio_encoder]") < 0.7 * count_step()
+
+
+def test_longer_clips_are_counted_with_every_fusion():
+    steps = {
+        fusion: count_step(f"fusion={fusion}", "dataset.max_duration=4.0")
+        for fusion in ("none", "mean", "daf", "aff", "iaff", "channel_map")
+    }
+    assert steps["none"] < steps["daf"] < steps["aff"] < steps["iaff"] < steps["mean"]  # four windows
+    assert steps["none"] < steps["channel_map"]
+
+
+def test_counted_steps_take_as_long_as_the_machine_needs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plan, "SMALL", 0)
+    monkeypatch.setattr(plan, "measure_speed", lambda device, precision: 2.0)
+    config = compose_config(*TINY, *SMALL_DATA, "trainer.max_epochs=1")
+    seconds, basis = plan.estimate(config, ready=True)
+    assert seconds == pytest.approx((2 + 1 / 3) * plan.count_flops(build_on_meta(config), config) / 2)
+    assert basis.startswith("counted: 2 steps")
+
+
+def test_speed_is_measured():
+    assert plan.measure_speed("cpu", "fp32") > 1e6
+
+
+def test_model_comes_from_init_from(tiny_clap, tmp_path: Path):
+    clap = tiny_clap("embed_dim=24")
+    clap.save(tmp_path)
+    config = compose_config(f"init_from={tmp_path}", "text_encoder=roberta_nano")
+    found = plan.read_initial(config, ["text_encoder=roberta_nano"])
+    assert found["embed_dim"] == 24 and "text_encoder" not in found and found["audio_encoder"]["embed_dim"] == 16
+
+
+def test_absent_init_from_is_named(tmp_path: Path):
+    config = compose_config(f"init_from={tmp_path / 'absent'}")
+    missing, seconds, basis = plan.look_ahead(config, [], [])
+    assert missing[0].startswith(f"init_from: {tmp_path / 'absent'}") and seconds is None and "unknown" in basis
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["debug"], "'debug' is not a study; conf/experiment has the studies"),
+        ([STUDY, "trainer.max_epoch=2"], "did you mean trainer.max_epochs"),
+        ([STUDY, "seed"], "an override is written key=value"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str):
+    with pytest.raises(SystemExit, match=message) as caught:
+        main(["plan", *arguments])
+    assert str(caught.value).startswith("error: ") and "\n" not in str(caught.value)
+
+
+def test_plan_is_printed(sixty_seconds: None, tmp_path: Path, capsys: pytest.CaptureFixture):
+    main(["plan", STUDY, f"hydra.sweep.dir={tmp_path}", "audio_encoder=htsat_nano", "text_encoder=gpt2_nano"])
+    assert "| htsat_nano-gpt2_nano-s0 | 1.0 | guessed |" in capsys.readouterr().out
