@@ -4,6 +4,7 @@ import itertools
 import logging
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import soundfile
@@ -23,6 +24,8 @@ from clap.dataset.clips import (
     open_corpus,
 )
 from clap.dataset.synthesize import synthesize
+from clap.dataset.synthetic import Synthetic
+from clap.model import Clap
 
 
 class Ramps(Corpus):
@@ -343,3 +346,13 @@ def test_digest_does_not_depend_on_the_folder(ramps, tmp_path):
 
 def test_all_captions_are_there_for_a_tokenizer(ramps):
     assert sorted(make_dataset(ramps).captions) == sorted(itertools.chain(*(clip.captions for clip in ramps)))
+
+
+def first_batch(clap: Clap) -> int:
+    dataset = ClapDataset(Synthetic(num_train=4, num_val=0, num_test=0), "train", sample_rate=clap.sample_rate)
+    return len(next(iter(make_loader(dataset, clap.collate, batch_size=2, num_workers=1, shuffle=True))))
+
+
+def test_loader_has_workers_in_a_process_of_joblib(tiny_clap):
+    """As in a sweep under hydra/launcher=joblib."""
+    assert joblib.Parallel(n_jobs=2)(joblib.delayed(first_batch)(tiny_clap()) for _ in range(2)) == [2, 2]

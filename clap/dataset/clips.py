@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 CORPORA = {"synthetic": "Synthetic", "esc50": "ESC50", "csv": "CSV"}  # module of clap.dataset -> class
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # of workers; joblib's processes have another
 LOADER_KEYS = ("batch_size", "num_workers", "max_bad_fraction", "max_clips", "cache")
 
 
@@ -274,6 +276,7 @@ def make_loader(
         dataset,
         batch_sampler=EpochSampler(len(dataset), batch_size, shuffle=shuffle, seed=seed),
         num_workers=num_workers,
+        multiprocessing_context=START_METHOD if num_workers else None,
         collate_fn=collate,
         worker_init_fn=ignore_interrupts,
         generator=torch.Generator(),
