@@ -120,7 +120,7 @@ def make_plan(name: str, overrides: Sequence[str] = ()) -> Plan:
             levels = {key: level for key, level in {**cell, SEED: seed}.items() if key in swept}
             job = PlannedJob(name_job(levels, groups=groups), seconds, basis)
             if int(seed) in took:
-                job = PlannedJob(job.name, 0.0, f"finished, took {took[int(seed)] / 60:.1f}", finished=True)
+                job = PlannedJob(job.name, 0.0, f"finished in {took[int(seed)] / 60:.1f} min", finished=True)
             plan.jobs.append(job)
     return plan
 

@@ -56,11 +56,11 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
     with lock:
         job = Job(folder, job_tags()[0] or folder.name, status="running", config=read_settings(config))
         before = read_job(folder)
-        if before:
+        if before and (before.status == "finished" or has_checkpoint(folder)):
             check_same(before, job.config)
-            if before.status == "finished":
-                log.info("%s: finished before, kept", job.name)
-                return before.value
+        if before and before.status == "finished":
+            log.info("%s: finished before, kept", job.name)
+            return before.value
         return run_locked(task, config, job)
 
 
@@ -87,16 +87,18 @@ def read_settings(config: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in flat if not key.startswith(FREE_KEYS) and not isinstance(value, dict | list)}
 
 
+def has_checkpoint(folder: Path) -> bool:
+    return (folder / "checkpoints" / "last").exists()
+
+
 def check_same(before: Job, config: Mapping[str, Any]) -> None:
-    """Refuse to go on with a job whose yamls have changed since; job.json keeps that."""
-    error = None
-    for key in sorted(before.config.keys() | config.keys(), reverse=True):
-        old, new = before.config.get(key), config.get(key)
-        if old != new:
-            error = (
-                f"{before.folder} was started with {key}={old}, now it is {new}; put it back, delete the folder to "
-                f"run the job anew, or give {FOLDER_KEY}FOLDER for another sweep"
-            )
+    """Refuse to keep a job, or to go on with it, whose yamls have changed since; job.json says so."""
+    keys = sorted(before.config.keys() | config.keys())
+    key = next((key for key in keys if before.config.get(key) != config.get(key)), None)
+    error = key and (
+        f"{before.folder} was started with {key}={before.config.get(key)}, now it is {config.get(key)}; put it back, "
+        f"delete the folder to run the job anew, or give {FOLDER_KEY}FOLDER for another sweep"
+    )
     if before.error != error:
         before.error = error
         before.write()
@@ -124,11 +126,10 @@ def job_levels(overrides: Sequence[str]) -> dict[str, str]:
 
 def name_job(levels: Mapping[str, str], *, groups: Collection[str]) -> str:
     """What differs from job to job, as `htsat_nano-gpt2_nano-lr=0.001-s0`."""
-    parts = []
-    for key, value in levels.items():
-        short = f"s{value}" if key == SEED else f"{key.split('.')[-1]}={value}"
-        parts.append(value if key in groups else short)
-    return "-".join(parts) or "job"
+    parts = {key: f"{key.split('.')[-1]}={value}" for key, value in levels.items()}
+    parts |= {key: value for key, value in levels.items() if key in groups}
+    parts |= {key: f"s{value}" for key, value in levels.items() if key == SEED}
+    return "-".join(parts.values()) or "job"
 
 
 def delete_lost_runs(tracking: Mapping[str, Any], folder: Path) -> None:
@@ -137,7 +138,7 @@ def delete_lost_runs(tracking: Mapping[str, Any], folder: Path) -> None:
 
     _, tags = job_tags()
     parent, uri = tags.get("mlflow.parentRunId"), resolve_uri(tracking["uri"])
-    if not uri or not parent or recorded_run(folder, uri) or (folder / "checkpoints" / "last").exists():
+    if not uri or not parent or recorded_run(folder, uri) or has_checkpoint(folder):
         return
     client = open_store(uri)
     experiment = client.get_run(parent).info.experiment_id
@@ -204,13 +205,7 @@ class Sweep(Callback):
     """Hydra's callback around a multirun: the parent run before the first job, the leaderboard after the last."""
 
     running: "Sweep | None" = None  # the one of this process
-
-    def __init__(self) -> None:
-        self.tracker: Any = None
-        self.tracking: Mapping[str, Any] = {}
-        self.folder = Path()
-        self.metrics: list[str] = []
-        self.ended = False
+    ended = False
 
     def __getstate__(self) -> dict:
         return {}  # launchers copy callbacks into their processes, which do not need this one

@@ -118,7 +118,7 @@ def send_run(client: MlflowClient, run_dir: Path, *, uri: str) -> str:
             if is_outage(error):
                 raise
             log.warning("MLflow did not take %s of %s: %s", what, run_dir, reason(error))
-    name = f"run {run_id}" if run_id == before else f"new run {run_id}, it was {before}"
+    name = f"run {run_id}" if run_id == before else f"new run {run_id}" + (f", it was {before}" if before else "")
     return f"{name}, {status}, in {uri}; it lacked {len(missing)} of {len(metrics)} metric values"
 
 

@@ -150,7 +150,7 @@ def test_run_without_tracking_is_new_in_a_store(store: str, tmp_path: Path):
     tracker.finish("FAILED")
     (line,) = upload(tmp_path, uri=store)
     found = read_store(tmp_path)
-    assert f"new run {read_record(tmp_path)['run_id']}, it was None" in line
+    assert f"new run {read_record(tmp_path)['run_id']}, FAILED" in line
     assert found["params"] == {"seed": "0", "optimizer.lr": "0.001"}
     assert found["inputs"] == [("synthetic", "0" * 16)]
     assert (found["status"], found["tags"]["role"], found["tags"]["mlflow.runName"]) == ("FAILED", "train", "nano-s0")
@@ -174,8 +174,8 @@ def test_new_run_keeps_who_started_it(store: str, tmp_path: Path):
     (tmp_path / "mlflow.json").write_text(
         json.dumps(record | {"tags": record["tags"] | {"mlflow.source.name": "x.py"}})
     )
-    list(upload(tmp_path))
-    assert record["tags"]["mlflow.source.name"] == source
+    (line,) = upload(tmp_path)
+    assert f"it was {'0' * 32}" in line and record["tags"]["mlflow.source.name"] == source
     assert read_store(tmp_path)["tags"]["mlflow.source.name"] == "x.py"
 
 
