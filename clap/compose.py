@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from clap.command_line import VERSION_BASE, check_overrides
-from clap.study import SEED, Study, levels, parse_overrides
+from clap.study.factors import SEED, Study, levels, parse_overrides
 
 
 def find_yamls() -> Path:

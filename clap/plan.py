@@ -23,7 +23,7 @@ from clap.command_line import VERSION_BASE, check_overrides
 from clap.compose import compose_config, find_yamls, read_study
 from clap.config import build, flatten, read_config
 from clap.leaderboard import Job, read_jobs, read_json
-from clap.study import SEED, Study, find_factors, find_study, parse_overrides
+from clap.study.factors import SEED, Study, find_factors, find_study, parse_overrides
 from clap.sweep import name_job, read_settings
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clap.config import flatten
 from clap.leaderboard import LOCK, Job, Leaderboard, is_held, read_job, read_jobs, read_json, write_json
-from clap.study import SEED, find_factors, find_study, keep_near_first, parse_overrides
+from clap.study.factors import SEED, find_factors, find_study, keep_near_first, parse_overrides
 
 log = logging.getLogger(__name__)
 

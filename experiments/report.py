@@ -19,36 +19,36 @@ def write_report(name: str, *, uri: str, sweep_id: str | None, output: Path) -> 
     study = read_study(name)
 
     # Imports take seconds: they stand behind the check that there is such a study.
-    from clap import study_note, study_plots, study_table
-    from clap.runs import read_study_runs
+    from clap.study import note, plots, table
+    from clap.study.runs import read_study_runs
 
     runs = read_study_runs(study, uri, sweep_id=sweep_id)
-    rows = study_table.make_rows(runs)
-    within = {column.metric: study_table.within_run(column) for column in runs.columns}
-    figures = study_plots.draw_study(runs, rows)
-    block = study_note.make_block(runs, rows, within, list(figures))
-    note, folder = output / f"{name}.md", output / name
-    if note.exists():
-        text = study_note.replace_block(note.read_text(), block, note)
+    rows = table.make_rows(runs)
+    within = {column.metric: table.within_run(column) for column in runs.columns}
+    figures = plots.draw_study(runs, rows)
+    block = note.make_block(runs, rows, within, list(figures))
+    path, folder = output / f"{name}.md", output / name
+    if path.exists():
+        text = note.replace_block(path.read_text(), block, path)
     else:
-        text = study_note.make_note(runs, block, study_note.read_question(find_yamls() / "experiment" / f"{name}.yaml"))
-    lines = study_table.format_table(runs, rows)
+        text = note.make_note(runs, block, note.read_question(find_yamls() / "experiment" / f"{name}.yaml"))
+    lines = table.format_table(runs, rows)
     protocols = {column.metric: column.protocol for column in runs.columns}
     files = {
-        "table.tex": study_table.to_latex(lines, len(study.factors), comment=study_note.describe_tests(rows)),
-        "table.csv": study_table.to_csv(study_table.record_cells(runs, rows)),
-        "runs.csv": study_table.to_csv(study_table.record_runs(runs, within)),
+        "table.tex": table.to_latex(lines, len(study.factors), comment=note.describe_tests(rows)),
+        "table.csv": table.to_csv(table.record_cells(runs, rows)),
+        "runs.csv": table.to_csv(table.record_runs(runs, within)),
         "protocols.json": json.dumps(protocols, indent=2, ensure_ascii=False) + "\n",
-        "lineage.md": study_table.format_lineage(runs),
+        "lineage.md": table.format_lineage(runs),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
         (folder / file).write_text(content)
     for figure_name, figure in figures.items():
-        study_plots.save(figure, folder / figure_name)
-    note.write_text(text)
-    table = study_table.to_markdown(lines, len(study.factors))
-    return f"{table}\n{shorten(note)}; figures, LaTeX, CSV and lineage in {shorten(folder)}/"
+        plots.save(figure, folder / figure_name)
+    path.write_text(text)
+    where = f"{shorten(path)}; figures, LaTeX, CSV and lineage in {shorten(folder)}/"
+    return f"{table.to_markdown(lines, len(study.factors))}\n{where}"
 
 
 def shorten(path: Path) -> Path:

@@ -12,9 +12,9 @@ import torch
 
 from clap.evaluation import Evaluation, hash_protocol, write_results
 from clap.metrics import RetrievalRanks, retrieval_metrics
-from clap.runs import Cell, Run, StudyRuns
-from clap.scores import Recorded, RunScores, make_column
-from clap.study import Study
+from clap.study.factors import Study
+from clap.study.runs import Cell, Run, StudyRuns
+from clap.study.scores import Recorded, RunScores, make_column
 from clap.tracking import Tracker, open_store, resolve_uri
 
 LEADING = "test/synthetic/text_to_audio/recall_at_1"

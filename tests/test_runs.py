@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 from study_store import FACTORS, LEADING, StudyStore, make_runs, make_study
 
-from clap.runs import Run, StudyRuns, read_study_runs, split_overrides
+from clap.study.runs import Run, StudyRuns, read_study_runs, split_overrides
 
 FIRST = {factor: levels[0] for factor, levels in FACTORS.items()}
 SECOND = FIRST | {"text_encoder": "gpt2_nano"}

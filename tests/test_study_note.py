@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from study_store import LEADING, make_runs, make_study
 
-from clap.runs import StudyRuns
-from clap.study_note import BEGIN, END, fill, format_command, make_block, make_note, read_question, replace_block
-from clap.study_table import make_rows, within_run
+from clap.study.note import BEGIN, END, fill, format_command, make_block, make_note, read_question, replace_block
+from clap.study.runs import StudyRuns
+from clap.study.table import make_rows, within_run
 
 NOTE = Path("experiments/grid.md")
 

@@ -8,7 +8,7 @@ import pytest
 from study_store import LEADING, METRICS, make_runs, make_study
 
 from clap.statistics import clip_interval, compare, holm, seed_interval
-from clap.study_table import (
+from clap.study.table import (
     describe_gaps,
     escape_latex,
     format_cost,

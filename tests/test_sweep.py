@@ -28,7 +28,7 @@ from omegaconf import DictConfig, open_dict
 import clap.sweep
 from clap.dataset.synthesize import synthesize
 from clap.leaderboard import is_held, read_job
-from clap.study import parse_overrides
+from clap.study.factors import parse_overrides
 from clap.sweep import check_fixed, check_named, continue_command, end_run, name_job, run_job, set_design
 from clap.tracking import Tracker, open_store
 from tests.test_train import TINY

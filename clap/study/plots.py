@@ -29,10 +29,10 @@ from clap.plots import (
     new_figure,
     running_mean,
 )
-from clap.runs import TRAIN_LOSS, Cell, StudyRuns, short
-from clap.scores import Column, label_metric
 from clap.statistics import MIN_SEEDS, Interval, seed_interval
-from clap.study_table import Row, format_half, format_number
+from clap.study.runs import TRAIN_LOSS, Cell, StudyRuns, short
+from clap.study.scores import Column, label_metric
+from clap.study.table import Row, format_half, format_number
 
 TEAL = "#1b9aaa"
 COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, TEAL)  # of cells beside the baseline, which is drawn in INK

@@ -8,11 +8,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clap.runs import StudyRuns
-from clap.scores import Column
 from clap.statistics import MIN_SEEDS, Interval
-from clap.study_plots import caption
-from clap.study_table import Row, describe_gaps, format_number, format_table, to_markdown
+from clap.study.plots import caption
+from clap.study.runs import StudyRuns
+from clap.study.scores import Column
+from clap.study.table import Row, describe_gaps, format_number, format_table, to_markdown
 
 BEGIN, END = "<!-- report -->", "<!-- /report -->"
 WIDTH = 130  # of a line

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clap.scores import Column, Recorded, RunScores, make_column
-from clap.study import SEED, Study
+from clap.study.factors import SEED, Study
+from clap.study.scores import Column, Recorded, RunScores, make_column
 from clap.sweep import FREE_KEYS
 from clap.tracking import open_store, reason, resolve_uri, store_path
 

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from clap.runs import Cell, Run, StudyRuns, short
-from clap.scores import Column, cut
 from clap.statistics import Comparison, Interval, clip_interval, compare, holm, seed_interval
+from clap.study.runs import Cell, Run, StudyRuns, short
+from clap.study.scores import Column, cut
 
 COSTS = {  # shown, where runs have them: heading, unit of the number below it
     "cost/parameters": ("parameters", 1e6, " M"),

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from clap.compose import read_study
-from clap.study import Study, find_factors, find_study, keep_near_first, levels, parse_overrides
+from clap.study.factors import Study, find_factors, find_study, keep_near_first, levels, parse_overrides
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FACTORS = {"loss": ["nce", "sigmoid"], "fusion": ["none", "daf", "aff"]}

@@ -1,0 +1,1 @@
+"""Studies: what is compared, and the report of what was found."""
