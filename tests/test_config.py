@@ -175,7 +175,11 @@ def test_build_names_a_missing_argument(parts: Path) -> None:
         build({"_target_": "clap.parts.Part", "drop_path": 0.1}, nn.Module)
 
 
-@pytest.mark.parametrize("value", [object(), Path("x"), b"x", {1, 2}, [print], {"key": len}], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [object(), Path("x"), b"x", {1, 2}, [print], {"key": len}],
+    ids=["object", "path", "bytes", "set", "list", "dict"],
+)
 def test_build_refuses_arguments_that_are_not_plain(value: object, parts: Path) -> None:
     with pytest.raises(ValueError, match=r"_target_ clap.parts.Part: sizes(\.key)? is a .*; allowed: null, bool"):
         build({"_target_": "clap.parts.Part", "width": 3, "sizes": value}, nn.Module)
