@@ -14,7 +14,7 @@ train: $(VENV)/installed
 	$(RUN) train.py $(ARGS)
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -q -n auto --dist loadfile
+	$(RUN) -m pytest -q -n auto --dist worksteal
 
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -q -m slow

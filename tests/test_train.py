@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from clap import Clap
 from clap.dataset.synthesize import synthesize
+from clap.leaderboard import read_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [  # a model and a task that take seconds
@@ -166,13 +167,14 @@ def test_init_from_keeps_the_encoders_and_trains_on_other_data(finished: Path, t
 
 def test_sweep_repeats_a_seed_exactly_and_another_seed_not(finished: Path, tmp_path: Path):
     run("train.py", "-m", *TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path}", f"tracking.uri={tmp_path / 'mlflow.db'}")
-    metrics = [path.read_bytes() for path in sorted(tmp_path.glob("*/metrics.json"))]
-    assert len(metrics) == 2
+    jobs = read_jobs(tmp_path)
+    assert [job.name for job in jobs] == ["s0", "s1"]
+    metrics = [(job.folder / "metrics.json").read_bytes() for job in jobs]
     assert metrics[0] == (finished / "metrics.json").read_bytes()
     assert metrics[1] != metrics[0]
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("clap").experiment_id])
-    assert [found.info.status for found in runs] == ["FINISHED", "FINISHED"]
+    assert [found.info.status for found in runs] == ["FINISHED"] * 3  # the sweep's own too
 
 
 def test_composed_config_builds_a_model_in_python(tmp_path: Path):
