@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections import deque
@@ -299,6 +300,8 @@ def open_store(uri: str) -> MlflowClient:
             path = store_path(uri)
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):  # processes that create the tables at the same time leave them unusable
+                if not path.exists():
+                    create_store(path)
                 return MlflowClient(uri)
         with suppress(requests.exceptions.SSLError):  # MLflow may trust other certificates
             requests.get(f"{uri}/health", timeout=float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))  # MLflow asks twice
@@ -313,6 +316,16 @@ def open_store(uri: str) -> MlflowClient:
             advice = f"start it with `mlflow server --port PORT`, or leave tracking.uri at {DEFAULT_STORE}"
         raise ConnectionError(f"tracking.uri={uri} {problem} ({reason(error)}); {advice}") from error
     return client
+
+
+def create_store(path: Path) -> None:
+    """An SQLite store, whole or not at all: MLflow cannot open one whose tables a kill has left half made."""
+    folder = path.with_name(f"{path.name}.new")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    MlflowClient(f"sqlite:///{(folder / path.name).as_posix()}")
+    (folder / path.name).replace(path)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def store_path(uri: str) -> Path:
