@@ -27,13 +27,17 @@ def train(cfg: DictConfig) -> float:
     sizes = {kind: len(corpus.clips(kind)) for kind in SPLITS}
     log.info("%s: %s", corpus.name, ", ".join(f"{size} {kind}" for kind, size in sizes.items()))
 
+    from clap.tracking import Tracker, git_commit, open_store, read_history, recorded_run, resolve_uri
+
+    if uri := resolve_uri(cfg.tracking.uri):
+        open_store(uri)
+
     import torch
 
     from clap.evaluation import Evaluator
     from clap.model import Clap, choose_device
     from clap.plots import plot_run
     from clap.sweep import job_tags
-    from clap.tracking import Tracker, git_commit, read_history, recorded_run
     from clap.trainer import ClapTrainer, find_resume, read_run_id
 
     torch.manual_seed(cfg.seed)
@@ -110,7 +114,8 @@ def train(cfg: DictConfig) -> float:
         try:
             metrics = trainer.train_and_eval(run_dir)
         except KeyboardInterrupt:
-            log.warning("stopped at step %d; to go on: %s", trainer.step, continue_command(run_dir))
+            if job_name is None:  # a sweep says itself how to go on
+                log.warning("stopped at step %d; to go on: %s", trainer.step, continue_command(run_dir))
             raise
         tracker.log_metrics({f"cost/{name}": value for name, value in trainer.cost().items()}, step=trainer.step)
         shown = loaders.get("test") or loaders["train"]

@@ -116,7 +116,10 @@ class Tracker:
             self.run_id = self._client.create_run(self.experiment_id, tags=tags, run_name=run_name).info.run_id
             return
         try:
-            self.experiment_id = self._client.get_run(self.run_id).info.experiment_id
+            run = self._client.get_run(self.run_id)
+            self.experiment_id = run.info.experiment_id
+            if "error" in run.data.tags:
+                self._client.delete_tag(self.run_id, "error")  # of the attempt before
             self._client.update_run(self.run_id, status="RUNNING")
         except MlflowException as error:
             raise ValueError(
@@ -409,7 +412,10 @@ def reason(error: Exception) -> str:
 def recorded_run(run_dir: Path, uri: str | None) -> str | None:
     """Id of the run in this store that a run folder belongs to, if it was ever started."""
     path = Path(run_dir) / RECORD
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):  # never started, or cut short by a crash of the machine
+        return None
     return record.get("run_id") if record.get("uri") == resolve_uri(uri) else None
 
 
