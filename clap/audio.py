@@ -146,7 +146,7 @@ class LogMelSpectrogram(nn.Module):
         f_max: upper band edge, Hz.
         mel_scale: `slaney` (area-normalised filters) or `htk` (none); published fused models use `htk`.
         amin: power below which all counts as silence, 1e-10 (-100 dB) in the published models. From random weights
-            HTS-AT learns several times faster at 1e-5: its tokens otherwise tell silence from sound and little else.
+            HTS-AT learns sooner at 1e-5: its tokens otherwise tell silence from sound and little else.
         bank_rate: Hz that the filter bank is built for; only MS-CLAP 2023 differs from `sample_rate` (32000 on 44100).
         int16: round the waveform to 16 bits first, as LAION-CLAP does with files.
         float32_hann: the window as torchaudio sums it, heard in near-silent bins of LAION-CLAP's fused models only.
