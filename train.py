@@ -1,5 +1,6 @@
 """Train a model and evaluate it: python train.py [key=value ...], the keys are in conf/config.yaml."""
 
+import json
 import logging
 import shlex
 import sys
@@ -117,7 +118,8 @@ def train(cfg: DictConfig) -> float:
             if job_name is None:  # a sweep says itself how to go on
                 log.warning("stopped at step %d; to go on: %s", trainer.step, continue_command(run_dir))
             raise
-        tracker.log_metrics({f"cost/{name}": value for name, value in trainer.cost().items()}, step=trainer.step)
+        cost = json.loads((run_dir / "cost.json").read_text())
+        tracker.log_metrics({f"cost/{name}": value for name, value in cost.items()}, step=trainer.step)
         shown = loaders.get("test") or loaders["train"]
         plot_run(run_dir / "plots", clap, shown.dataset, history=read_history(tracker.history_path))
         for name in (".hydra", "metrics.json", "cost.json", "evaluation", "plots"):
