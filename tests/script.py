@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +82,8 @@ def become(script: Path, arguments: tuple[str, ...], cwd: Path, environment: dic
     sys.argv, sys.path[0] = [str(script), *arguments], str(script.parent)
     try:
         runpy.run_path(str(script), run_name="__main__")
-    finally:
+    finally:  # what an interpreter does at its end, and a fork leaves out or does later
+        threading._shutdown()
         atexit._run_exitfuncs()
 
 
