@@ -7,8 +7,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from clap.command_line import launch
-from clap.config import build, read_config
+from clap.config import read_config
+from clap.config.build import build
+from clap.config.launch import launch
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +42,18 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         )
 
     from clap.dataset.clips import ClapDataset
-    from clap.dataset.corpus import open_corpus
     from clap.dataset.loader import make_loader
+    from clap.dataset.registry import open_corpus
 
     corpus = open_corpus(config["dataset"])
 
-    from clap import evaluation
-    from clap.model import Clap, choose_device
-    from clap.run_folder import METRICS, find_count, read_counts, write_json
-    from clap.tracking import Tracker, git_commit
+    from clap.atomic import write_json
+    from clap.device import choose_device
+    from clap.evaluation.evaluator import Evaluator, merge_metrics, write_results
+    from clap.evaluation.evaluator import evaluate as run_evaluators
+    from clap.model import Clap
+    from clap.run_folder import METRICS, find_count, read_counts
+    from clap.tracking.tracker import Tracker, git_commit
 
     clap = Clap.from_ckpt(cfg.checkpoint).to(choose_device(cfg.device))
     clap.set_windows(cfg.windows)
@@ -66,7 +70,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     loader = make_loader(
         dataset, clap.collate, batch_size=settings["batch_size"], num_workers=settings["num_workers"], shuffle=False
     )
-    evaluators = {name: build(node, evaluation.Evaluator) for name, node in config["evaluation"].items()}
+    evaluators = {name: build(node, Evaluator) for name, node in config["evaluation"].items()}
     name = f"{corpus.name}-{cfg.split}"
     with Tracker(cfg.tracking.uri, cfg.tracking.experiment, run_name=name, run_dir=run_dir) as tracker:
         tracker.log_params({**read_config(cfg), **config})
@@ -75,9 +79,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
             {"role": "evaluate", "dataset": corpus.name, "checkpoint": cfg.checkpoint, "git_commit": commit}
         )
         tracker.log_dataset(dataset.name, digest=dataset.digest, split=cfg.split, num_clips=len(dataset))
-        results = evaluation.evaluate(clap, loader, evaluators)
-        metrics = evaluation.merge_metrics(results)
-        evaluation.write_results(run_dir / "evaluation", results)
+        results = run_evaluators(clap, loader, evaluators)
+        metrics = merge_metrics(results)
+        write_results(run_dir / "evaluation", results)
         write_json(run_dir / METRICS, metrics)
         counts = read_counts(run_dir)
         tracker.set_tags(counts)

@@ -8,8 +8,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from clap.command_line import launch
-from clap.config import build, read_config
+from clap.config import read_config
+from clap.config.build import build
+from clap.config.launch import launch
+from clap.study.run_job import run_job
 
 log = logging.getLogger(__name__)
 
@@ -20,30 +22,34 @@ def train(cfg: DictConfig) -> float:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
 
     # Imports take seconds: each stands behind the checks that need less.
+    from clap.corpus import SPLITS
     from clap.dataset.clips import ClapDataset
-    from clap.dataset.corpus import SPLITS, open_corpus
     from clap.dataset.loader import make_loader
+    from clap.dataset.registry import open_corpus
 
     corpus = open_corpus(config["dataset"])
     sizes = {kind: len(corpus.clips(kind)) for kind in SPLITS}
     log.info("%s: %s", corpus.name, ", ".join(f"{size} {kind}" for kind, size in sizes.items()))
 
-    from clap.run_folder import COST, METRICS, continue_command, find_count, read_counts, read_history, read_json
-    from clap.store import open_store, resolve_uri
-    from clap.tracking import Tracker, git_commit, recorded_run
+    from clap.atomic import read_json
+    from clap.run_folder import COST, METRICS, continue_command, find_count, read_counts, read_history
+    from clap.tracking.store import open_store, resolve_uri
+    from clap.tracking.tracker import Tracker, git_commit, recorded_run
 
     if uri := resolve_uri(cfg.tracking.uri):
         open_store(uri)
 
     import torch
 
-    from clap.cost import describe_machine
-    from clap.evaluation import Evaluator, name_metrics
-    from clap.model import Clap, choose_device
-    from clap.plots import plot_run
+    from clap.device import choose_device
+    from clap.evaluation.evaluator import Evaluator, name_metrics
+    from clap.evaluation.run_plots import plot_run
+    from clap.model import Clap
     from clap.study.factors import check_metrics
-    from clap.sweep import job_tags
-    from clap.trainer import ClapTrainer, find_resume, read_run_id
+    from clap.study.job import job_tags
+    from clap.training.cost import describe_machine
+    from clap.training.state import find_resume, read_run_id
+    from clap.training.trainer import ClapTrainer
 
     torch.manual_seed(cfg.seed)
     resume_from = find_resume(cfg.resume, run_dir)
@@ -143,4 +149,4 @@ def train(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    launch(train, config_name="config")
+    launch(train, config_name="config", run_job=run_job)

@@ -9,7 +9,7 @@ __all__ = ["Clap", "ClapDataset", "ClapTrainer", "SigmoidLoss", "SymmetricCrossE
 _HOMES = {
     "Clap": "clap.model",
     "ClapDataset": "clap.dataset.clips",
-    "ClapTrainer": "clap.trainer",
+    "ClapTrainer": "clap.training.trainer",
     "SigmoidLoss": "clap.loss",
     "SymmetricCrossEntropyLoss": "clap.loss",
 }

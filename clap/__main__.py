@@ -4,19 +4,20 @@ import argparse
 import importlib
 import sys
 
-from clap.config import suggest
+from clap.config.values import suggest
 
 VERBS = {  # verb: module with add_arguments(parser) and run(arguments), what it does
-    "synthesize": ("clap.dataset.synthesize", "write synthetic soundscapes in the layout of a published corpus"),
-    "config": ("clap.compose", "print a composed config, for Clap.from_config"),
-    "download": ("clap.download.command", "fetch a corpus from its publisher, as far as it is not there yet"),
-    "check": ("clap.check.command", "look for faults in a corpus, and for what training shares with evaluation sets"),
-    "plan": ("clap.plan", "list the jobs of a study with estimated hours, and what they would download"),
-    "embed": ("clap.inference.embed", "write embeddings of recordings and captions to a file"),
-    "classify": ("clap.inference.classify", "tell which of some labels recordings are, by the labels' names alone"),
-    "similarity": ("clap.inference.similarity", "tell how near captions are to recordings"),
-    "upload": ("clap.upload", "send a run or a sweep to MLflow that was lost to it while it ran"),
-    "register": ("clap.register", "put a trained model into MLflow's registry, from where it can be served"),
+    "synthesize": ("clap.commands.synthesize", "write synthetic soundscapes in the layout of a published corpus"),
+    "config": ("clap.commands.config", "print a composed config, for Clap.from_config"),
+    "download": ("clap.commands.download", "fetch a corpus from its publisher, as far as it is not there yet"),
+    "check": ("clap.commands.check", "look for faults in a corpus, and for what training shares with evaluation sets"),
+    "plan": ("clap.commands.plan", "list the jobs of a study with estimated hours, and what they would download"),
+    "embed": ("clap.commands.embed", "write embeddings of recordings and captions to a file"),
+    "classify": ("clap.commands.classify", "tell which of some labels recordings are, by the labels' names alone"),
+    "similarity": ("clap.commands.similarity", "tell how near captions are to recordings"),
+    "upload": ("clap.commands.upload", "send a run or a sweep to MLflow that was lost to it while it ran"),
+    "register": ("clap.commands.register", "put a trained model into MLflow's registry, from where it can be served"),
+    "report": ("clap.commands.report", "write the table and figures of a study into its note"),
 }
 
 
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
     try:
         module.run(command.parse_intermixed_args(argv[1:]))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -27,10 +27,9 @@ from clap.parts import PARTS, build_parts, load_part, model_config, read_saved_c
 from clap.prompts import TEMPLATE, check_prompts, fill_templates
 from clap.published.load import change, fill, is_published, no_weights, one_line_errors, read_published
 from clap.recordings import Recording, load_batches
-from clap.text_encoder import Tokenizer
+from clap.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-
 MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5
 
 
@@ -430,12 +429,3 @@ class Clap(nn.Module):
         class_embedding = self.embed_classes(labels, templates)  # first: what is wrong with a tokenizer shows at once
         audio_embedding = self.get_audio_embeddings(audio, sample_rate, batch_size=batch_size)
         return self.compute_similarity(audio_embedding, class_embedding).softmax(dim=1)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={name!r} is not one of auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but PyTorch finds no GPU here; set device=cpu or auto")
-    return torch.device("cuda" if torch.cuda.is_available() and name != "cpu" else "cpu")

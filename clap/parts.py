@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from clap import checkpoint
-from clap.config import build, read_config, takes
+from clap.config import read_config
+from clap.config.build import build, takes
 from clap.published.load import SCALES
 from clap.published.tower import choose_source, load_tower, open_tower
 

@@ -1,44 +1,17 @@
-"""A run's folder: JSON written whole or not at all, the metrics' history, and the command that goes on in it."""
+"""The files of a run's folder: their names, the metrics' history, clip counts, and the command that resumes the run."""
 
-import json
-import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from clap.atomic import read_entries, read_json
 
 RECORD = "mlflow.json"  # what the store should hold of this run
 HISTORY = "metrics.jsonl"
 METRICS, COST, PROTOCOL = "metrics.json", "cost.json", "evaluation/protocol.json"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a file holds; nothing if there is none, or one that a crash of the machine cut short."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    write_whole(path, (json.dumps(values, indent=2, default=str) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        OSError: it could not be written; what was there before is untouched.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{path}: not written ({error.strerror}); what was there before is untouched") from error
 
 
 def read_history(path: Path) -> list[dict]:
@@ -47,13 +20,6 @@ def read_history(path: Path) -> list[dict]:
     for entry in read_entries(path):
         merged.setdefault(entry["step"], {}).update(entry["metrics"])
     return [{"step": step, "metrics": merged[step]} for step in sorted(merged)]
-
-
-def read_entries(path: Path) -> Iterator[dict]:
-    """Lines of metrics.jsonl as they were written, {"step": int, "time": seconds, "metrics": {name: value}}."""
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):  # cut short by a kill; the resumed run wrote the step again
-            yield json.loads(line)
 
 
 def read_counts(run_dir: Path) -> dict[str, str]:
@@ -94,3 +60,18 @@ def continue_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
     together = (i for i, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-"))
     first = next(together, len(arguments))  # flags stand before or after all overrides
     return shlex.join(["python", script, *arguments[:first], *overrides, *arguments[first:]])
+
+
+JOB_FILE, LOCK = "job.json", ".lock"
+
+
+def is_held(folder: Path) -> bool:
+    """Is a process running the job of this folder now?"""
+    try:
+        with FileLock(folder / LOCK, blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+SWEEP_FILE = "sweep.json"

@@ -1,4 +1,4 @@
-"""Captions to vectors: a transformer and its tokenizer, kept together.
+"""Captions to vectors: a transformer, and the tokenizer that belongs to it.
 
 RoBERTa (Liu et al. 2019), GPT-2 (Radford et al. 2019), BERT (Devlin et al. 2019), or any encoder or decoder that the
 transformers library knows. Decoder or encoder is read from its configuration.
@@ -6,39 +6,23 @@ transformers library knows. Decoder or encoder is read from its configuration.
 
 import functools
 import os
-from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
-import tokenizers
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModel,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
+
+from clap.tokenizer import TRAINED_TOKEN_IDS, Tokenizer
 
 # Workers of a DataLoader are forks; a threaded tokenizer in them warns at every batch.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-CHUNK = 10_000  # captions that are tokenised at once; what the tokenizer tells of one takes kilobytes meanwhile
 POOLINGS = ("first", "last", "mean", "pooler", "last_nonzero")
-# A trained tokenizer numbers these 0 to 4, as RoBERTa does.
-SPECIAL_TOKENS = {
-    "bos_token": "<s>",
-    "pad_token": "<pad>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "mask_token": "<mask>",
-}
-TRAINED_TOKEN_IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 # Keys of a transformers configuration that say nothing about the architecture.
 NOT_ARCHITECTURE = {
     "transformers_version",
@@ -49,159 +33,6 @@ NOT_ARCHITECTURE = {
     "label2id",
     "use_cache",
 }
-
-
-class Tokenizer:
-    """Captions -> token ids and mask, padded to the batch's longest caption.
-
-    captions, list of n strings -> ids (n, tokens) int64, mask (n, tokens) bool, True on real tokens. Padding is on the
-    right. A caption longer than max_length is cut, its end token stays. Files are read at first use, so that a model
-    is built without them, and the object holds no weights: give it to a collate function.
-
-    Args:
-        name: hub name or local folder, or "train": a byte-level BPE, made by `train(captions)`.
-        vocab_size: rows of the transformer's embedding table, which no token id may exceed.
-        max_length: tokens of the longest row, special tokens included.
-        append_end: for a decoder, whose last real token must have seen the whole caption.
-        suffix: text behind every caption instead, as MS-CLAP 2023 closes its own.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        vocab_size: int,
-        max_length: int = 77,
-        append_end: bool = False,
-        suffix: str | None = None,
-    ) -> None:
-        self.name = name
-        self.vocab_size = vocab_size
-        self.max_length = max_length
-        self.append_end = append_end
-        self.suffix = suffix
-        self._backend: PreTrainedTokenizerFast | None = None
-        self._known: dict[str, np.ndarray] = {}  # caption -> ids (tokens,)
-
-    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        _check_captions(captions)
-        new = self.encode(captions)
-        rows = [torch.from_numpy(new[text] if text in new else self._known[text]) for text in captions]
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id).long()
-        return ids, torch.arange(ids.shape[1]) < lengths[:, None]
-
-    def remember(self, captions: Sequence[str]) -> None:
-        """Tokenise captions once for all: before a loader forks its workers, which then share the ids."""
-        for first in range(0, len(captions), CHUNK):
-            self._known |= self.encode(captions[first : first + CHUNK])
-
-    def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        """Token ids (tokens,) int32 of those captions that are not remembered."""
-        captions = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
-        if not captions:
-            return {}
-        if self.suffix is not None:
-            rows = self.backend([caption + self.suffix for caption in captions])["input_ids"]
-            rows = [[*row[: self.max_length - 1], row[-1]] if len(row) > self.max_length else row for row in rows]
-        else:
-            room = self.max_length - self.append_end
-            rows = self.backend(captions, truncation=True, max_length=room)["input_ids"]
-        if self.append_end:
-            end = self.backend.eos_token_id
-            rows = [row if row[-1:] == [end] else [*row, end] for row in rows]
-        return {caption: np.array(row, dtype=np.int32) for caption, row in zip(captions, rows, strict=True)}
-
-    @property
-    def backend(self) -> PreTrainedTokenizerFast:
-        """The transformers tokenizer, read on first access."""
-        return self.read()
-
-    def read(self) -> PreTrainedTokenizerFast:
-        """Read the files, once.
-
-        Raises:
-            FileNotFoundError: they are not at hand.
-        """
-        if self._backend is None:
-            self._backend = self._load()
-        return self._backend
-
-    @property
-    def is_at_hand(self) -> bool:
-        """Whether the files can be read."""
-        try:
-            self.read()
-        except FileNotFoundError:
-            return False
-        return True
-
-    @property
-    def pad_id(self) -> int:
-        """The pad token's id; GPT-2 has none and pads with its end token, which the mask hides."""
-        pad_id = self.backend.pad_token_id
-        return self.backend.eos_token_id if pad_id is None else pad_id
-
-    def train(self, captions: list[str]) -> None:
-        """Learn a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of at most vocab_size tokens."""
-        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-        smallest = len(alphabet) + len(SPECIAL_TOKENS)
-        if self.vocab_size < smallest:
-            raise ValueError(
-                f"vocab_size={self.vocab_size} does not hold the {smallest} bytes and special tokens of a byte-level "
-                "BPE; raise text_encoder.model.vocab_size"
-            )
-        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-        bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
-        bpe.decoder = tokenizers.decoders.ByteLevel()
-        trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=self.vocab_size,
-            special_tokens=list(SPECIAL_TOKENS.values()),
-            initial_alphabet=sorted(alphabet),
-            show_progress=False,
-        )
-        bpe.train_from_iterator(captions, trainer)
-        if not self.append_end:
-            ends = [("<s>", TRAINED_TOKEN_IDS["bos_token_id"]), ("</s>", TRAINED_TOKEN_IDS["eos_token_id"])]
-            bpe.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
-        self._backend, self._known = PreTrainedTokenizerFast(tokenizer_object=bpe, **SPECIAL_TOKENS), {}
-
-    @property
-    def needs_training(self) -> bool:
-        """Whether `train` must come before the first use."""
-        return self.name == "train" and self._backend is None
-
-    def load(self, folder: str | Path) -> None:
-        """Take the files of a folder from now on; they are read at once, for a running training replaces its own."""
-        self.name = str(folder)
-        self._backend, self._known = self._load(), {}
-
-    def save(self, folder: str | Path) -> None:
-        """Write the files from which `Tokenizer(folder)` gives the same ids, offline."""
-        self.backend.save_pretrained(str(folder))
-
-    def _load(self) -> PreTrainedTokenizerFast:
-        if self.name == "train":
-            raise RuntimeError("text_encoder.tokenizer=train is not trained yet; call tokenizer.train(captions) first")
-        try:
-            backend = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"no tokenizer {self.name!r}: no such local folder with tokenizer files, and not found on the Hugging "
-                "Face hub or in its cache; set text_encoder.tokenizer=FOLDER to a folder with its files "
-                "(tokenizer.json, tokenizer_config.json), in Python Clap.from_ckpt(..., settings="
-                f"{{'text_encoder.tokenizer': FOLDER}}), or go online once to download {self.name!r}"
-            ) from error
-        if len(backend) > self.vocab_size:
-            raise ValueError(
-                f"tokenizer {self.name!r} has {len(backend)} tokens, the transformer's embedding {self.vocab_size} "
-                "rows; set text_encoder.tokenizer to the one of these weights, or text_encoder.model.vocab_size"
-            )
-        if backend.eos_token_id is None and (self.append_end or backend.pad_token_id is None):
-            raise ValueError(
-                f"tokenizer {self.name!r} has no end token to close or pad a caption; set one in its files"
-            )
-        return backend
 
 
 class TextEncoder(nn.Module):
@@ -283,18 +114,6 @@ class TextEncoder(nn.Module):
             return hidden[torch.arange(len(hidden), device=hidden.device), last]
         weights = mask[:, :, None].to(hidden.dtype)  # (batch, tokens, 1)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-
-
-def _check_captions(captions: list[str]) -> None:
-    if isinstance(captions, str):
-        raise TypeError(f"captions={captions!r} is one string; give a list of captions")
-    if not captions:
-        raise ValueError("captions is empty; give at least one caption")
-    for position, caption in enumerate(captions):
-        if not caption.strip():
-            raise ValueError(
-                f"caption {position} of {len(captions)} is blank: {caption!r}; give it text or drop its clip"
-            )
 
 
 def _find_source(name: str | None, *, pretrained: bool | str, tokenizer: str | None) -> str | None:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clap.audio_encoder.base import AudioEncoder
-from clap.config import build
+from clap.config.build import build
 from clap.fusion import Views
 from clap.model import Clap
 from clap.published.load import fill, read_audio_tower

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
-from clap.dataset.corpus import Clip, Corpus
 
 
 class Ramps(Corpus):

@@ -15,10 +15,10 @@ import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTS = [  # without clap.sweep, for Hydra imports its sweepers anew
-    "clap.tracking",
-    "clap.trainer",
-    "clap.plots",
+IMPORTS = [  # without clap.study.sweep, for Hydra imports its sweepers anew
+    "clap.tracking.tracker",
+    "clap.training.trainer",
+    "clap.evaluation.run_plots",
     "clap.published.load",
     "clap.audio_encoder.cnn14",
     "clap.audio_encoder.htsat",

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from clap.evaluation import Evaluation, hash_protocol, write_results
-from clap.metrics import RetrievalRanks, retrieval_metrics
-from clap.store import open_store, resolve_uri
+from clap.evaluation.evaluator import Evaluation, write_results
+from clap.evaluation.metrics import RetrievalRanks, retrieval_metrics
+from clap.evaluation.protocol import hash_protocol
 from clap.study.factors import Study
 from clap.study.runs import Cell, Run, StudyRuns
 from clap.study.scores import Recorded, RunScores, make_column
-from clap.tracking import Tracker
+from clap.tracking.store import open_store, resolve_uri
+from clap.tracking.tracker import Tracker
 
 LEADING = "test/synthetic/text_to_audio/recall_at_1"
 METRICS = [LEADING, "test/synthetic/audio_to_text/mean_average_precision_at_10"]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from clap.commands.synthesize import synthesize
+from clap.corpus import SPLITS
 from clap.dataset.audiocaps import AudioCaps
 from clap.dataset.clips import ClapDataset
-from clap.dataset.corpus import SPLITS
-from clap.dataset.synthesize import synthesize
 
 HEADER = "audiocap_id,youtube_id,start_time,caption"
 VIDEO, OTHER = "-_aaaaaaaa1", "bbbbbbbbbb2"

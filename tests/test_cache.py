@@ -10,7 +10,7 @@ import soundfile
 
 from clap.audio import AudioError, load_waveform
 from clap.dataset.cache import WaveformCache
-from clap.dataset.corpus import open_corpus
+from clap.dataset.registry import open_corpus
 
 
 @pytest.fixture

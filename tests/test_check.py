@@ -10,12 +10,12 @@ import soundfile
 from conftest import make_tone
 
 from clap.__main__ import main
-from clap.check.command import read_settings
-from clap.check.corpus import check, make_report, make_split
 from clap.check.limits import Limits
-from clap.dataset.corpus import Clip, Corpus
+from clap.check.survey import check, make_report, make_split
+from clap.commands.check import read_settings
+from clap.commands.synthesize import synthesize
+from clap.corpus import Clip, Corpus
 from clap.dataset.csv import CSV
-from clap.dataset.synthesize import synthesize
 
 RATE = 8_000
 Row = tuple[str, str, str]  # path, caption, split

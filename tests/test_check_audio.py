@@ -7,8 +7,8 @@ import pytest
 import soundfile
 from conftest import make_tone
 
-from clap.check.audio import Measured, measure_all, measure_clip, measure_file
-from clap.dataset.corpus import Clip, Corpus
+from clap.check.measure import Measured, measure_all, measure_clip, measure_file
+from clap.corpus import Clip, Corpus
 
 RATE = 8_000
 

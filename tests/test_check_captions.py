@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from clap.check.captions import CaptionIndex, find_words, normalise
+from clap.check.near_captions import CaptionIndex, find_words, normalise
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from clap.check.plot import plot_durations
-from clap.plots import new_figure
+from clap.check.figure import plot_durations
+from clap.plotting import new_figure
 
 
 @pytest.mark.parametrize(("longest", "scale"), [(7.0, "linear"), (180.0, "log")])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clap.check.sources import find_sources, recording_of
-from clap.dataset.corpus import Clip
+from clap.corpus import Clip
 
 YOUTUBE = ("7fmOlUlwoNg", "6BJ455B1aAs", "GOD8Bt5LfDE", "r1nicOVtvkQ", "vfY_TJq7n_U")
 

@@ -11,9 +11,10 @@ from ramps import Ramps, make_dataset
 from torch.utils.data import DataLoader
 
 import clap as package
+from clap.commands.synthesize import synthesize
+from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
-from clap.dataset.corpus import Clip, open_corpus
-from clap.dataset.synthesize import synthesize
+from clap.dataset.registry import open_corpus
 
 
 def draw(dataset: ClapDataset, epoch: int) -> list[tuple[float, str]]:

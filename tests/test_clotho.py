@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from clap.commands.synthesize import synthesize
+from clap.corpus import SPLITS
 from clap.dataset.clips import ClapDataset
 from clap.dataset.clotho import Clotho
-from clap.dataset.corpus import SPLITS
-from clap.dataset.synthesize import synthesize
 
 HEADER = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5"
 

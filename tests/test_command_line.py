@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clap.command_line import check_overrides, name_folder
+from clap.config.overrides import check_overrides, name_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -195,7 +195,7 @@ def test_config_dir_flag_adds_options(conf: Path, tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-from clap.command_line import launch
+from clap.config.launch import launch
 
 def main(cfg):
     print("seed", cfg.seed, flush=True)

@@ -8,9 +8,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from clap.compose import find_yamls
-from clap.config import build, read_config
-from clap.evaluation import Evaluator
+from clap.config import read_config
+from clap.config.build import build
+from clap.config.compose import find_yamls
+from clap.evaluation.evaluator import Evaluator
 from clap.model import Clap
 from clap.parts import build_parts
 

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import clap
-from clap.config import build, read_config, takes
+from clap.config import read_config
+from clap.config.build import build, takes
 
 PARTS = """
 import os
@@ -105,7 +106,7 @@ HOSTILE = [
     "clap.",
     "clap..x",
     "clap.nowhere.Class",
-    "clap.config.build",
+    "clap.config.build.build",
     "clap.config.os.system",
     "clap.config.ModuleType",
     "clap.config.importlib.import_module",

@@ -11,15 +11,15 @@ from replicas import write_fsd50k, write_wavcaps
 from script import ROOT, run_script
 from test_huggingface import save_splits
 
-from clap.config import build
+from clap.commands.synthesize import synthesize
+from clap.config.build import build
 from clap.dataset.clips import ClapDataset
-from clap.dataset.corpus import open_corpus
 from clap.dataset.loader import make_loader
-from clap.dataset.synthesize import synthesize
-from clap.evaluation import Evaluator
+from clap.dataset.registry import open_corpus
+from clap.evaluation.evaluator import Evaluator
 from clap.loss import SymmetricCrossEntropyLoss
 from clap.model import Clap
-from clap.trainer import ClapTrainer
+from clap.training.trainer import ClapTrainer
 
 LONG = {"min_duration": 30.0, "max_duration": 30.0}  # seconds
 SHORT = {"min_duration": 3.0, "max_duration": 3.0}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from clap.cost import count_flops, measure, peak_memory, reset_peak_memory
+from clap.training.cost import count_flops, measure, peak_memory, reset_peak_memory
 
 
 def test_parameters_of_the_parts_are_counted(tiny_clap):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clap.dataset.corpus import SPLITS, Clip
+from clap.corpus import SPLITS, Clip
 from clap.dataset.csv import CSV
 
 

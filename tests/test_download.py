@@ -1,5 +1,6 @@
 """Whole corpora from a server on this machine, through the addresses of the yamls."""
 
+import functools
 import itertools
 import json
 import random
@@ -21,12 +22,14 @@ from replicas import write_fsd50k
 from test_corpora import train
 
 from clap.__main__ import main
+from clap.config.compose import compose_yamls
+from clap.corpus import SPLITS
 from clap.dataset.clips import ClapDataset
-from clap.dataset.corpus import CORPORA, SPLITS, find_corpus
-from clap.download.command import SOURCES, list_corpora, read_settings
-from clap.download.corpus import download_corpus
+from clap.dataset.registry import CORPORA, find_corpus
+from clap.download.addresses import ADDRESSES, list_downloads, read_addresses, resolve_addresses
 from clap.download.manifest import Manifest, Status
 from clap.download.remote import Result
+from clap.download.run import download_corpus
 from clap.download.unpack import join_parts
 
 RATE = 8_000
@@ -35,17 +38,23 @@ VIDEOS = {"train": ["aaaaaaaaaa1", "aaaaaaaaaa2"], "val": ["bbbbbbbbbb1"], "test
 START = 3  # second of each video
 
 
+def compose_addresses(name: str, overrides: list[str]) -> dict:
+    """As `python -m clap download` composes them."""
+    return resolve_addresses(compose_yamls(overrides, folder=ADDRESSES, name=name))
+
+
 def unchecked(name: str) -> dict[str, str]:
     """Overrides for files that are not the published ones."""
-    return {f"files.{key}.checksum": "" for key in OmegaConf.load(SOURCES / f"{name}.yaml").files}
+    return {f"files.{key}.checksum": "" for key in OmegaConf.load(ADDRESSES / f"{name}.yaml").files}
 
 
 def get(name: str, root: Path, overrides: Mapping[str, object], **options: object) -> Result:
     """Download with other settings than those of the yaml, set without Hydra, which takes longer."""
-    settings = OmegaConf.load(SOURCES / f"{name}.yaml")
+    settings = OmegaConf.load(ADDRESSES / f"{name}.yaml")
     for key, value in overrides.items():
         OmegaConf.update(settings, key, value)
-    return download_corpus(name, root, OmegaConf.to_container(settings, resolve=True), **options)
+    open_corpus = functools.partial(find_corpus, name)
+    return download_corpus(name, root, OmegaConf.to_container(settings, resolve=True), open_corpus, **options)
 
 
 def read(folder: Path) -> dict[str, bytes]:
@@ -245,21 +254,21 @@ def test_corpora_of_one_archive_are_unpacked_into_their_folder(file_server: File
 @pytest.mark.skipif(shutil.which("zip") is None, reason="the program zip is not installed")
 def test_parts_of_a_split_archive_are_joined(file_server: FileServer, tmp_path: Path):
     made = write_fsd50k(tmp_path / "made", seconds=4.0)
-    settings = read_settings("fsd50k", [f"server={file_server.address}"])
+    settings = compose_addresses("fsd50k", [f"server={file_server.address}"])
     for remote in settings["files"].values():
         name = remote["to"].strip("/")
         split = ["-s", "64k"] if "parts" in remote else []
         subprocess.run(["zip", "-q", "-r", *split, str(file_server.folder / f"{name}.zip"), name], cwd=made, check=True)
         parts = {path.suffix[1:]: "" for path in file_server.folder.glob(f"{name}.z[0-9]*")}
         remote.update({"checksum": "", "parts": parts})
-    result = download_corpus("fsd50k", tmp_path, settings)
+    result = download_corpus("fsd50k", tmp_path, settings, functools.partial(find_corpus, "fsd50k"))
     assert len(parts) > 1 and not result.failures
     assert read(tmp_path / "fsd50k") == read(made)
 
 
 def test_archive_of_the_index_comes_first(file_server: FileServer, tmp_path: Path):
-    settings = read_settings("fsd50k", [f"server={file_server.address}"])
-    result = download_corpus("fsd50k", tmp_path, settings)
+    settings = compose_addresses("fsd50k", [f"server={file_server.address}"])
+    result = download_corpus("fsd50k", tmp_path, settings, functools.partial(find_corpus, "fsd50k"))
     assert [name for name, _ in file_server.requests] == ["FSD50K.ground_truth.zip"] and len(result.failures) == 1
 
 
@@ -349,7 +358,7 @@ def test_page_instead_of_a_list_is_not_kept(audiocaps: dict, file_server: FileSe
 
 def test_dataset_downloads_its_split(clotho: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     overrides = [f"{key}={value}" for key, value in clotho.items()]
-    monkeypatch.setattr("clap.download.command.read_settings", lambda name: read_settings(name, overrides))
+    monkeypatch.setattr("clap.dataset.registry.read_addresses", lambda name: compose_addresses(name, overrides))
     dataset = ClapDataset(datasets=["Clotho"], kind="test", root=tmp_path, download=True, sample_rate=RATE)
     assert len(dataset) == 2 and len(dataset[0].waveform) == 6 * RATE
     assert not (tmp_path / "clotho" / "development").exists()
@@ -372,9 +381,9 @@ def test_missing_corpus_tells_how_to_get_it(tmp_path: Path):
         find_corpus("clotho", tmp_path / "absent")
 
 
-@pytest.mark.parametrize("name", list_corpora())
+@pytest.mark.parametrize("name", list_downloads())
 def test_yaml_tells_where_a_corpus_comes_from(name: str):
-    settings = read_settings(name)
+    settings = read_addresses(name)
     assert name in CORPORA
     for remote in settings["files"].values():
         assert remote["address"].startswith("https://") and set(remote["splits"]) <= set(SPLITS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from download_server import FileServer
 
-from clap.download.fetch import CHUNK, TRIES, FetchError, Interrupted, fetch
+from clap.fetch import CHUNK, TRIES, FetchError, Interrupted, fetch
 
 CONTENT = bytes(range(251)) * 1000  # four chunks, none like another
 CHECKSUM = f"md5:{hashlib.md5(CONTENT).hexdigest()}"

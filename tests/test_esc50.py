@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from clap.commands.synthesize import synthesize
+from clap.corpus import SPLITS
 from clap.dataset.clips import ClapDataset
-from clap.dataset.corpus import SPLITS
 from clap.dataset.esc50 import ESC50
 from clap.dataset.folds import choose_recordings
-from clap.dataset.sounds import SOUNDS
-from clap.dataset.synthesize import synthesize
+from clap.dataset.scenes.sounds import SOUNDS
 
 NUM_CLIPS = 4 * 5 * len(SOUNDS)  # two recordings of two takes in each fold of each class
 

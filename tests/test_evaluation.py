@@ -9,10 +9,13 @@ import torch
 from conftest import CAPTIONS, make_tone
 from numpy.testing import assert_array_equal
 
+from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
-from clap.dataset.corpus import Clip, Corpus
 from clap.dataset.loader import make_loader
-from clap.evaluation import EmbeddedSplit, Retrieval, ZeroShot, evaluate, merge_metrics, write_results
+from clap.evaluation.embedded_split import EmbeddedSplit
+from clap.evaluation.evaluator import evaluate, merge_metrics, write_results
+from clap.evaluation.retrieval import Retrieval
+from clap.evaluation.zero_shot import ZeroShot
 
 
 class Tones(Corpus):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
-from clap.dataset.corpus import Clip, Corpus
 from clap.dataset.exclude import read_exclusions, write_exclusions
 
 

@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from clap.compose import read_study
-from clap.study.factors import Study, check_metrics, find_factors, find_study, keep_near_first, levels, parse_overrides
+from clap.study.factors import (
+    Study,
+    check_metrics,
+    find_factors,
+    find_study,
+    levels,
+    one_factor_at_a_time,
+    parse_overrides,
+    read_study,
+)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FACTORS = {"loss": ["nce", "sigmoid"], "fusion": ["none", "daf", "aff"]}
@@ -45,7 +53,7 @@ def test_one_factor_makes_the_same_cells_in_both_designs():
 
 def test_seeds_do_not_count_as_a_change():
     jobs = [{"loss": loss, "seed": seed} for loss in ("nce", "sigmoid") for seed in "01"]
-    assert keep_near_first(jobs) == jobs
+    assert one_factor_at_a_time(jobs) == jobs
 
 
 def test_unknown_design_is_refused():

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from replicas import write_fsd50k
 
+from clap.corpus import SPLITS
 from clap.dataset.clips import ClapDataset
-from clap.dataset.corpus import SPLITS
 from clap.dataset.fsd50k import FSD50K
 
 

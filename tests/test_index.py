@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from replicas import write_fsd50k, write_wavcaps
 
-from clap.dataset.corpus import SPLITS, Clip, Corpus, find_corpus
+from clap.commands.synthesize import synthesize
+from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.csv import CSV
-from clap.dataset.synthesize import synthesize
+from clap.dataset.registry import find_corpus
 
 INDEXES = {
     "clotho": "clotho_captions_development.csv",

@@ -13,9 +13,9 @@ from conftest import CAPTIONS, CONF
 from torch.testing import assert_close
 
 from clap.__main__ import main
-from clap.inference.inputs import find_files, read_texts
+from clap.atomic import write_whole
+from clap.commands.inputs import find_files, read_texts
 from clap.model import Clap
-from clap.run_folder import write_whole
 
 
 @pytest.fixture(scope="module")

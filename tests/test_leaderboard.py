@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clap.leaderboard import Job, Leaderboard, read_job, read_jobs
+from clap.study.job import Job, read_job, read_jobs
+from clap.study.leaderboard import Leaderboard
 
 RECALL = "test/x/text_to_audio/recall_at_1"
 

@@ -7,9 +7,9 @@ import torch
 from numpy.testing import assert_array_equal
 from ramps import make_dataset
 
+from clap.corpus import Clip
 from clap.dataset.cache import WaveformCache
 from clap.dataset.clips import ClapDataset, Item
-from clap.dataset.corpus import Clip
 from clap.dataset.loader import Collate, EpochSampler, make_loader
 from clap.dataset.synthetic import Synthetic
 from clap.model import Clap

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-import clap.metrics
-from clap.metrics import (
+import clap.evaluation.metrics
+from clap.evaluation.metrics import (
     RETRIEVAL_METRICS,
     RetrievalRanks,
     accuracy,
@@ -60,7 +60,7 @@ def test_retrieval_metrics_equal_loop(num_clips: int, num_texts: int) -> None:
 def test_chunks_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     similarity, text_to_clip = make_retrieval()
     whole = retrieval_ranks(similarity, text_to_clip)
-    monkeypatch.setattr(clap.metrics, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(clap.evaluation.metrics, "CHUNK_SIZE", 4)
     parts = retrieval_ranks(similarity, text_to_clip)
     assert_close(parts.text_to_audio, whole.text_to_audio)
     assert_close(parts.audio_to_text, whole.audio_to_text)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from clap.commands.synthesize import synthesize
 from clap.dataset.audiocaps import AudioCaps
 from clap.dataset.clips import ClapDataset
 from clap.dataset.clotho import Clotho
-from clap.dataset.corpus import open_corpus
 from clap.dataset.mixture import Mixture
-from clap.dataset.synthesize import synthesize
+from clap.dataset.registry import open_corpus
 
 CORPORA = {"clotho": {}, "audiocaps": {"version": "v2"}}
 

@@ -16,7 +16,7 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from clap.mlflow_ui import make_view, pack_view
+from clap.tracking.view import make_view, pack_view
 from tests.test_sweep import ROOT, read_board, run
 from tests.test_train import TINY
 from tests.test_upload import Server

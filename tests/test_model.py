@@ -16,9 +16,10 @@ from torch.testing import assert_close
 
 from clap.audio import AudioError
 from clap.checkpoint import CONFIG, WEIGHTS
-from clap.config import build
+from clap.config.build import build
+from clap.device import choose_device
 from clap.loss import SymmetricCrossEntropyLoss
-from clap.model import MAX_LOGIT_SCALE, Clap, choose_device
+from clap.model import MAX_LOGIT_SCALE, Clap
 from clap.parts import build_audio_encoder
 
 

@@ -7,7 +7,7 @@ import pytest
 from nbclient import NotebookClient
 from study_store import StudyStore
 
-from clap.compose import read_study
+from clap.study.factors import read_study
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "experiments" / "experiments.ipynb"
 

@@ -10,21 +10,23 @@ from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from clap import plan
 from clap.__main__ import main
 from clap.config import read_config
-from clap.cost import count_flops
-from clap.leaderboard import Job
 from clap.model import Clap
-from clap.plan import build_on_meta, count_steps, list_missing, make_plan, open_train_set
-from clap.sweep import read_settings
+from clap.study import estimate
+from clap.study.downloads import build_on_meta, list_missing, open_train_set, read_initial
+from clap.study.estimate import count_steps
+from clap.study.job import Job
+from clap.study.plan import look_ahead, make_plan
+from clap.study.settings import read_settings
+from clap.training.cost import count_flops
 
 STUDY = "encoder_ablation"
 SMALL_DATA = ("dataset.num_train=8", "dataset.num_val=4", "dataset.num_test=4", "dataset.batch_size=4")
 
 
 def compose_config(*overrides: str) -> dict:
-    """As clap.compose does, without its checks."""
+    """As clap.config.compose does, without its checks."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return read_config(compose("config", list(overrides)))
 
@@ -40,7 +42,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def sixty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every estimate is a minute, without any work."""
-    monkeypatch.setattr(plan, "estimate", lambda config, ready: (60.0, "guessed"))
+    monkeypatch.setattr(estimate, "estimate", lambda config, ready: (60.0, "guessed"))
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_small_model_is_timed(no_network: None, tmp_path: Path):
 def test_large_model_is_counted_without_network_or_weights(
     no_network: None, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(plan, "measure_speed", lambda device, precision: 1e12)
+    monkeypatch.setattr(estimate, "measure_speed", lambda device, precision: 1e12)
     lines = [*SMALL_DATA, "audio_encoder=htsat_tiny", "text_encoder=roberta", "fusion=iaff", "seed=0"]
     found = make_plan(STUDY, [f"hydra.sweep.dir={tmp_path}", *lines])
     assert list(found.missing) == ["text encoder roberta-base, about 496 MB"]
@@ -176,7 +178,7 @@ def test_steps_follow_from_the_corpus_with_validation_as_thirds():
 
 def count_step(*overrides: str) -> int:
     config = compose_config(*TINY, "dataset.batch_size=2", *overrides)
-    return plan.count_flops(build_on_meta(config), config)
+    return estimate.count_flops(build_on_meta(config), config)
 
 
 def test_counted_step_is_three_times_forward():
@@ -198,34 +200,34 @@ def test_longer_clips_are_counted_with_every_fusion():
 
 
 def test_counted_steps_take_as_long_as_the_machine_needs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plan, "SMALL", 0)
-    monkeypatch.setattr(plan, "measure_speed", lambda device, precision: 2.0)
+    monkeypatch.setattr(estimate, "SMALL", 0)
+    monkeypatch.setattr(estimate, "measure_speed", lambda device, precision: 2.0)
     config = compose_config(*TINY, *SMALL_DATA, "trainer.max_epochs=1")
-    seconds, basis = plan.estimate(config, ready=True)
-    assert seconds == pytest.approx((2 + 1 / 3) * plan.count_flops(build_on_meta(config), config) / 2)
+    seconds, basis = estimate.estimate(config, ready=True)
+    assert seconds == pytest.approx((2 + 1 / 3) * estimate.count_flops(build_on_meta(config), config) / 2)
     assert basis.startswith("counted: 2 steps")
 
 
 def test_speed_is_measured():
-    assert plan.measure_speed("cpu", "fp32") > 1e6
+    assert estimate.measure_speed("cpu", "fp32") > 1e6
 
 
 def test_model_comes_from_init_from(tiny_clap, tmp_path: Path):
     clap = tiny_clap("embed_dim=24")
     clap.save(tmp_path)
     config = compose_config(f"init_from={tmp_path}", "text_encoder=roberta_nano")
-    found = plan.read_initial(config, ["text_encoder=roberta_nano"])
+    found = read_initial(config, ["text_encoder=roberta_nano"])
     assert found["embed_dim"] == 24 and "text_encoder" not in found and found["audio_encoder"]["embed_dim"] == 16
 
 
 def test_published_init_from_that_would_be_downloaded_is_named():
-    missing, seconds, _ = plan.look_ahead(compose_config("init_from=laion/clap-htsat-unfused"), [], [])
+    missing, seconds, _ = look_ahead(compose_config("init_from=laion/clap-htsat-unfused"), [], [])
     assert missing == ["init_from: laion/clap-htsat-unfused, to be downloaded"] and seconds is None
 
 
 def test_absent_init_from_is_named(tmp_path: Path):
     config = compose_config(f"init_from={tmp_path / 'absent'}")
-    missing, seconds, basis = plan.look_ahead(config, [], [])
+    missing, seconds, basis = look_ahead(config, [], [])
     assert missing[0].startswith(f"init_from: {tmp_path / 'absent'}") and seconds is None and "unknown" in basis
 
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from clap.plots import (
+from clap.evaluation.run_plots import (
     RetrievedCaption,
     group_quality,
     plot_log_mels,
     plot_recall_curves,
     plot_similarity,
     plot_training_curves,
-    running_mean,
     shorten,
     wrap,
 )
+from clap.plotting import running_mean
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 

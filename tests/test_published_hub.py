@@ -6,9 +6,9 @@ from urllib.parse import quote
 import pytest
 from download_server import FileServer
 
-from clap.plan import is_here
 from clap.published.hub import find_cached, find_source
 from clap.published.load import is_published
+from clap.study.downloads import is_here
 
 CONTENT = bytes(range(256)) * 5000
 

@@ -12,6 +12,7 @@ import published_models as models
 import pytest
 import soundfile
 import torch
+from conftest import FFT_ROUNDING
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -66,7 +67,8 @@ def make_weights(name: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", models.CLAPS)
 def test_embeddings_are_those_of_the_published_code(tmp_path: Path, outputs: dict[str, Tensor], name: str) -> None:
     for kind, value in models.embed(models.load_clap(tmp_path, name)).items():
-        assert_close(value, outputs[f"{name}/{kind}"], **TOLERANCE)
+        rounding = FFT_ROUNDING if kind == "audio" and name.startswith("customclap") else 1.0
+        assert_close(value, outputs[f"{name}/{kind}"], rtol=0, atol=TOLERANCE["atol"] * rounding)
 
 
 @pytest.mark.parametrize("name", models.TOWERS)

@@ -13,8 +13,8 @@ from mlflow.entities.model_registry import ModelVersion
 
 from clap.__main__ import main
 from clap.model import Clap
-from clap.register import register
-from clap.tracking import Tracker
+from clap.tracking.register import register
+from clap.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""experiments/report.py from its arguments to its files, on a store written by hand."""
+"""python -m clap report from its arguments to its files, on a store written by hand."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from study_store import LEADING, StudyStore, make_study
 
-from experiments import report
+from clap.__main__ import main
 
 STUDY = make_study("encoder_ablation")
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,11 +27,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
 
 @pytest.fixture(autouse=True)
 def _known_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "read_study", lambda name: STUDY)
+    monkeypatch.setattr("clap.commands.report.read_study", lambda name: STUDY)
 
 
 def write(store: StudyStore, output: Path, *more: str) -> None:
-    report.main([STUDY.name, "--uri", store.uri, "--output", str(output), *more])
+    main(["report", STUDY.name, "--uri", store.uri, "--output", str(output), *more])
 
 
 def test_report_writes_note_tables_figures_and_lineage(
@@ -92,14 +92,14 @@ def test_mixed_protocols_end_in_one_line(tmp_path: Path) -> None:
 
 def test_absent_store_ends_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="error: there is no MLflow store .*none.db; run the study first"):
-        report.main([STUDY.name, "--uri", str(tmp_path / "none.db"), "--output", str(tmp_path)])
+        main(["report", STUDY.name, "--uri", str(tmp_path / "none.db"), "--output", str(tmp_path)])
 
 
 def test_file_that_is_no_store_ends_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     path.write_text("not a database, " * 100)
     with pytest.raises(SystemExit) as stop:
-        report.main([STUDY.name, "--uri", str(path), "--output", str(tmp_path)])
+        main(["report", STUDY.name, "--uri", str(path), "--output", str(tmp_path)])
     assert str(stop.value).startswith("error: ") and "\n" not in str(stop.value)
 
 

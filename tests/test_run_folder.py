@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from clap.run_folder import continue_command, count_clips, find_count, read_history, read_json, write_json
+from clap.atomic import read_json, write_json
+from clap.run_folder import continue_command, count_clips, find_count, read_history
 
 
 def test_json_is_read_as_written(tmp_path: Path):

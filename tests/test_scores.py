@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from study_store import LEADING, make_results
 
-from clap.metrics import RETRIEVAL_METRICS
+from clap.evaluation.metrics import RETRIEVAL_METRICS
 from clap.study.scores import Recorded, RunScores, check_protocols, label_metric, make_column, sum_queries
 
 RESULT = make_results(0.5, seed=0)["retrieval"]

@@ -19,8 +19,8 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from clap.model import Clap
-from clap.register import register
-from clap.serve import ServedClap
+from clap.tracking.register import register
+from clap.tracking.serve import ServedClap
 
 
 @pytest.fixture(scope="module")

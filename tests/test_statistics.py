@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clap.statistics import Comparison, Interval, clip_interval, compare, holm, seed_interval, wilson_interval
+from clap.study.statistics import Comparison, Interval, clip_interval, compare, holm, seed_interval, wilson_interval
 from experiments.benchmarks.calibration import calibrate
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from clap.store import find_or_create_experiment, open_store, resolve_uri
+from clap.tracking.store import find_or_create_experiment, open_store, resolve_uri
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from study_store import make_runs, make_study
 
-from clap.statistics import seed_interval
 from clap.study.factors import Study
-from clap.study.plots import average, caption, choose_styles, draw_study, find_front, save
+from clap.study.figures import average, caption, choose_styles, draw_study, find_front, save
 from clap.study.runs import StudyRuns
+from clap.study.statistics import seed_interval
 from clap.study.table import make_rows
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")

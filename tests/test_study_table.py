@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from study_store import LEADING, METRICS, make_runs, make_study
 
-from clap.statistics import clip_interval, compare, holm, seed_interval
+from clap.study.statistics import clip_interval, compare, holm, seed_interval
 from clap.study.table import (
     describe_gaps,
     escape_latex,

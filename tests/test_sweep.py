@@ -26,13 +26,16 @@ from mlflow.entities import Run
 from omegaconf import DictConfig, open_dict
 from script import ROOT, Script, run_script
 
-import clap.sweep
-from clap.dataset.synthesize import synthesize
-from clap.leaderboard import Job, is_held, read_job
-from clap.store import open_store
+import clap.study.sweep
+from clap.commands.synthesize import synthesize
+from clap.run_folder import is_held
 from clap.study.factors import parse_overrides
-from clap.sweep import check_fixed, check_named, check_settings, end_run, name_job, run_job, set_design
-from clap.tracking import Tracker
+from clap.study.job import Job, name_job, read_job
+from clap.study.run_job import end_run, run_job
+from clap.study.settings import check_fixed, check_settings
+from clap.study.sweep import check_named, set_design
+from clap.tracking.store import open_store
+from clap.tracking.tracker import Tracker
 from tests.test_train import TINY
 
 RECALL = "test/x/text_to_audio/recall_at_1"
@@ -42,15 +45,16 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from clap.command_line import launch
+from clap.config.launch import launch
+from clap.study.run_job import run_job
 
 
 def train(cfg):
     folder = Path(HydraConfig.get().runtime.output_dir)
     if cfg.lr == 3 and not Path("data").exists():
         raise FileNotFoundError("no data")
-    from clap.sweep import job_tags
-    from clap.tracking import Tracker, recorded_run
+    from clap.study.job import job_tags
+    from clap.tracking.tracker import Tracker, recorded_run
 
     name, tags = job_tags()
     run_id = recorded_run(folder, cfg.tracking.uri)
@@ -65,7 +69,7 @@ def train(cfg):
 
 
 if __name__ == "__main__":
-    launch(train, config_name="config")
+    launch(train, config_name="config", run_job=run_job)
 """
 
 
@@ -311,7 +315,7 @@ def test_where_the_data_and_the_store_lie_may_change(job: DictConfig):
 def test_run_of_a_killed_job_is_closed(store: Path, tmp_path: Path):
     settings = {"uri": str(store), "experiment": "clap"}
     run_id = Tracker(**settings, run_name="s0", run_dir=tmp_path / "s0").run_id
-    end_run(settings, clap.sweep.Job(tmp_path / "s0", "s0", "running"), "KILLED")
+    end_run(settings, clap.study.sweep.Job(tmp_path / "s0", "s0", "running"), "KILLED")
     assert MlflowClient(f"sqlite:///{store}").get_run(run_id).info.status == "KILLED"
 
 
@@ -322,12 +326,12 @@ def test_run_that_its_folder_never_heard_of_is_deleted(store: Path, tmp_path: Pa
     for name in ("s0", "s1"):
         tags = {"mlflow.parentRunId": parent, "folder": name}
         children[name] = Tracker(**settings, run_name=name, run_dir=tmp_path / name, tags=tags).run_id
-    monkeypatch.setattr(clap.sweep, "job_tags", lambda: ("s0", {"mlflow.parentRunId": parent, "folder": "s0"}))
+    monkeypatch.setattr(clap.study.sweep, "job_tags", lambda: ("s0", {"mlflow.parentRunId": parent, "folder": "s0"}))
     client = MlflowClient(f"sqlite:///{store}")
-    clap.sweep.delete_lost_runs(settings, tmp_path / "s0")
+    clap.study.run_job.delete_lost_runs(settings, tmp_path / "s0")
     assert client.get_run(children["s0"]).info.lifecycle_stage == "active"
     (tmp_path / "s0" / "mlflow.json").unlink()
-    clap.sweep.delete_lost_runs(settings, tmp_path / "s0")
+    clap.study.run_job.delete_lost_runs(settings, tmp_path / "s0")
     assert client.get_run(children["s0"]).info.lifecycle_stage == "deleted"
     assert client.get_run(children["s1"]).info.lifecycle_stage == "active"
 

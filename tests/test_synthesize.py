@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from clap.dataset import synthesize as module
+from clap.commands.synthesize import add_arguments, run, synthesize
 from clap.dataset.csv import CSV
 from clap.dataset.esc50 import ESC50
-from clap.dataset.sounds import SOUNDS
-from clap.dataset.synthesize import WRITERS, add_arguments, run, synthesize
+from clap.dataset.scenes import synthesize as module
+from clap.dataset.scenes.sounds import SOUNDS
+from clap.dataset.scenes.synthesize import WRITERS
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -8,10 +8,11 @@ import pytest
 import soxr
 from numpy.testing import assert_allclose, assert_array_equal
 
-from clap.dataset.captions import FRAMES, Event, Scene, tell_scene
-from clap.dataset.corpus import SPLITS
-from clap.dataset.sounds import RENDER_RATE, SOUNDS
-from clap.dataset.synthetic import GAP, SPEEDS, Synthetic, render_event, render_scene
+from clap.corpus import SPLITS
+from clap.dataset.scenes.phrases import FRAMES, Event, Scene, tell_scene
+from clap.dataset.scenes.rendering import GAP, SPEEDS, render_event, render_scene
+from clap.dataset.scenes.sounds import RENDER_RATE, SOUNDS
+from clap.dataset.synthetic import Synthetic
 
 
 def make_corpus(num_clips: int = 256, **changes: float) -> Synthetic:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
-from clap.text_encoder import TextEncoder, Tokenizer
+from clap.text_encoder import TextEncoder
+from clap.tokenizer import Tokenizer
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 YAMLS = sorted(path.stem for path in (CONF / "text_encoder").glob("*.yaml"))

@@ -13,12 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from clap.run_folder import read_history
-from clap.tracking import (
-    MAX_PARAM_LENGTH,
-    Tracker,
-    flatten,
-    git_commit,
-)
+from clap.tracking.tracker import MAX_PARAM_LENGTH, Tracker, flatten, git_commit
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +89,13 @@ def test_flush_sends_every_step(tracker: Tracker):
 
 
 def test_full_buffer_is_sent(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("clap.tracking.FLUSH_SIZE", 2)
+    monkeypatch.setattr("clap.tracking.tracker.FLUSH_SIZE", 2)
     tracker.log_metrics({"train/loss": 1.0, "train/logit_scale": 14.3}, 1)
     assert read_run(tracker).data.metrics == {"train/loss": 1.0, "train/logit_scale": 14.3}
 
 
 def test_old_buffer_is_sent(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("clap.tracking.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("clap.tracking.tracker.FLUSH_SECONDS", 0.0)
     tracker.log_metrics({"train/loss": 1.0}, 1)
     assert read_run(tracker).data.metrics == {"train/loss": 1.0}
 
@@ -244,7 +239,7 @@ def test_dead_store_leaves_metrics_in_the_run_folder(tracker: Tracker, monkeypat
 
 
 def test_store_that_answers_again_gets_what_waited(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("clap.tracking.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("clap.tracking.tracker.RETRY_SECONDS", 0.0)
     break_store(tracker, monkeypatch)
     tracker.log_metrics({"train/loss": 1.0}, 1)
     tracker.flush()

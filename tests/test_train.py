@@ -20,8 +20,8 @@ from script import ROOT, Script, run_script
 from test_published_export import ALIKE, ROBERTA
 
 from clap import Clap
-from clap.dataset.synthesize import synthesize
-from clap.leaderboard import read_jobs
+from clap.commands.synthesize import synthesize
+from clap.study.job import read_jobs
 
 TINY = [  # a model and a task that take seconds
     "audio_encoder=cnn14_nano",

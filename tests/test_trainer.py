@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader
 from clap import ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
 from clap.dataset.loader import make_loader
 from clap.dataset.synthetic import Synthetic
-from clap.evaluation import ZeroShot
-from clap.trainer import find_resume, set_precision, stop_on_signal
+from clap.evaluation.zero_shot import ZeroShot
+from clap.training.interrupt import stop_on_signal
+from clap.training.state import find_resume
+from clap.training.trainer import set_precision
 
 
 @pytest.fixture

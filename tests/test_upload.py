@@ -18,10 +18,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from clap.__main__ import main
-from clap.mlflow_ui import pack_view
-from clap.run_folder import read_entries
-from clap.tracking import Tracker
-from clap.upload import upload
+from clap.atomic import read_entries
+from clap.tracking.tracker import Tracker
+from clap.tracking.upload import upload
+from clap.tracking.view import pack_view
 
 DATASET = {"name": "synthetic", "digest": "0" * 16, "split": "train", "num_clips": 8}
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from clap.commands.synthesize import synthesize
+from clap.corpus import SPLITS
 from clap.dataset.clips import ClapDataset
-from clap.dataset.corpus import SPLITS
-from clap.dataset.synthesize import synthesize
 from clap.dataset.urbansound8k import FOLD_SIZES, UrbanSound8K
 
 HEADER = "slice_file_name,fsID,start,end,salience,fold,classID,class"

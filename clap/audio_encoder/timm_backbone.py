@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from clap.audio import LogMelSpectrogram, SpecAugment
 from clap.audio_encoder.base import AudioEncoder
-from clap.config import suggest
+from clap.config.values import suggest
 
 
 class TimmBackbone(AudioEncoder):

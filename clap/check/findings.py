@@ -4,10 +4,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from clap.check.audio import Measured
-from clap.check.captions import normalise
 from clap.check.limits import Limits
-from clap.dataset.corpus import Clip
+from clap.check.measure import Measured
+from clap.check.near_captions import normalise
+from clap.corpus import Clip
 
 
 @dataclass

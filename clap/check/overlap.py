@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from clap.check.captions import CaptionIndex
 from clap.check.findings import Entry, digest_of, group, one_label
 from clap.check.limits import Limits
+from clap.check.near_captions import CaptionIndex
 from clap.check.sources import recording_of
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
-from clap.check.captions import find_words
 from clap.check.findings import Entry, Finding
 from clap.check.limits import FAULTS, OVERLAPS, Limits
+from clap.check.near_captions import find_words
 from clap.check.overlap import Match
 
 LONG = 40  # characters

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from clap.dataset.corpus import Clip
+from clap.corpus import Clip
 
 YOUTUBE = re.compile(r"Y?([\w-]{11})(?:[_@](\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?", re.ASCII)
 FREESOUND = re.compile(

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from clap.dataset.corpus import SPLITS, Clip, Corpus
+from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.csv import read_csv, require_columns
 from clap.dataset.index import check_words, find_index, list_audio, refuse_twice, require_root, show
 

@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 
 from clap.audio import AudioError
 from clap.config import read_config
-from clap.dataset.corpus import SPLITS, Clip, Corpus, check_weights, find_corpus, open_corpus
+from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.exclude import is_named, read_exclusions
 from clap.dataset.keywords import tell_keywords
+from clap.dataset.registry import check_weights, find_corpus, open_corpus
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class ClapDataset(Dataset):
         if captions not in CAPTIONS:
             raise ValueError(f"captions={captions!r} is not one of {', '.join(CAPTIONS)}; set dataset.captions")
         if download:
-            from clap.download.command import download_named  # which imports this module
+            from clap.dataset.registry import download_named  # which imports this module
 
             download_named(datasets, root, kind)
         found = [find_corpus(item, root) if isinstance(item, str) else item for item in datasets]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from clap.dataset.corpus import SPLITS, Clip, Corpus
+from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.csv import read_csv, require_columns
 from clap.dataset.index import check_name, check_recording, check_words, find_index, refuse_twice, require_root
 

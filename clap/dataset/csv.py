@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clap.dataset.corpus import SPLITS, Clip, Corpus
+from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.index import check_length, show
 
 Row = tuple[int, dict]  # line in the file, columns

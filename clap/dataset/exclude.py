@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clap.dataset.corpus import Clip
+    from clap.corpus import Clip
 
 
 def read_exclusions(path: str | Path) -> dict[str, str]:

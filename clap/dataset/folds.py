@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clap.dataset.corpus import Clip, Corpus
+from clap.corpus import Clip, Corpus
 from clap.dataset.csv import read_csv, require_columns
 from clap.dataset.index import check_recording, check_words, find_index, refuse_twice, show
 from clap.dataset.keywords import tell_keywords

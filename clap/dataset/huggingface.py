@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clap.audio import AudioError
-from clap.dataset.corpus import SPLITS, Clip, Corpus
+from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.csv import check_fractions, draw_fraction, read_captions, read_text
 from clap.dataset.index import require_root
 

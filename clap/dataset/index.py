@@ -4,10 +4,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from clap.dataset.corpus import Corpus
+from clap.corpus import AUDIO_SUFFIXES, Corpus
+from clap.download.addresses import list_downloads
 
-AUDIO_SUFFIXES = (".flac", ".mp3", ".ogg", ".opus", ".wav")
-DOWNLOADS = Path(__file__).resolve().parents[1] / "download"  # a yaml for each corpus that can be fetched
 SHOWN = 80  # characters of a value in an error
 LONGEST_NAME = 255  # bytes, of a file on any common file system
 
@@ -35,8 +34,7 @@ def tell_source(corpus: Corpus) -> str:
     source = getattr(corpus, "source", None)
     if source is None:
         return ""
-    fetched = (DOWNLOADS / f"{corpus.name}.yaml").exists()
-    command = f"; python -m clap download {corpus.name} --root data" if fetched else ""
+    command = f"; python -m clap download {corpus.name} --root data" if corpus.name in list_downloads() else ""
     return f" ({corpus.title} is published at {source}{command})"
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from clap.dataset.corpus import Clip, Corpus, check_weights, find_corpus, find_folder
+from clap.corpus import Clip, Corpus, find_folder
+from clap.dataset.registry import check_weights, find_corpus
 
 
 class Mixture(Corpus):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clap.dataset.corpus import Clip, Corpus
+from clap.corpus import Clip, Corpus
 from clap.dataset.csv import check_characters, draw_fraction, parse_json, read_index_file
 from clap.dataset.index import check_name, find_index, refuse_twice, require_root, show
 

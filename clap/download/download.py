@@ -10,13 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clap.dataset.corpus import Clip, Corpus, find_corpus
-from clap.dataset.index import AUDIO_SUFFIXES
-from clap.download.fetch import FetchError, fetch
+from clap.corpus import AUDIO_SUFFIXES, Clip, Corpus
 from clap.download.manifest import Manifest, Status
 from clap.download.remote import Remote, Result
 from clap.download.unpack import ArchiveError, join_parts, require_zip, unpack
 from clap.download.videos import VideoError, cut_video
+from clap.fetch import FetchError, fetch
 
 SCRATCH = ".download"  # folder in the corpus's, for what is not yet whole
 MOST_REFUSED = 10  # videos in a row that failed and are not gone: the server wants to be left alone
@@ -37,11 +36,13 @@ class Download:
         name: str,
         folder: Path,
         settings: Mapping[str, Any],
+        open_corpus: Callable[[Path, Mapping[str, Any]], Corpus],
         *,
         splits: Sequence[str],
         workers: int,
         again: bool,
     ) -> None:
+        self.open_corpus = open_corpus
         self.name, self.folder, self.splits, self.workers, self.again = name, folder, list(splits), workers, again
         self.remotes = [Remote(key, **remote) for key, remote in settings["files"].items()]
         self.videos = settings.get("videos")
@@ -54,7 +55,7 @@ class Download:
         self.refused, self.counting = 0, threading.Lock()
 
     def open(self) -> Corpus:
-        return find_corpus(self.name, self.folder, self.options)
+        return self.open_corpus(self.folder, self.options)
 
     @property
     def wanted(self) -> list[Remote]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from clap.run_folder import read_entries, write_whole
+from clap.atomic import read_entries, write_whole
 
 NAME = "download.jsonl"
 

@@ -9,7 +9,7 @@ from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from clap.download.fetch import FetchError, fetch
+from clap.fetch import FetchError, fetch
 
 FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
 HUB_FILES = (*FOLDER_FILES, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")

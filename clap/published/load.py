@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from clap.audio import LogMelSpectrogram
-from clap.config import flatten, suggest_key
+from clap.config import flatten
+from clap.config.values import suggest_key
 from clap.published.files import CONFIG, PREPROCESSOR, read_config, read_weights
 from clap.published.hub import find_source, is_address
 from clap.published.keys import MEL, UNUSED, recognise, rename

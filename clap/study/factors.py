@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from clap.config import suggest
+from clap.config.compose import find_yamls
+from clap.config.overrides import VERSION_BASE
+from clap.config.values import suggest
 
 DESIGNS = ("grid", "one_at_a_time")
 KEYS = ("design", "metrics", "minutes")  # of study in a yaml
@@ -53,7 +56,7 @@ class Study:
     def cells(self) -> list[dict[str, str]]:
         """Every configuration that is compared, the baseline first: {factor: level}."""
         cells = [dict(zip(self.factors, levels, strict=True)) for levels in itertools.product(*self.factors.values())]
-        return keep_near_first(cells) if self.design == "one_at_a_time" else cells
+        return one_factor_at_a_time(cells) if self.design == "one_at_a_time" else cells
 
 
 def find_study(config: DictConfig, lines: Sequence[str] = ()) -> Study | None:
@@ -100,7 +103,7 @@ def parse_overrides(params: Mapping[str, Any] | None, lines: Sequence[str] = ())
     return list({override.key_or_group: override for override in parser.parse_overrides(lines)}.values())
 
 
-def keep_near_first(cells: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+def one_factor_at_a_time(cells: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """Those that differ from the first in one key at most; seeds do not count."""
     first = cells[0]
     return [cell for cell in cells if sum(cell[key] != first[key] for key in cell if key != SEED) <= 1]
@@ -111,3 +114,18 @@ def levels(override: Override) -> list[str]:
     if override.is_sweep_override():
         return list(override.sweep_string_iterator())
     return [override.get_value_element_as_str()]
+
+
+def read_study(name: str) -> Study:
+    """The study that conf/experiment/<name>.yaml declares.
+
+    Raises:
+        ValueError: there is no such experiment, or it is not a study.
+    """
+    folder = find_yamls()
+    studies = sorted(path.stem for path in (folder / "experiment").glob("*.yaml") if "\nstudy:" in path.read_text())
+    if name not in studies:
+        raise ValueError(f"{name!r} is not a study; conf/experiment has the studies {', '.join(studies)}")
+    with initialize_config_dir(str(folder), version_base=VERSION_BASE):
+        config = compose("config", [f"experiment={name}"], return_hydra_config=True)
+    return find_study(config)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clap.run_folder import describe_clips
-from clap.statistics import MIN_SEEDS, Interval
-from clap.study.plots import caption
+from clap.study.figures import caption
 from clap.study.runs import StudyRuns
 from clap.study.scores import Column
+from clap.study.statistics import MIN_SEEDS, Interval
 from clap.study.table import Row, describe_gaps, format_number, format_table, to_markdown
 
 BEGIN, END = "<!-- report -->", "<!-- /report -->"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clap.store import MlflowClient, MlflowException, open_store, reason, resolve_uri, store_path
-from clap.store import Run as MlflowRun
 from clap.study.factors import SEED, Study
 from clap.study.scores import Column, Recorded, RunScores, make_column
-from clap.sweep import FREE_KEYS
+from clap.study.settings import FREE_KEYS
+from clap.tracking.store import MlflowClient, MlflowException, open_store, reason, resolve_uri, store_path
+from clap.tracking.store import Run as MlflowRun
 
 FINISHED = "FINISHED"
 TRAIN_LOSS = "train/loss"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clap.metrics import average_precisions_at
+from clap.evaluation.metrics import average_precisions_at
 
 TASKS = {  # task in a metric's name: the per-query values that its evaluator writes
     "text_to_audio": "text_to_audio_rank",

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clap.run_folder import describe_clips
-from clap.statistics import Comparison, Interval, clip_interval, compare, holm, seed_interval
 from clap.study.runs import Cell, Run, StudyRuns, short
 from clap.study.scores import Column, cut
+from clap.study.statistics import Comparison, Interval, clip_interval, compare, holm, seed_interval
 
 COSTS = {  # shown, where runs have them: heading, unit of the number below it
     "cost/parameters": ("parameters", 1e6, " M"),

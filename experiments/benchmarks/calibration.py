@@ -1,4 +1,4 @@
-"""Coverage and false positives of clap.statistics, by simulation: python experiments/benchmarks/calibration.py
+"""Coverage and false positives of clap.study.statistics, by simulation: python experiments/benchmarks/calibration.py
 
 Prints one Markdown table, a row for each number of seeds, spread between seeds and number of clips, in a minute.
 Every draw trains three configurations: a baseline, one just as good, and one better by GAP. Beside `seed_interval` and
@@ -16,7 +16,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clap.statistics import student_t
+from clap.study.statistics import student_t
 
 SEEDS, SPREADS, CLIPS = (3, 5, 10), (0.0, 0.03, 0.06), (80, 200, 1000)
 LEVEL = 0.95
@@ -108,7 +108,9 @@ def summarise(cells: list[str], rates: list[Rates]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Coverage and false positives of clap.statistics, by simulation.")
+    parser = argparse.ArgumentParser(
+        description="Coverage and false positives of clap.study.statistics, by simulation."
+    )
     parser.add_argument("--draws", type=int, default=5000, help="simulated studies a cell (default 5000)")
     draws = parser.parse_args().draws
     print(f"{draws} draws a cell; percent. Nominal: coverage {100 * LEVEL:g}, false positives {100 * (1 - LEVEL):g}.\n")

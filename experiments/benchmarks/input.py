@@ -51,7 +51,7 @@ from clap.dataset.clips import ClapDataset
 from clap.dataset.csv import CSV
 from clap.dataset.loader import Collate, keep_memory, make_loader
 from clap.dataset.synthetic import Synthetic
-from clap.text_encoder import Tokenizer
+from clap.tokenizer import Tokenizer
 
 FILE_RATE, RATE, WINDOW, LONG = 44_100, 32_000, 10.0, 30.0  # Hz, Hz, seconds, seconds
 FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}

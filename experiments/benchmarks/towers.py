@@ -16,8 +16,8 @@ from transformers import ClapAudioConfig
 from transformers.models.clap.modeling_clap import ClapAudioModel
 
 from clap.audio import LogMelSpectrogram
-from clap.compose import compose_config
-from clap.config import build
+from clap.config.build import build
+from clap.config.compose import compose_config
 from clap.fusion import GlobalAndLocal
 
 RUNS = 7

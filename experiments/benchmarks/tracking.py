@@ -24,15 +24,15 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from clap import tracking
-from clap.compose import compose_config
-from clap.config import build
+from clap.config.build import build
+from clap.config.compose import compose_config
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import make_loader
 from clap.model import Clap
-from clap.store import SystemMetricsMonitor
-from clap.tracking import Tracker
-from clap.trainer import ClapTrainer
+from clap.tracking import tracker as tracking
+from clap.tracking.store import SystemMetricsMonitor
+from clap.tracking.tracker import Tracker
+from clap.training.trainer import ClapTrainer
 
 STEPS, STEPS_PER_SECOND, LOG_EVERY = 2000, 20, 10
 INTERVAL = LOG_EVERY / STEPS_PER_SECOND  # seconds between two logged steps

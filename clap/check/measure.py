@@ -1,0 +1,104 @@
+"""Recordings measured by decoding all of them, a piece at a time."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from clap.audio import AudioError, check_samples, mix_down, open_recording
+from clap.corpus import Clip, Corpus
+
+WINDOW = 0.1  # seconds over which a level is taken
+PIECE = 100  # windows that are decoded at once, so that an hour needs no more memory than ten seconds
+RENDER_RATE = 16_000  # Hz, for clips without a file, which their corpus renders
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What decoding tells of a recording.
+
+    Attributes:
+        duration: seconds. rate: Hz in the file; it and channels are None for a clip without a file.
+        level: dBFS, root mean square of the loudest 0.1 s of the mono mix without its mean; -inf for digital silence.
+        clipped: share of samples at full scale.
+        digest: hash of the samples of the mono mix, so that container, codec (if lossless) and tags do not matter.
+    """
+
+    duration: float
+    rate: int | None
+    channels: int | None
+    level: float
+    clipped: float
+    digest: str
+
+
+def measure_all(items: Sequence[tuple[Corpus, Clip]], *, workers: int, name: str) -> list[Measured | str]:
+    """Each clip's measures, or why it has none: "missing", or what keeps it from being decoded.
+
+    Args:
+        name: stands beside the progress bar.
+    """
+    pool = ThreadPoolExecutor(workers)  # decoding and numpy leave the interpreter free
+    try:
+        results = pool.map(lambda item: measure_clip(*item), items)
+        return list(tqdm(results, total=len(items), unit="clip", desc=name, disable=None))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for all the others
+
+
+def measure_clip(corpus: Corpus, clip: Clip) -> Measured | str:
+    if clip.path is not None and not clip.path.is_file():
+        return "missing"
+    try:
+        return measure_rendered(corpus, clip) if clip.path is None else measure_file(clip.path)
+    except AudioError as error:
+        return str(error).removeprefix(f"{clip.path}: ")
+
+
+def measure_file(path: Path) -> Measured:
+    """Decode a recording whole.
+
+    Raises:
+        AudioError: where `load_waveform` raises it.
+    """
+    with open_recording(path) as file:
+        window = max(1, round(WINDOW * file.samplerate))
+        full_scale = 127 / 128 if file.subtype == "PCM_U8" else 32767 / 32768
+        digest, frames, clipped, power = hashlib.blake2b(digest_size=16), 0, 0, 0.0
+        while len(piece := file.read(PIECE * window, dtype="float32", always_2d=True)):
+            mono = mix_down(piece)
+            check_samples(path, mono)
+            digest.update((mono + 0.0).tobytes())  # + 0.0: minus zero is zero
+            frames += len(mono)
+            clipped += np.count_nonzero(np.abs(piece) >= full_scale)
+            power = max(power, loudest(mono, window))
+        if frames < file.frames:
+            raise AudioError(f"{path}: truncated, {frames} of {file.frames} samples could be read")
+        share = clipped / (frames * file.channels)
+        return Measured(
+            frames / file.samplerate, file.samplerate, file.channels, decibels(power), share, digest.hexdigest()
+        )
+
+
+def measure_rendered(corpus: Corpus, clip: Clip) -> Measured:
+    """A clip without a file, as its corpus gives it."""
+    waveform = corpus.load(clip, sample_rate=RENDER_RATE, max_duration=None)
+    level = decibels(loudest(waveform, round(WINDOW * RENDER_RATE)))
+    digest = hashlib.blake2b(waveform.tobytes(), digest_size=16).hexdigest()
+    return Measured(len(waveform) / RENDER_RATE, None, None, level, 0.0, digest)
+
+
+def loudest(waveform: np.ndarray, window: int) -> float:
+    """Largest variance of any `window` samples (samples,), in steps of a window; of all where there are fewer."""
+    whole = len(waveform) // window * window
+    if not whole:
+        return float(waveform.var())
+    return float(waveform[:whole].reshape(-1, window).var(axis=1).max())
+
+
+def decibels(power: float) -> float:
+    return float(10 * np.log10(power)) if power > 0 else -np.inf

@@ -1,0 +1,82 @@
+"""A corpus from its index to the report: every clip measured, faults found, splits compared."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from clap.check.findings import Entry, Finding, find_faults
+from clap.check.limits import Limits
+from clap.check.measure import Measured, measure_all
+from clap.check.overlap import find_overlap
+from clap.check.report import CheckedSplit, Overlap, Report
+from clap.check.sources import find_sources
+from clap.corpus import SPLITS, Clip, Corpus
+from clap.dataset.exclude import is_named, read_exclusions
+from clap.dataset.registry import open_corpus
+
+
+def check(own: Mapping, against: Sequence[Mapping] = (), *, limits: Limits, workers: int = 1) -> Report:
+    """The report on a corpus, its splits compared with each other, and training with the val and test of other sets.
+
+    Args:
+        own, against: the `dataset` node of a composed config each; its max_clips and exclude hold.
+        workers: threads that decode; 0: recordings are not looked at.
+
+    Raises:
+        ValueError: an index or a block list is wrong. FileNotFoundError: an index is missing.
+    """
+    splits = open_splits(own, SPLITS, workers=workers)
+    others = [split for settings in against for split in open_splits(settings, SPLITS[1:], workers=workers)]
+    return make_report(splits, others, limits=limits, with_audio=workers > 0)
+
+
+def make_report(
+    own: Sequence[CheckedSplit], others: Sequence[CheckedSplit], *, limits: Limits, with_audio: bool
+) -> Report:
+    """Faults of each split, and what splits share: each with the later ones, training with those of other sets."""
+    findings = [finding for split in own for finding in split_findings(split, limits)]
+    pairs = [*itertools.combinations(own, 2), *((own[0], other) for other in others)]
+    overlaps = [
+        Overlap(split, other, find_overlap(split.entries, other.entries, limits))
+        for split, other in pairs
+        if split.entries and other.entries
+    ]
+    return Report(own[0].dataset, limits, with_audio, list(own), findings, overlaps)
+
+
+def split_findings(split: CheckedSplit, limits: Limits) -> list[Finding]:
+    faults = list(find_faults(split.entries, limits))
+    if split.published is not None and split.listed != split.published:
+        detail = f"{split.listed} listed, {split.published} published"
+        faults.insert(0, Finding("count", split.dataset, split.split, "", detail))
+    return faults
+
+
+def open_splits(settings: Mapping, names: Sequence[str], *, workers: int) -> list[CheckedSplit]:
+    """Splits of the corpus that a `dataset` config node describes, every clip measured unless `workers` is 0."""
+    corpus = open_corpus(settings)
+    excluded = read_exclusions(settings["exclude"]) if settings["exclude"] is not None else {}
+    splits = []
+    for name in names:
+        listed = corpus.clips(name)
+        clips = [clip for clip in listed if not (name == "train" and is_named(clip, excluded))]
+        splits.append(make_split(corpus, name, clips[: settings["max_clips"]], listed=len(listed), workers=workers))
+    return splits
+
+
+def make_split(corpus: Corpus, name: str, clips: Sequence[Clip], *, listed: int, workers: int) -> CheckedSplit:
+    """The clips of a split with their sources and measures."""
+    audio: list[Measured | str | None] = [None] * len(clips)
+    if workers:
+        audio = measure_all([(corpus, clip) for clip in clips], workers=workers, name=f"{corpus.name} {name}")
+    entries = [
+        Entry(
+            corpus.name,
+            name,
+            clip,
+            source,
+            audio=found if isinstance(found, Measured) else None,
+            problem=found if isinstance(found, str) else None,
+        )
+        for clip, source, found in zip(clips, find_sources(clips), audio, strict=True)
+    ]
+    return CheckedSplit(corpus.name, name, entries, listed, getattr(corpus, "counts", {}).get(name))

@@ -1,0 +1,57 @@
+"""Embeddings of recordings and captions into a file: `python -m clap embed FILES... --checkpoint PATH`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clap.atomic import write_whole
+from clap.commands import inputs, output
+
+FORMATS = ("npz", "json", "jsonl")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `python -m clap embed`."""
+    inputs.add_model_arguments(parser, files="*")
+    inputs.add_caption_arguments(parser)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("embeddings.npz"),
+        metavar="FILE",
+        help="npz with audio (n, embed_dim), files, text, captions; or .json, .jsonl (default: embeddings.npz)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write unit-norm embeddings and say what was written."""
+    form = output.choose_format(args.output, None)
+    if form not in FORMATS:
+        raise ValueError(f"--output {args.output}: embeddings are written as {', '.join(FORMATS)}")
+    captions = inputs.read_texts(args.text, args.captions, "caption")
+    if not args.files and not captions:
+        raise ValueError("nothing to embed; give files, --text or --captions")
+    files = inputs.check_model_arguments(args)
+    clap = inputs.load_model(args)
+    arrays: dict[str, Any] = {}
+    if captions:  # first: what is wrong with a tokenizer shows at once
+        text = clap.get_text_embeddings(captions, batch_size=args.batch_size).cpu().numpy()
+    used = []
+    if files:
+        used, audio = inputs.embed_files(clap, files, batch_size=args.batch_size)
+        arrays |= {"audio": audio.numpy(), "files": used}
+    if captions:
+        arrays |= {"text": text, "captions": captions}
+    write_whole(args.output, output.npz(arrays) if form == "npz" else output.to_json(to_entries(arrays), form))
+    sizes = [f"{name} {arrays[name].shape}" for name in ("audio", "text") if name in arrays]
+    print(f"{args.output}: {', '.join(sizes)}")
+    inputs.exit_for_left_out(len(files), len(used))
+
+
+def to_entries(arrays: dict[str, Any]) -> list[dict[str, Any]]:
+    """One object a file and a caption, for JSON."""
+    entries = []
+    for key, names, rows in (("file", "files", "audio"), ("caption", "captions", "text")):
+        pairs = zip(arrays.get(names, []), arrays.get(rows, []), strict=True)
+        entries += [{key: name, "embedding": row.tolist()} for name, row in pairs]
+    return entries

@@ -1,0 +1,30 @@
+"""How near captions are to recordings: `python -m clap similarity FILES... --checkpoint PATH --text "a dog barks"`."""
+
+import argparse
+
+import numpy as np
+
+from clap.commands import inputs, output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `python -m clap similarity`."""
+    inputs.add_model_arguments(parser)
+    inputs.add_caption_arguments(parser)
+    output.add_output_arguments(parser, "captions")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Give the cosine similarity of every file and caption; times logit_scale it is Clap.compute_similarity."""
+    output.check_arguments(args)
+    captions = list(dict.fromkeys(inputs.read_texts(args.text, args.captions, "caption")))
+    if not captions:
+        raise ValueError("no captions to compare with; give --text or --captions")
+    files = inputs.check_model_arguments(args)
+    clap = inputs.load_model(args)
+    text = clap.get_text_embeddings(captions).cpu()  # first: what is wrong with a tokenizer shows at once
+    used, audio = inputs.embed_files(clap, files, batch_size=args.batch_size)
+    similarity = (audio @ text.T).numpy()
+    arrays = {"captions": np.array(captions), "logit_scale": clap.logit_scale.exp().item()}
+    output.write_ranking(args, used, captions, similarity=similarity, **arrays)
+    inputs.exit_for_left_out(len(files), len(used))

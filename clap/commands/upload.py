@@ -1,0 +1,18 @@
+"""python -m clap upload: send to MLflow what a run could not send while it ran."""
+
+import argparse
+from pathlib import Path
+
+from clap.tracking.upload import upload
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `python -m clap upload`."""
+    parser.add_argument("run_dir", type=Path, help="folder of a run, or of a sweep, whose jobs are sent too")
+    parser.add_argument("--uri", help="another store than the run's own: outputs/mlflow.db or http://HOST:PORT")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Send a run, or a sweep with its jobs, and say what was sent."""
+    for line in upload(args.run_dir, uri=args.uri):
+        print(line)

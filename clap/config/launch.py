@@ -1,0 +1,101 @@
+"""Runs a task under Hydra: checks the command line first, and turns a user's mistake into one line on stderr."""
+
+import contextlib
+import functools
+import inspect
+import logging
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from clap.config.overrides import VERSION_BASE, check_overrides
+
+# What a user can fix; every other exception is a bug and keeps its traceback.
+EXPECTED = (ValueError, OSError, ImportError, BrokenExecutor, HydraException, OmegaConfBaseException, yaml.YAMLError)
+
+Task = Callable[[DictConfig], Any]
+RunJob = Callable[[Task, DictConfig], Any]
+
+
+def launch(task: Task, *, config_name: str, config_path: str = "conf", run_job: RunJob | None = None) -> None:
+    """Check the command line, then run a task under Hydra, as `hydra.main` does.
+
+    A mistake of the user ends in one line on stderr and exit status 1, Ctrl-C in 130; HYDRA_FULL_ERROR=1 shows the
+    traceback, which a job's log file always gets. Under -m, a failed job prints its line and the others go on.
+
+    Args:
+        task: a function of the composed config, or one that is decorated with `hydra.main`; imports inside it are late.
+        config_path: the folder of the yamls, relative to the file that defines the task.
+        run_job: runs the task for one job of a sweep that Hydra's callbacks accompany; by default the task runs itself.
+    """
+    config_dir = Path(inspect.getfile(inspect.unwrap(task))).resolve().parent / config_path
+    show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on instead of printing its own report
+    run = hydra.main(version_base=VERSION_BASE, config_path=str(config_dir), config_name=config_name)
+    try:
+        check_overrides(sys.argv[1:], config_dir=config_dir, config_name=config_name)
+        run(_report_failure(task, run_job, show_traceback=show_traceback))()
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except EXPECTED as error:
+        if show_traceback:
+            raise
+        sys.exit(f"error: {_one_line(error)}")
+
+
+def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool) -> Task:
+    """The task, with its failure in the job's log file and, unless it is a bug, in one line on stderr.
+
+    A single run ends there and then, by SystemExit; under -m the exception goes on to Hydra, which runs the other jobs.
+    """
+
+    @functools.wraps(task)
+    def run(config: DictConfig) -> Any:
+        job = HydraConfig.get()
+        try:
+            accompanied = job.mode == RunMode.MULTIRUN and job.callbacks
+            return run_job(task, config) if run_job and accompanied else task(config)
+        except Exception as error:
+            log = _write_traceback()
+            if job.mode == RunMode.MULTIRUN:
+                print(
+                    f"error: job {job.job.num} ({job.job.override_dirname}): {_one_line(error)}{log}", file=sys.stderr
+                )
+                if job.callbacks:
+                    return math.nan
+            elif isinstance(error, EXPECTED) and not show_traceback:
+                sys.exit(f"error: {_one_line(error)}{log}")
+            raise
+
+    return run
+
+
+def _write_traceback() -> str:
+    """Append the traceback of the present exception to the job's log file; its name as " (traceback: ...)"."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            with contextlib.suppress(OSError), open(handler.baseFilename, "a") as file:
+                traceback.print_exc(file=file)
+                return f" (traceback: {os.path.relpath(handler.baseFilename)})"
+    return ""
+
+
+def _one_line(error: BaseException) -> str:
+    """An exception's message without line breaks and without Hydra's hints to add a key with +."""
+    text = str(error) or str(error.__cause__ or "") or type(error).__name__
+    return " ".join(re.split(r"\n *(?:To append to|Config search path|Search path|See https)", text)[0].split())

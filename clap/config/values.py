@@ -1,0 +1,100 @@
+"""Allowed types and values of config keys, and error messages that suggest the nearest name."""
+
+import difflib
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+# Keys that take more than the type of their yaml value, by full name or last part.
+TYPES: dict[str, tuple[type, ...]] = {
+    "pretrained": (bool, str),
+    "resume": (str, type(None)),
+    "init_from": (str, type(None)),
+    "spec_augment": (dict, type(None)),
+    "study": (dict, type(None)),
+    "tracking.uri": (str, type(None)),
+    "trainer.monitor": (str, type(None)),
+    "trainer.max_steps": (int, type(None)),
+    "trainer.patience": (int, type(None)),
+    "trainer.save_every": (int, type(None)),
+    "dataset.max_clips": (int, type(None)),
+    "dataset.cache": (str, type(None)),
+    "dataset.exclude": (str, type(None)),
+}
+# Keys with a few values, by full name or last part; the class behind a key checks them again.
+CHOICES = {
+    "trainer.precision": ("fp32", "bf16", "fp16"),
+    "optimizer.schedule": ("cosine", "constant"),
+    "device": ("auto", "cpu", "cuda"),
+    "dataset.captions": ("sample", "all", "keywords"),
+    "split": ("train", "val", "test"),
+    "windows": ("mean", None),
+    "pooling": ("first", "last", "mean", "pooler", None),
+    "fill": ("repeat_pad", "repeat", "pad"),
+    "mel_scale": ("slaney", "htk"),
+}
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list of one kind",
+    dict: "a mapping of keys",
+    type(None): "null",
+}
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """The words "; did you mean ...?" with the nearest allowed name, or nothing if none is near."""
+    nearest = difflib.get_close_matches(name, list(allowed), n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def suggest_key(key: str, keys: Iterable[str]) -> str:
+    """Words that name the keys with the same or nearly the same last part, else those beside it."""
+    parent, _, last = key.rpartition(".")
+    by_last = defaultdict(list)
+    for known in set(keys) - {key}:
+        by_last[known.rpartition(".")[2]].append(known)
+    names = [last] if last in by_last else difflib.get_close_matches(last, by_last, cutoff=0.7)
+    found = difflib.get_close_matches(key, [known for name in names for known in by_last[name]], cutoff=0.0)
+    if found:
+        return f"; did you mean {' or '.join(found)}?"
+    beside = [known for known in keys if known.rpartition(".")[0] == parent]
+    return f"; there are: {', '.join(beside)}" if beside else "; --cfg job prints all keys"
+
+
+def check_value(line: str, key: str, value: Any, current: Any) -> None:
+    """Refuse a value that is not of the type of the yaml value it replaces."""
+    if value == "???":
+        raise ValueError(f"{line}: the reference does not resolve; it must name a key that has a value")
+    last = key.rpartition(".")[2]
+    if (choices := CHOICES.get(key) or CHOICES.get(last)) and value not in choices:
+        raise ValueError(f"{line}: {key} is one of {', '.join(choice or 'null' for choice in choices)}")
+    types = TYPES.get(key) or TYPES.get(last)
+    if types and type(value) not in types:
+        raise ValueError(f"{line}: {key} takes {' or '.join(TYPE_NAMES[kind] for kind in types)}")
+    if current == "???" and value is None:
+        raise ValueError(f"{line}: {key} must have a value")
+    if types or current in (None, "???") or _fits(value, current):
+        return
+    shown = json.dumps(list(current) if isinstance(current, dict) else current)
+    wanted = f"{TYPE_NAMES[type(current)]}, in the yaml {shown}"
+    raise ValueError(f"{line}: {key} takes {wanted}{_spelling(key, value, current)}")
+
+
+def _fits(value: Any, current: Any) -> bool:
+    """Has a value the type of another? An int fits a float, and a list's items must fit any of the other's."""
+    if isinstance(current, list) and isinstance(value, list):
+        return not current or all(any(_fits(item, known) for known in current) for item in value)
+    return type(value) is type(current) or (type(value) is int and isinstance(current, float))
+
+
+def _spelling(key: str, value: Any, current: Any) -> str:
+    """How a number is written as a text, and one item as a list, since Hydra reads the type from the spelling."""
+    if isinstance(current, str) and isinstance(value, int | float):
+        return f"; write '{key}=\"{json.dumps(value)}\"'"
+    if isinstance(current, list) and isinstance(value, str | int | float):
+        return f"; write '{key}=[{value}]'"
+    return ""

@@ -1,0 +1,1 @@
+"""Synthetic soundscapes: kinds of sound, plans of scenes, captions and rendering."""

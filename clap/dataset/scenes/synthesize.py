@@ -1,0 +1,188 @@
+"""Writes synthetic soundscapes to disk in the published layouts of real corpora: their loaders can be tried offline.
+
+Layouts: Clotho v2.1 (Drossos et al. 2020), AudioCaps (Kim et al. 2019), ESC-50 (Piczak 2015), UrbanSound8K (Salamon
+et al. 2014), and a CSV of one's own.
+"""
+
+import base64
+import csv
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from tqdm import tqdm
+
+from clap.corpus import SPLITS, Clip, Corpus
+from clap.dataset.scenes.phrases import NUM_CAPTIONS
+from clap.dataset.scenes.planning import SHORTEST_SCENE, plan_lone_event
+from clap.dataset.scenes.rendering import render_scene
+from clap.dataset.scenes.sounds import RENDER_RATE, SOUNDS
+
+NUM_FOLDS = 5
+NUM_CLASSES = 10  # of UrbanSound8K, as many as its folds
+FEWEST = 5  # clips: one a fold, and one at least of each split
+CAPTION_COLUMNS = tuple(f"caption_{i}" for i in range(1, NUM_CAPTIONS + 1))
+CLOTHO_SPLITS = {"train": "development", "val": "validation", "test": "evaluation"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to write, and where: durations in seconds, sample_rate in Hz; the corpus's splits hold num_clips scenes."""
+
+    folder: Path
+    corpus: Corpus
+    num_clips: int
+    seed: int
+    sample_rate: int
+    min_duration: float
+    max_duration: float
+
+    def write_split(self, split: str, names: dict[str, Path]) -> None:
+        """Render the clips of a split to the paths that `names` gives for their ids, relative to the folder."""
+        for clip in tqdm(self.corpus.clips(split), desc=split, unit="clip"):
+            waveform = self.corpus.load(clip, sample_rate=self.sample_rate, max_duration=self.max_duration)
+            self.write_audio(names[clip.id], waveform)
+
+    def write_audio(self, name: Path, waveform: np.ndarray) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, waveform, self.sample_rate, subtype="PCM_16")
+
+    def write_index(self, name: str, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
+        """Write a CSV under another name and rename it, so that an index is whole or not there."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(rows)
+        os.replace(partial, path)
+
+
+def write_clotho(job: Job) -> None:
+    """`development/NAME.wav` and `clotho_captions_development.csv`; likewise validation and evaluation.
+
+    Names have spaces and dots in them, as those that Clotho takes from Freesound.
+    """
+    for split, folder in CLOTHO_SPLITS.items():
+        clips = job.corpus.clips(split)
+        names = {clip.id: f"Synthetic scene no. {clip.id}.wav" for clip in clips}
+        job.write_split(split, {key: Path(folder, name) for key, name in names.items()})
+        rows = ((names[clip.id], *clip.captions) for clip in clips)
+        job.write_index(f"clotho_captions_{folder}.csv", ("file_name", *CAPTION_COLUMNS), rows)
+
+
+def write_audiocaps(job: Job) -> None:
+    """`audio/{train,val,test}/YOUTUBE_ID.wav` and `{train,val,test}.csv`.
+
+    A file bears its video's id alone; where in the video it starts is in the index only. A training clip has one
+    caption, a clip of the other splits has five rows.
+    """
+    audiocap_id = 0
+    for split in SPLITS:
+        clips = job.corpus.clips(split)
+        names = {clip.id: _youtube_id(clip, job.seed) for clip in clips}
+        job.write_split(split, {key: Path("audio", split, f"{name}.wav") for key, name in names.items()})
+        rows = []
+        for number, clip in enumerate(clips):
+            for caption in clip.captions[: 1 if split == "train" else NUM_CAPTIONS]:
+                audiocap_id += 1
+                rows.append((audiocap_id, names[clip.id], 10 * (number % 30), caption))
+        job.write_index(f"{split}.csv", ("audiocap_id", "youtube_id", "start_time", "caption"), rows)
+
+
+def write_esc50(job: Job) -> None:
+    """`audio/FOLD-SRC_FILE-TAKE-TARGET.wav` and `meta/esc50.csv`: scenes of one kind, which is their category.
+
+    Folds and categories are filled in turn, so they are balanced when num_clips is a multiple of 5 times the number
+    of kinds. Takes A and B of a source file are in one fold, as published; the first ten kinds stand for ESC-10.
+    """
+    kinds = tuple(SOUNDS)
+    rows = []
+    for i in tqdm(range(job.num_clips), desc="clips", unit="clip"):
+        fold, target = i % NUM_FOLDS + 1, i // NUM_FOLDS % len(kinds)
+        pair, take = divmod(i // (NUM_FOLDS * len(kinds)), 2)
+        source = 100_000 + (pair * len(kinds) + target) * NUM_FOLDS + fold
+        name = f"{fold}-{source}-{'AB'[take]}-{target}.wav"
+        job.write_audio(Path("audio", name), _render_kind(job, kinds[target], i))
+        rows.append((name, fold, target, kinds[target].replace(" ", "_"), target < 10, source, "AB"[take]))
+    job.write_index("meta/esc50.csv", ("filename", "fold", "target", "category", "esc10", "src_file", "take"), rows)
+
+
+def write_urbansound8k(job: Job) -> None:
+    """`audio/foldFOLD/FSID-CLASSID-OCCURRENCE-SLICE.wav` and `metadata/UrbanSound8K.csv`: scenes of one kind.
+
+    Folds and the first ten kinds, which stand for the ten classes, are filled in turn.
+    """
+    kinds = tuple(SOUNDS)[:NUM_CLASSES]
+    rows = []
+    for i in tqdm(range(job.num_clips), desc="clips", unit="clip"):
+        fold, target, number = i % 10 + 1, i // 10 % len(kinds), 100_000 + i
+        name = f"{number}-{target}-0-0.wav"
+        waveform = _render_kind(job, kinds[target], i)
+        job.write_audio(Path("audio", f"fold{fold}", name), waveform)
+        seconds = len(waveform) / job.sample_rate
+        rows.append((name, number, 0.0, round(seconds, 6), 1, fold, target, kinds[target].replace(" ", "_")))
+    columns = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
+    job.write_index("metadata/UrbanSound8K.csv", columns, rows)
+
+
+def write_csv(job: Job) -> None:
+    """`audio/ID.wav` and `metadata.csv`, whose paths are relative to the folder; label is empty for mixed scenes."""
+    rows = []
+    for split in SPLITS:
+        clips = job.corpus.clips(split)
+        names = {clip.id: Path("audio", f"{clip.id}.wav") for clip in clips}
+        job.write_split(split, names)
+        rows += [(names[clip.id].as_posix(), *clip.captions, split, clip.label) for clip in clips]
+    job.write_index("metadata.csv", ("path", *CAPTION_COLUMNS, "split", "label"), rows)
+
+
+def _render_kind(job: Job, kind: str, index: int) -> np.ndarray:
+    """A scene of one event of a kind, float32 (samples,) at the job's rate; unlike any in the corpus's own splits."""
+    rng = np.random.default_rng([job.seed, len(SPLITS), index])
+    duration = job.min_duration + (job.max_duration - job.min_duration) * rng.random()
+    waveform = render_scene(plan_lone_event(rng, kind, duration), rng)
+    return np.clip(soxr.resample(waveform, RENDER_RATE, job.sample_rate), -1, 1)
+
+
+def _youtube_id(clip: Clip, seed: int) -> str:
+    """Eleven letters, digits, - and _, as YouTube's ids."""
+    digest = hashlib.sha256(f"{seed} {clip.id}".encode()).digest()
+    return base64.urlsafe_b64encode(digest).decode()[:11]
+
+
+WRITERS = {
+    "clotho": write_clotho,
+    "audiocaps": write_audiocaps,
+    "esc50": write_esc50,
+    "urbansound8k": write_urbansound8k,
+    "csv": write_csv,
+}
+DURATIONS = {  # seconds
+    "clotho": (15.0, 30.0),
+    "audiocaps": (10.0, 10.0),
+    "esc50": (5.0, 5.0),
+    "urbansound8k": (3.0, 4.0),
+    "csv": (3.0, 10.0),
+}
+
+
+def choose_durations(layout: str, shortest: float | None, longest: float | None) -> tuple[float, float]:
+    """Bounds of a clip's length, seconds; the layout's own where none is given, moved to make room for one that is."""
+    if longest is None:
+        longest = max(DURATIONS[layout][1], shortest or 0.0)
+    if shortest is None:
+        shortest = min(DURATIONS[layout][0], longest)
+    if not SHORTEST_SCENE <= shortest <= longest:
+        raise ValueError(
+            f"clips of {shortest} to {longest} s are not possible; "
+            f"set {SHORTEST_SCENE} <= --min-duration <= --max-duration"
+        )
+    return shortest, longest

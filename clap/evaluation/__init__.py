@@ -1,0 +1,1 @@
+"""Evaluators, their metrics and protocol, and the plots of a run."""

@@ -1,0 +1,64 @@
+"""Zero-shot classification by prompts (Radford et al. 2021)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from clap.corpus import Clip
+from clap.dataset.clips import ClapDataset
+from clap.evaluation.embedded_split import EmbeddedSplit
+from clap.evaluation.evaluator import Evaluation, Evaluator
+from clap.evaluation.metrics import accuracy, zero_shot_hits
+from clap.model import Clap
+from clap.prompts import TEMPLATES, check_templates
+
+
+class ZeroShot(Evaluator):
+    """Classes told by name alone: the class whose prompts' mean embedding is nearest to the clip.
+
+    Args:
+        templates: prompts, `{}` standing for the class name.
+    """
+
+    name = "zero_shot"
+    metric_names = ("zero_shot/accuracy", "zero_shot/log_likelihood")
+
+    def __init__(self, *, templates: Sequence[str] = TEMPLATES) -> None:
+        self.templates = check_templates(templates, what="class", key="evaluation.zero_shot.templates")
+
+    def check(self, dataset: ClapDataset) -> None:
+        require_labels(dataset, dataset.clips)
+
+    def __call__(self, clap: Clap, split: EmbeddedSplit) -> Evaluation:
+        dataset = split.dataset
+        rows = [row for row, clip in enumerate(split.clips) if clip.label is not None]
+        labelled = [clip for clip in split.clips if clip.label is not None]
+        require_labels(dataset, labelled)
+        class_names = sorted({clip.label for clip in [*dataset.clips, *dataset.missing] if clip.label is not None})
+        class_embedding = clap.embed_classes(class_names, self.templates)
+        targets = torch.tensor([class_names.index(clip.label) for clip in labelled])
+        logits = split.audio_embedding[rows] @ class_embedding.T  # (clips, classes)
+        hits = zero_shot_hits(logits, targets.to(logits.device))
+        per_query = {
+            "clip_id": np.array([clip.id for clip in labelled]),
+            "hit": hits.cpu().numpy(),
+            "label": targets.numpy(),
+            "predicted": logits.argmax(dim=1).cpu().numpy(),
+            "class_names": np.array(class_names),
+        }
+        protocol = {
+            "class_names": class_names,
+            "templates": self.templates,
+            "clips_with_label": len(labelled),
+            "accuracy": "share of clips whose own class is nearest; prompts of a class are averaged and normalised",
+            "log_likelihood": "mean log of the softmax over classes at the model's logit scale, for the own class",
+        }
+        likelihood = (logits * clap.logit_scale.exp()).log_softmax(dim=1).gather(1, targets.to(logits.device)[:, None])
+        found = (accuracy(hits), likelihood.mean().item())
+        return Evaluation(dict(zip(self.metric_names, found, strict=True)), per_query, protocol)
+
+
+def require_labels(dataset: ClapDataset, clips: Sequence[Clip]) -> None:
+    if all(clip.label is None for clip in clips):
+        raise ValueError(f"no clip of {dataset.name} ({dataset.kind}) has a label; choose evaluation=[retrieval]")

@@ -1,0 +1,60 @@
+"""What all figures share: colours, size, axes and files; built without pyplot, so no window and no global state."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#2f6db5", "#e08a1e", "#2a8c55", "#c2453d", "#7b5ea7", "#6b7280"
+INK = "#1f2937"
+DPI = 120
+SMOOTHING_POINTS = 60  # from this many on, a noisy curve is drawn pale under its running mean
+
+
+def draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, *, color: str, is_noisy: bool) -> None:
+    """A line; many noisy points are drawn pale under their running mean, a single one as a dot."""
+    if is_noisy and len(values) >= SMOOTHING_POINTS:
+        axes.plot(steps, values, color=color, alpha=0.3, linewidth=1.0)
+        values = running_mean(values, reach=len(values) // 40)
+    axes.plot(steps, values, color=color, linewidth=1.8, marker="o" if len(values) == 1 else None)
+
+
+def running_mean(values: np.ndarray, *, reach: int) -> np.ndarray:
+    """Mean of each point with up to `reach` neighbours on either side; those that are not finite are left out."""
+    windows = [values[max(index - reach, 0) : index + reach + 1] for index in range(len(values))]
+    finite = [window[np.isfinite(window)] for window in windows]
+    return np.array([window.mean() if window.size else np.nan for window in finite])
+
+
+def new_figure(width: float, height: float, *, title: str) -> Figure:
+    """An empty figure of `width` by `height` inches."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
+    return figure
+
+
+def dress(axes: Axes, *, xlabel: str, ylabel: str) -> None:
+    """Labels, a light grid and whole steps."""
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.grid(color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+
+
+def save_empty(path: Path, *, title: str, reason: str) -> None:
+    """A picture that says why there is nothing to see."""
+    figure = new_figure(6.0, 2.5, title=title)
+    figure.text(0.5, 0.4, reason, ha="center", color=GREY)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG, and its folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")

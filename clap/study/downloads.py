@@ -1,0 +1,128 @@
+"""What the jobs of a study would download, or lack on this machine."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from clap import checkpoint
+from clap.config import find_absent
+from clap.dataset.clips import ClapDataset
+from clap.model import Clap
+from clap.parts import read_saved_config
+from clap.published.hub import find_cached, is_address
+from clap.published.load import is_published, read_published
+
+# Any of these in the cache of the Hugging Face hub tells that a name was downloaded.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
+
+
+def list_missing(config: Mapping[str, Any]) -> Iterator[str]:
+    """What a run would download or ask for: weights and tokenizers that are not in the cache, a corpus."""
+    text, audio = config["text_encoder"], config["audio_encoder"]
+    source = find_source(text)
+    if source not in (None, "???") and not is_here(source, WEIGHTS):
+        yield f"text encoder {source}, {describe_size(config)}"
+    tokenizer = text["tokenizer"] or text["name"]
+    if tokenizer not in ("train", "???", source) and not is_here(tokenizer, TOKENIZER):
+        yield f"tokenizer {tokenizer}, a few MB"
+    source = find_audio_source(audio)
+    if source not in (None, "???") and not is_here(source, WEIGHTS):
+        yield f"audio encoder {source}, {describe_size(config, part='audio_encoder')}"
+    try:
+        open_train_set(config)
+    except FileNotFoundError as error:
+        yield f"dataset {config['dataset']['_target_'].split('.')[-1]}: {error}"
+
+
+def find_source(text: Mapping[str, Any]) -> str | None:
+    """Hub name or folder of a text encoder's weights; None for random ones."""
+    return text["name"] if text["pretrained"] is True else text["pretrained"] or None
+
+
+def find_audio_source(audio: Mapping[str, Any]) -> str | None:
+    """Hub name, file or folder of an audio encoder's weights; None for random ones."""
+    if not audio.get("pretrained"):
+        return None
+    if audio["_target_"].endswith(".TimmBackbone"):
+        import timm
+
+        return timm.get_pretrained_cfg(audio["name"]).hf_hub_id
+    return find_source({"name": None} | audio)
+
+
+def is_here(name: str, files: Sequence[str]) -> bool:
+    """Is one of a hub name's files in the local cache, or is it a local path?"""
+
+    if is_address(name):
+        return find_cached(name).exists()
+    repository, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    try:
+        if not Path(name).exists() and file:
+            return isinstance(try_to_load_from_cache(repository, file), str)
+        return Path(name).exists() or any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
+    except HFValidationError:  # the name of a folder that is not there
+        return False
+
+
+def describe_size(config: Mapping[str, Any], part: str = "text_encoder") -> str:
+    """Size of a part's weights, where the config tells it."""
+    try:
+        encoder = build_on_meta(config).get_submodule(part)
+    except ValueError:  # its sizes come with the weights
+        return "of unknown size"
+    return f"about {4 * count_parameters(encoder) / 1e6:.0f} MB"
+
+
+def read_initial(config: Mapping[str, Any], lines: Sequence[str]) -> dict[str, Any]:
+    """The parts that come from init_from's checkpoint: all but those that overrides name."""
+    if config["init_from"] is None:
+        return {}
+
+    if not is_published(config["init_from"]):
+        source = read_saved_config(checkpoint.find_best(Path(config["init_from"])))
+    elif Path(config["init_from"]).exists():
+        source = read_published(config["init_from"])[1]
+    else:
+        raise FileNotFoundError(f"{config['init_from']}, to be downloaded")
+    named = {line.split("=")[0].split(".")[0] for line in lines}
+    return {key: value for key, value in source.items() if key not in named}
+
+
+def open_train_set(config: Mapping[str, Any]) -> ClapDataset:
+    """The training split.
+
+    Raises:
+        FileNotFoundError: a key of the dataset is not given, or its files are missing.
+    """
+
+    if absent := find_absent(config["dataset"], "dataset."):
+        raise FileNotFoundError(absent)
+    return ClapDataset(config=config)
+
+
+def build_on_meta(config: Mapping[str, Any]) -> Clap:
+    """The model with sizes but without weights, frozen parts included."""
+
+    config = copy.deepcopy(dict(config))
+    text, source = config["text_encoder"], find_source(config["text_encoder"])
+    if source and not text["model"] and is_here(source, ("config.json",)):
+        from transformers import AutoConfig
+
+        text["model"] = AutoConfig.from_pretrained(source, local_files_only=True).to_diff_dict()
+    for part in ("audio_encoder", "text_encoder"):
+        if "pretrained" in config[part]:
+            config[part]["pretrained"] = False
+    with torch.device("meta"):
+        clap = Clap.from_config(config)
+    clap.freeze(config["freeze"])
+    return clap
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,127 @@
+"""Seconds of a job before it runs: a few timed training steps, or counted arithmetic on the meta device."""
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from clap.config import find_absent
+from clap.config.build import build
+from clap.dataset.clips import ClapDataset
+from clap.dataset.loader import EpochSampler, make_loader
+from clap.device import choose_device
+from clap.fusion import MeanOfWindows, Views, window_starts
+from clap.model import Clap
+from clap.study.downloads import build_on_meta, count_parameters, open_train_set
+from clap.training.trainer import ClapTrainer, set_precision
+
+SMALL = 50_000_000  # parameters: up to here a model is built and timed
+CAPTION_TOKENS = 20  # in a counted model
+
+
+def estimate(config: dict[str, Any], *, ready: bool) -> tuple[float | None, str]:
+    """Seconds of a job's training and validation, and how they were found; None and the reason where they are unknown.
+
+    Args:
+        ready: nothing is missing, so that the model can be built.
+    """
+    if absent := find_absent(config):
+        return None, f"unknown: {absent}"
+    try:
+        dataset, clap = open_train_set(config), build_on_meta(config)
+    except (FileNotFoundError, ValueError) as error:
+        return None, f"unknown: {error}"
+    steps = count_steps(config, dataset)
+    if ready and count_parameters(clap) <= SMALL:
+        seconds = time_step(config, dataset)
+        return steps * seconds, f"timed: {steps:.0f} steps of {seconds:.2f} s"
+    flops = count_flops(clap, config)
+    speed = measure_speed(config["device"], config["trainer"]["precision"])
+    return (
+        steps * flops / speed,
+        f"counted: {steps:.0f} steps of {flops / 1e9:,.0f} GFLOP at {speed / 1e9:,.0f} GFLOP/s",
+    )
+
+
+def count_steps(config: Mapping[str, Any], dataset: ClapDataset) -> float:
+    """Training steps of a run, and a third of one for each batch of validation, which goes forward alone."""
+
+    settings, trainer = config["dataset"], config["trainer"]
+    per_epoch = len(EpochSampler(len(dataset), settings["batch_size"], shuffle=True))
+    steps = trainer["max_epochs"] * per_epoch
+    steps = min(steps, trainer["max_steps"] or steps)
+    validations = -(-steps // (per_epoch * trainer["eval_every"]))
+    clips = sum(len(corpus.clips("val")[: settings["max_clips"]]) for corpus in dataset.corpora)
+    return steps + validations * clips / settings["batch_size"] / 3
+
+
+def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
+    """Seconds of a training step of this very cell, from random weights, on a batch of its corpus."""
+
+    clap = Clap.from_config(config)
+    clap.freeze(config["freeze"])
+    clap.to(choose_device(config["device"]))
+    dataset.window = clap.window
+    batch_size = config["dataset"]["batch_size"]
+    loader = make_loader(dataset, clap.collate, batch_size=batch_size, num_workers=0, shuffle=True)
+    criterion = build(config["loss"], torch.nn.Module).to(clap.device)
+    optimizer, _ = instantiate(config["optimizer"])(clap, criterion, total_steps=3)
+    precision = config["trainer"]["precision"]
+    trainer = ClapTrainer(loader, None, None, clap, optimizer, criterion, precision=precision)
+    batch = next(iter(loader)).to(clap.device)
+    clap.train()
+    return time_calls(lambda: trainer.train_step(batch, tqdm(disable=True)), device=clap.device)
+
+
+def count_flops(clap: Clap, config: Mapping[str, Any]) -> int:
+    """Products and sums of one training step on the meta device: forward and backward, without the spectrogram."""
+
+    encoder, batch_size = clap.audio_encoder.eval(), config["dataset"]["batch_size"]
+    frontend, fusion = encoder.frontend, encoder.fusion
+    longest = round(config["dataset"].get("max_duration", 0) * frontend.sample_rate)
+    rows = batch_size * (len(window_starts(longest, frontend.num_samples)) if isinstance(fusion, MeanOfWindows) else 1)
+    log_mel = torch.zeros(rows, fusion.num_views, frontend.num_frames, frontend.n_mels, device="meta")
+    is_longer = torch.full((rows,), longest > frontend.num_samples and fusion.num_views > 1)  # its values are looked at
+    tokens = torch.ones(batch_size, CAPTION_TOKENS, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        audio = clap.audio_projection(encoder.encode_views(Views(log_mel, is_longer, torch.arange(rows))))
+        (audio.sum() + clap.embed_text(tokens, tokens.bool()).sum()).backward()
+    return counter.get_total_flops()
+
+
+@functools.cache
+def measure_speed(device: str, precision: str) -> float:
+    """Operations a second in a training step of one transformer layer as wide as BERT's."""
+
+    device = choose_device(device)
+    layer = nn.TransformerEncoderLayer(768, nhead=12, dim_feedforward=3072, activation="gelu", batch_first=True)
+    x = torch.randn(4 if device.type == "cpu" else 1024, 64, 768, device=device, requires_grad=True)
+    layer, autocast = layer.to(device), set_precision(precision, device)[0]
+
+    def step() -> None:
+        with autocast:
+            y = layer(x)
+        y.float().square().mean().backward()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() / time_calls(step, device=device)
+
+
+def time_calls(call: Callable[[], object], *, device: torch.device) -> float:
+    """Seconds of a call, the least of three after a first one that does not count."""
+
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])

@@ -1,0 +1,378 @@
+"""Figures of a study, each as PNG and SVG: main effects, interactions, learning curves, cost against quality.
+
+The same runs give the same bytes: no date, no version, and identifiers in the SVG from a fixed salt.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from clap.plotting import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SMOOTHING_POINTS, dress, new_figure, running_mean
+from clap.study.runs import TRAIN_LOSS, Cell, StudyRuns, short
+from clap.study.scores import Column, label_metric
+from clap.study.statistics import MIN_SEEDS, Interval, seed_interval
+from clap.study.table import Row, format_half, format_number
+
+TEAL = "#1b9aaa"
+COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, TEAL)  # of cells beside the baseline, which is drawn in INK
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+CAPTIONS = {
+    "main_effects": "Main effects: {effect}. {bars}",
+    "interaction": "Interaction: means of pairs of levels; without interaction the lines are parallel. {bars}",
+    "learning_curves": "Learning curves: mean over seeds, in a band from the lowest to the highest seed. {smoothed}",
+    "cost_quality": "Cost against quality: means over seeds. As far as these tell, no cell is both faster and better "
+    "than one on the Pareto front. {bars}",
+}
+CURVES_WIDTH = 9.5  # inches
+WIDE_RANGE = 10.0  # largest by smallest cost, from which on the axis is logarithmic
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its interval, if there is one."""
+
+    mean: float
+    interval: Interval | None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of its bar; the mean itself without an interval."""
+        return (self.interval.low, self.interval.high) if self.interval else (self.mean, self.mean)
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Estimates for levels of some factors, averaged over the same combinations of the others.
+
+    Attributes:
+        points: levels -> estimate.
+        used, total: combinations of the other factors that have all these levels, and all there are.
+    """
+
+    points: dict[tuple[str, ...], Estimate]
+    used: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a cell is drawn in every figure."""
+
+    color: str
+    marker: str
+
+
+def draw_study(runs: StudyRuns, rows: Sequence[Row]) -> dict[str, Figure]:
+    """The figures that these runs allow, by name."""
+    figures = {
+        "main_effects": plot_main_effects(runs) if runs.is_grid else plot_differences(runs, rows),
+        "interaction": plot_interactions(runs),
+        "learning_curves": plot_learning_curves(runs),
+        "cost_quality": plot_cost(runs, rows),
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def caption(name: str, runs: StudyRuns) -> str:
+    """What the marks and bars of a figure are."""
+    others = " over the other factors" if len(runs.study.factors) > 1 else ""
+    effect = f"each level's mean{others}" if runs.is_grid else "paired differences to the baseline"
+    smoothed = any(len(steps) >= SMOOTHING_POINTS for steps, _ in runs.curves[TRAIN_LOSS].values())
+    clips = "" if runs.columns[0].counts is None else " and clips"
+    bars = f"Bars are 95 % intervals over seeds{clips}, not corrected for their number."
+    return (
+        CAPTIONS[name]
+        .format(
+            effect=effect,
+            smoothed="Each seed's training loss is a running mean." if smoothed else "",
+            bars=bars if any(len(cell.finished) >= MIN_SEEDS for cell in runs.cells) else "",
+        )
+        .strip()
+    )
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """PNG and SVG, the same bytes for the same figure."""
+    figure.savefig(f"{stem}.png", metadata={"Software": None})
+    with matplotlib.rc_context({"svg.hashsalt": stem.name}):
+        figure.savefig(f"{stem}.svg", metadata={"Date": None, "Creator": None})
+
+
+def average(runs: StudyRuns, factors: Sequence[str]) -> Averages:
+    """The leading metric for the levels of `factors`, over combinations of the others that no level lacks."""
+    groups: dict[tuple, dict[tuple, Cell]] = defaultdict(dict)
+    for cell in runs.cells:
+        if cell.finished:
+            rest = tuple(level for factor, level in cell.levels.items() if factor not in factors)
+            groups[tuple(cell.levels[factor] for factor in factors)][rest] = cell
+    others = [levels for factor, levels in runs.study.factors.items() if factor not in factors]
+    combinations = list(itertools.product(*others))
+    used = [rest for rest in combinations if all(rest in group for group in groups.values())]
+    points = {levels: estimate(runs.columns[0], [group[rest] for rest in used]) for levels, group in groups.items()}
+    return Averages(points if used else {}, len(used), len(combinations))
+
+
+def estimate(column: Column, cells: Sequence[Cell]) -> Estimate | None:
+    """Mean over cells, with its interval over the seeds that all of them have."""
+    if not cells:
+        return None
+    seeds = [seed for seed in cells[0].finished if all(seed in cell.finished for cell in cells)]
+    values = [[column.scores[run_id].value for run_id in cell.ids(seeds or None)] for cell in cells]
+    mean = float(np.mean([np.mean(numbers) for numbers in values]))
+    if not seeds:
+        return Estimate(mean, None)
+    scores = np.mean([column.matrix(cell.ids(seeds)) for cell in cells], axis=0)
+    return Estimate(mean, seed_interval(scores, column.counts))
+
+
+def plot_main_effects(runs: StudyRuns) -> Figure:
+    """A panel for each factor, a row for each level: mean over the other factors."""
+    factors = runs.study.factors
+    figure, panels = row_panels([len(levels) for levels in factors.values()], title="Main effects")
+    for (factor, levels), axes in zip(factors.items(), panels, strict=True):
+        averages = average(runs, [factor])
+        names = [f"{level} (baseline)" if level == levels[0] else level for level in levels]
+        draw_rows(axes, names, [averages.points.get((level,)) for level in levels])
+        limits = f", over {averages.used} of {averages.total} combinations" if averages.used < averages.total else ""
+        axes.set_title(short(factor) + limits, fontsize=11, color=INK, loc="left")
+    panels[-1].set_xlabel(runs.columns[0].label, color=INK)
+    return figure
+
+
+def plot_differences(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
+    """A panel for each factor, a row for each level that differs from the baseline: paired difference to it."""
+    baseline = runs.cells[0].levels
+    factors = {factor: [row for row in rows if row.cell.levels[factor] != level] for factor, level in baseline.items()}
+    factors = {factor: changed for factor, changed in factors.items() if changed}
+    if not factors:
+        return None
+    figure, panels = row_panels([len(changed) for changed in factors.values()], title="One factor at a time")
+    metric = runs.columns[0].metric
+    for (factor, changed), axes in zip(factors.items(), panels, strict=True):
+        results = [row.results.get(metric) for row in changed]
+        found = [result.comparison if result else None for result in results]
+        points = [Estimate(difference.difference, difference.interval) if difference else None for difference in found]
+        draw_rows(axes, [row.cell.levels[factor] for row in changed], points, sign="+")
+        axes.axvline(0.0, color=INK, linewidth=1.0, zorder=1)
+        axes.set_title(f"{short(factor)}, baseline {baseline[factor]}", fontsize=11, color=INK, loc="left")
+    panels[-1].set_xlabel(f"{runs.columns[0].label}, difference to the baseline", color=INK)
+    return figure
+
+
+def row_panels(sizes: Sequence[int], *, title: str) -> tuple[Figure, list[Axes]]:
+    """Panels below each other on one x axis, as high as their numbers of rows."""
+    figure = new_figure(8.0, 1.1 + sum(0.55 + 0.36 * size for size in sizes), title=title)
+    axes = figure.subplots(len(sizes), 1, sharex=True, squeeze=False, height_ratios=[size + 0.4 for size in sizes])
+    return figure, list(axes[:, 0])
+
+
+def draw_rows(axes: Axes, names: Sequence[str], points: Sequence[Estimate | None], sign: str = "") -> None:
+    """A dot with its bar for each name, the number beside it; the first name on top."""
+    for place, point in enumerate(points):
+        if point is not None:
+            axes.plot(point.ends, [place, place], color=BLUE, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
+            axes.plot(point.mean, place, color=BLUE, marker="o", markersize=7)
+        words = "no result" if point is None else format_number(point.mean, sign) + format_half(point.interval)
+        axes.text(1.02, place, words, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=INK)
+    dress(axes, xlabel="", ylabel="")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+
+
+def plot_interactions(runs: StudyRuns) -> Figure | None:
+    """A panel for each pair of factors of a grid: lines for the levels of one over the levels of the other."""
+    pairs = [pair for pair in itertools.combinations(runs.study.factors, 2) if runs.is_grid]
+    averages = {pair: average(runs, pair) for pair in pairs}
+    averages = {pair: found for pair, found in averages.items() if has_both(found)}
+    if not averages:
+        return None
+    columns = min(len(averages), 2)
+    rows = -(-len(averages) // columns)
+    figure = new_figure(6.4 if columns == 1 else 11.0, 4.2 * rows, title="Interaction")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes, (pair, found) in zip(panels.flat, averages.items(), strict=False):
+        draw_interaction(axes, runs, pair, found.points)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(runs.columns[0].label, color=INK)
+    for axes in panels.flat[len(averages) :]:
+        axes.remove()
+    return figure
+
+
+def has_both(averages: Averages) -> bool:
+    """Do the points tell two levels or more of either factor?"""
+    return all(len(set(levels)) > 1 for levels in zip(*averages.points, strict=True)) and bool(averages.points)
+
+
+def draw_interaction(axes: Axes, runs: StudyRuns, pair: tuple[str, str], points: dict[tuple, Estimate]) -> None:
+    """The factor with more levels lies along x; lines stand a little apart, so that their bars do not overlap."""
+    across, along = sorted(pair, key=lambda factor: len(runs.study.factors[factor]))
+    if len(runs.study.factors[across]) == len(runs.study.factors[along]):
+        along, across = pair
+    places, lines = runs.study.factors[along], runs.study.factors[across]
+    for index, level in enumerate(lines):
+        keys = [(place, level) if pair == (along, across) else (level, place) for place in places]
+        known = [(x, points[key]) for x, key in enumerate(keys) if key in points]
+        if known:
+            shift = 0.06 * (index - (len(lines) - 1) / 2)
+            x = [x + shift for x, _ in known]
+            draw_points(axes, x, [point for _, point in known], cycle(COLORS, index), cycle(MARKERS, index), level)
+    dress(axes, xlabel=short(along), ylabel="")
+    many = len(places) * max(map(len, places)) > 44
+    axes.set_xticks(range(len(places)), places, rotation=25 if many else 0, ha="right" if many else "center")
+    axes.set_xlim(-0.4, len(places) - 0.6)
+    show_legend(axes, *axes.get_legend_handles_labels(), title=short(across))
+
+
+def show_legend(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], title: str | None = None) -> None:
+    """Beside the axes, where it hides nothing."""
+    legend = axes.legend(
+        lines, names, title=title, loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=9, title_fontsize=9
+    )
+    legend.set_frame_on(False)
+    legend.set_alignment("left")
+
+
+def draw_points(
+    axes: Axes, x: Sequence[float], points: Sequence[Estimate], color: str, marker: str, label: str
+) -> None:
+    """A line through means with their bars."""
+    axes.vlines(x, *zip(*(point.ends for point in points), strict=True), color=color, alpha=0.5, linewidth=2.2)
+    line = "-" if len(points) > 1 else "none"
+    means = [point.mean for point in points]
+    axes.plot(x, means, linestyle=line, color=color, marker=marker, markersize=6, label=label)
+
+
+def cycle(values: Sequence[str], index: int) -> str:
+    return values[index % len(values)]
+
+
+def group_cells(runs: StudyRuns) -> list[list[Cell]]:
+    """Cells beside the baseline: together while few, otherwise by first factor, or by the factor that changes."""
+    others = runs.cells[1:]
+    if len(others) <= len(COLORS):
+        return [others] if others else []
+    groups = defaultdict(list)
+    for cell in others:
+        changed = [factor for factor, level in cell.levels.items() if level != runs.cells[0].levels[factor]]
+        groups[next(iter(cell.levels.values())) if runs.is_grid else changed[0]].append(cell)
+    size = len(COLORS)
+    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+
+
+def choose_styles(runs: StudyRuns) -> dict[str, Style]:
+    """Name of a cell -> style: the baseline in INK; in a large grid one colour for one combination of the rest."""
+    groups, styles = group_cells(runs), {runs.name(runs.cells[0]): Style(INK, "o")}
+    rests = list(dict.fromkeys(tuple(cell.levels.values())[1:] for cell in runs.cells))
+    for place, group in enumerate(groups):
+        for index, cell in enumerate(group):
+            if len(groups) > 1 and runs.is_grid:
+                index = rests.index(tuple(cell.levels.values())[1:])
+            marker = cycle(MARKERS, place if len(groups) > 1 else index + 1)
+            styles[runs.name(cell)] = Style(cycle(COLORS, index), marker)
+    return styles
+
+
+def plot_learning_curves(runs: StudyRuns) -> Figure | None:
+    """Training loss and the leading metric in validation by step: a row of panels for each group of cells."""
+    metrics = [metric for metric, curves in runs.curves.items() if any(len(steps) for steps, _ in curves.values())]
+    if not metrics:
+        return None
+    groups = [[runs.cells[0], *group] for group in group_cells(runs)] or [runs.cells[:1]]
+    groups = [[cell for cell in group if cell.finished] for group in groups]
+    groups = [group for group in groups if group]
+    columns = count_columns([legend_name(runs, cell) for group in groups for cell in group])
+    heights = [height for group in groups for height in (0.25 * -(-len(group) // columns), 3.0)]
+    figure = new_figure(CURVES_WIDTH, 0.7 + sum(heights), title="Learning curves")
+    grid = figure.add_gridspec(len(heights), len(metrics), height_ratios=heights)
+    styles, shared = choose_styles(runs), {}
+    for row, group in enumerate(groups):
+        lines = [Line2D([], [], color=styles[runs.name(cell)].color, linewidth=2.2) for cell in group]
+        legend = figure.add_subplot(grid[2 * row, :])
+        legend.set_axis_off()
+        names = [legend_name(runs, cell) for cell in group]
+        legend.legend(lines, names, ncols=columns, fontsize=9, loc="center", frameon=False, borderpad=0)
+        for column, metric in enumerate(metrics):
+            axes = figure.add_subplot(grid[2 * row + 1, column], sharey=shared.get(metric))
+            shared[metric] = axes
+            for cell in group:
+                draw_band(axes, runs, cell, metric, styles[runs.name(cell)].color)
+            dress(
+                axes, xlabel="step", ylabel="training loss" if metric == TRAIN_LOSS else f"val {label_metric(metric)}"
+            )
+    return figure
+
+
+def count_columns(names: Sequence[str]) -> int:
+    """Of a legend as wide as the figure."""
+    return max(1, int(CURVES_WIDTH / (0.6 + 0.08 * max(map(len, names)))))
+
+
+def draw_band(axes: Axes, runs: StudyRuns, cell: Cell, metric: str, color: str) -> None:
+    """Mean over seeds and the range between them, at the steps that all have; a noisy curve is smoothed first."""
+    curves = [dict(zip(*runs.curves[metric][run_id], strict=True)) for run_id in cell.ids()]
+    steps = sorted(set.intersection(*map(set, curves)))
+    if not steps:
+        return
+    values = np.array([[curve[step] for step in steps] for curve in curves])  # (seeds, steps)
+    if metric == TRAIN_LOSS and len(steps) >= SMOOTHING_POINTS:
+        values = np.stack([running_mean(curve, reach=len(steps) // 40) for curve in values])
+    axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+    axes.plot(steps, values.mean(axis=0), color=color, linewidth=1.8, marker="o" if len(steps) < 10 else None, ms=4)
+
+
+def legend_name(runs: StudyRuns, cell: Cell) -> str:
+    name = runs.name(cell)
+    return f"{name} (baseline)" if cell is runs.cells[0] and name != "baseline" else name
+
+
+def plot_cost(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
+    """Minutes against the leading metric, and the Pareto front; the legend has the best cell on top."""
+    column, styles = runs.columns[0], choose_styles(runs)
+    rows = [row for row in rows if "cost/seconds" in row.cost]
+    if not rows:
+        return None
+    rows.sort(key=lambda row: row.results[column.metric].mean, reverse=True)
+    minutes = [row.cost["cost/seconds"] / 60 for row in rows]
+    points = [Estimate(row.results[column.metric].mean, row.results[column.metric].interval) for row in rows]
+    figure = new_figure(9.0, max(4.4, 1.2 + 0.26 * len(rows)), title="Cost against quality")
+    axes = figure.add_subplot()
+    front = find_front(minutes, [point.mean for point in points])
+    x, y = [minutes[place] for place in front], [points[place].mean for place in front]
+    axes.step(x, y, where="post", color=GREY, linestyle="--", linewidth=1.2, zorder=1, label="Pareto front")
+    for row, at, point in zip(rows, minutes, points, strict=True):
+        style = styles[runs.name(row.cell)]
+        draw_points(axes, [at], [point], style.color, style.marker, legend_name(runs, row.cell))
+    dress(axes, xlabel="minutes of training", ylabel=column.label)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
+    if max(minutes) > WIDE_RANGE * min(minutes) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(x=0.08)
+    (front_line, *lines), (front_name, *names) = axes.get_legend_handles_labels()
+    show_legend(axes, [*lines, front_line], [*names, front_name])
+    return figure
+
+
+def find_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
+    """Places that no other beats in cost without losing quality, the cheapest first."""
+    front, best = [], -np.inf
+    for place in sorted(range(len(costs)), key=lambda place: (costs[place], -qualities[place])):
+        if qualities[place] > best:
+            front.append(place)
+            best = qualities[place]
+    return front

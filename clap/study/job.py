@@ -1,0 +1,77 @@
+"""A job of a sweep: its record in job.json, its name and its MLflow tags."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from clap.atomic import read_json, write_json
+from clap.run_folder import JOB_FILE, SWEEP_FILE
+from clap.study.factors import SEED
+
+
+@dataclass
+class Job:
+    """How one job of a sweep stands.
+
+    Args:
+        status: `running` (also of one that was killed), `finished` or `failed`.
+        config: what its result depends on, {dotted key: value}.
+        value: what it returned, the metric that chose the best checkpoint.
+    """
+
+    folder: Path
+    name: str
+    status: str
+    config: dict[str, Any] = field(default_factory=dict)
+    value: float | None = None
+    error: str | None = None
+
+    def write(self) -> None:
+        write_json(self.folder / JOB_FILE, {key: value for key, value in vars(self).items() if key != "folder"})
+
+    @property
+    def problem(self) -> str | None:
+        """Why it has no result, or none that counts."""
+        return self.error or (None if self.status == "finished" else "stopped")
+
+
+def read_job(folder: Path) -> Job | None:
+    """The job of a folder; None if it was never started."""
+    values = read_json(folder / JOB_FILE)
+    return Job(folder, **values) if values else None
+
+
+def read_jobs(sweep_dir: Path) -> list[Job]:
+    """All jobs of a sweep that were ever started, by name."""
+    jobs = [read_job(path.parent) for path in sorted(sweep_dir.glob(f"*/{JOB_FILE}"))]
+    return sorted((job for job in jobs if job), key=lambda job: job.name)
+
+
+def job_tags() -> tuple[str | None, dict[str, str]]:
+    """Name and tags for the MLflow run of the present job; (None, {}) outside of a sweep."""
+    hydra = HydraConfig.get()
+    sweep = read_json(Path(hydra.sweep.dir) / SWEEP_FILE) if hydra.mode == RunMode.MULTIRUN else {}
+    if not sweep:
+        return None, {}
+    swept = {key: value for key, value in job_levels(hydra.overrides.task).items() if key in sweep["swept"]}
+    name = name_job(swept, groups=hydra.runtime.choices)
+    tags = {"mlflow.parentRunId": sweep["run_id"], "study": sweep["study"], "job": name}
+    return name, tags | {"folder": Path(hydra.runtime.output_dir).name} | swept
+
+
+def job_levels(overrides: Sequence[str]) -> dict[str, str]:
+    """A job's overrides as {key: value}, the seed last."""
+    values = dict(line.split("=", 1) for line in overrides)
+    return {key: values[key] for key in sorted(values, key=lambda key: key == SEED)}
+
+
+def name_job(levels: Mapping[str, str], *, groups: Collection[str]) -> str:
+    """What differs from job to job, as `htsat_nano-gpt2_nano-lr=0.001-s0`."""
+    parts = {key: f"{key.split('.')[-1]}={value}" for key, value in levels.items()}
+    parts |= {key: value for key, value in levels.items() if key in groups}
+    parts |= {key: f"s{value}" for key, value in levels.items() if key == SEED}
+    return "-".join(parts.values()) or "job"

@@ -1,0 +1,90 @@
+"""The leaderboard of a sweep: the results of its jobs, best first."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clap.atomic import read_json
+from clap.run_folder import COST, METRICS, read_counts
+from clap.study.job import Job
+
+COSTS = ("seconds", "clips_per_second", "peak_memory_bytes", "parameters")
+SHOWN = (  # last parts of the metrics in the table of a sweep that is no study
+    "zero_shot/accuracy",
+    "text_to_audio/recall_at_1",
+    "text_to_audio/recall_at_10",
+    "audio_to_text/recall_at_1",
+)
+
+
+class Leaderboard:
+    """The jobs of a sweep, best first by the leading metric, equal ones by name, those without a result last.
+
+    Args:
+        metrics: of the table on screen, the leading one first; by default those of SHOWN that the jobs have.
+
+    Attributes:
+        counts: names of what says how many clips a metric is of, where some job did not have them all.
+    """
+
+    def __init__(self, jobs: Sequence[Job], metrics: Sequence[str] = ()) -> None:
+        quality = [{} if job.problem else read_json(job.folder / METRICS) for job in jobs]
+        names = sorted({name for values in quality for name in values})
+        split = "test/" if any(name.startswith("test/") for name in names) else ""
+        known = [name for name in names if name.startswith(split)]
+        self.metrics = list(metrics) or [name for end in SHOWN for name in known if name.endswith(end)]
+        counts = [{} if job.problem else read_counts(job.folder) for job in jobs]
+        told = sorted({name for own in counts for name in own if name.startswith(split)})
+        self.counts = [name for name in told if not all(is_whole(own.get(name)) for own in counts)]
+        self.rows = []
+        for job, values, own in zip(jobs, quality, counts, strict=True):
+            cost = read_json(job.folder / COST)
+            row = {"job": job.name, "status": job.status}
+            row |= {name: values.get(name) for name in [*self.metrics, *known]}
+            row |= {name: own.get(name) for name in told}
+            row |= {name: cost.get(name) for name in COSTS}
+            self.rows.append(row | {"problem": job.problem, "folder": job.folder.name})
+        self.rows.sort(key=self.rank)
+
+    def rank(self, row: Mapping[str, Any]) -> tuple[float, str]:
+        value = row[self.metrics[0]] if self.metrics else None
+        return math.inf if value is None or math.isnan(value) else -value, row["job"]
+
+    def csv(self) -> str:
+        """Every metric on the test split, cost, problem and folder."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]) if self.rows else ["job"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        """Job, the metrics that count, minutes, and why a job has no result."""
+        problems = ["problem"] if any(row["problem"] for row in self.rows) else []
+        table = [["job", *(shorten(name) for name in [*self.metrics, *self.counts]), "minutes", *problems]]
+        for row in self.rows:
+            minutes = None if row["seconds"] is None else row["seconds"] / 60
+            numbers = [show(row[name], digits=3) for name in self.metrics]
+            numbers += [*(row[name] or "-" for name in self.counts), show(minutes, digits=1)]
+            table.append([row["job"], *numbers, *((row[name] or "").replace("|", "\\|") for name in problems)])
+        widths = [min(40, max(map(len, column))) for column in zip(*table, strict=True)]  # errors are longer
+        table.insert(1, ["-" * width for width in widths])
+        lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def is_whole(count: str | None) -> bool:
+    """Were all clips used, or none, for lack of a result?"""
+    return count is None or re.fullmatch(r"(\d+) of \1 clips", count) is not None
+
+
+def shorten(metric: str) -> str:
+    """A metric's name without its split, as a column's head."""
+    return metric.split("/", 1)[-1].replace("/", " ")
+
+
+def show(value: float | None, *, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,147 @@
+"""What a study would cost, before it runs: its jobs, their hours, and what they would download.
+
+Nothing is downloaded. A job takes what finished jobs of its cell took; without one, a few of its training steps are
+timed; of a model too large for that, the arithmetic is counted on the meta device, which holds no weights.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from clap.atomic import read_json
+from clap.config.compose import compose_config, find_yamls
+from clap.config.overrides import VERSION_BASE, check_overrides
+from clap.run_folder import COST
+from clap.study.factors import SEED, Study, find_factors, find_study, parse_overrides, read_study
+from clap.study.job import Job, name_job, read_jobs
+from clap.study.settings import read_settings
+from clap.study.statistics import MIN_SEEDS
+
+
+@dataclass
+class PlannedJob:
+    """A job, its seconds of training and validation (None where unknown), and how they were found or why not."""
+
+    name: str
+    seconds: float | None
+    basis: str
+    finished: bool = False
+
+    @property
+    def minutes(self) -> str:
+        return "-" if self.seconds is None else f"{self.seconds / 60:.1f}"
+
+
+@dataclass
+class Plan:
+    """The jobs of a study, and what they lack on this machine."""
+
+    study: Study
+    jobs: list[PlannedJob] = field(default_factory=list)
+    missing: dict[str, None] = field(default_factory=dict)  # each once, in the order of the jobs
+
+    def markdown(self) -> str:
+        """A table of jobs, the hours that are left beside the budget, and what would be downloaded."""
+        left = [job for job in self.jobs if not job.finished]
+        known = [job.seconds for job in left if job.seconds is not None]
+        hours = f"{sum(known) / 3600:.2f} h"
+        if len(known) < len(left):
+            unknown = len(left) - len(known)
+            hours += f" and {unknown} job{'s' * (unknown > 1)} of unknown length"
+        budget = "none is given" if self.study.minutes is None else f"{self.study.minutes / 60:.2f} h"
+        table = ["| job | minutes | estimate |", "|---|---|---|"]
+        table += [f"| {job.name} | {job.minutes} | {job.basis} |" for job in self.jobs]
+        lines = [
+            *table,
+            "",
+            f"finished: {len(self.jobs) - len(left)} of {len(self.jobs)} jobs, in {self.study.folder}",
+            f"left: {hours}, one job after the other; budget: {budget}",
+            f"to download or to give: {'nothing' if not self.missing else ''}".rstrip(),
+            *(f"- {item}" for item in self.missing),
+        ]
+        if len(self.study.seeds) < MIN_SEEDS:
+            lines.append(f"seeds: {', '.join(self.study.seeds)}; fewer than {MIN_SEEDS} have no intervals and no tests")
+        return "\n".join(lines)
+
+
+def make_plan(name: str, overrides: Sequence[str] = ()) -> Plan:
+    """The plan of conf/experiment/<name>.yaml with these overrides.
+
+    Raises:
+        ValueError: there is no such study, or an override is wrong.
+    """
+    study, swept, fixed = open_study(name, overrides)
+    groups = [path.name for path in find_yamls().iterdir()]
+    plan, finished = Plan(study), [job for job in read_jobs(Path(study.folder)) if not job.problem]
+    for cell in study.cells():
+        lines = [*fixed, *(f"{key}={level}" for key, level in cell.items())]
+        config = compose_config([f"experiment={name}", *lines])
+        took = {job.config[SEED]: read_seconds(job) for job in finished if is_same_cell(job, config)}
+        missing, seconds, basis = [], None, ""
+        if {int(seed) for seed in study.seeds} - took.keys():
+            missing, seconds, basis = look_ahead(config, lines, list(took.values()))
+        plan.missing |= dict.fromkeys(missing)
+        for seed in study.seeds:
+            levels = {key: level for key, level in {**cell, SEED: seed}.items() if key in swept}
+            job = PlannedJob(name_job(levels, groups=groups), seconds, basis)
+            if int(seed) in took:
+                job = PlannedJob(job.name, 0.0, f"finished in {took[int(seed)] / 60:.1f} min", finished=True)
+            plan.jobs.append(job)
+    return plan
+
+
+def open_study(name: str, lines: Sequence[str]) -> tuple[Study, list[str], list[str]]:
+    """A study as `train.py -m` would run it with these overrides, the keys that it sweeps, and what every job gets."""
+    read_study(name)  # or says which there are
+    command = ["--cfg", "job", "-m", f"experiment={name}", *lines]
+    check_overrides(command, config_dir=find_yamls(), config_name="config")
+    with initialize_config_dir(str(find_yamls()), version_base=VERSION_BASE):
+        config = compose("config", [f"experiment={name}"], return_hydra_config=True)
+        swept = list(find_factors(config.hydra.sweeper.params, lines))
+        fixed = {o.key_or_group: o.input_line for o in parse_overrides(None, lines) if o.key_or_group not in swept}
+        own = [line for key, line in fixed.items() if key.split(".")[0] in ("hydra", "study", SEED)]
+        config = compose("config", [f"experiment={name}", *own], return_hydra_config=True)
+        return find_study(config, lines), swept, list(fixed.values())
+
+
+def is_same_cell(job: Job, config: Mapping[str, Any]) -> bool:
+    """Did a job run with this config, but for its seed and what is no part of a result?"""
+    settings = json.loads(json.dumps(read_settings(OmegaConf.create(config)), default=str))
+    return {**job.config, SEED: None} == {**settings, SEED: None}
+
+
+def read_seconds(job: Job) -> float:
+    """How long a finished job trained and validated."""
+    return read_json(job.folder / COST)["seconds"]
+
+
+def look_ahead(
+    config: dict[str, Any], lines: Sequence[str], took: Sequence[float]
+) -> tuple[list[str], float | None, str]:
+    """What a job of a cell lacks on this machine, its seconds (None where unknown), and how they were found.
+
+    Args:
+        lines: the overrides in `config`; what they name does not come from init_from.
+        took: seconds of the cell's finished jobs.
+    """
+    from clap.study.downloads import (  # torch and transformers, after the overrides are checked
+        list_missing,
+        read_initial,
+    )
+    from clap.study.estimate import estimate
+
+    try:
+        config = config | read_initial(config, lines)
+    except FileNotFoundError as error:
+        return [f"init_from: {error}"], None, f"unknown: {error}"
+    missing = list(list_missing(config))
+    if took:
+        jobs = "1 finished job" if len(took) == 1 else f"{len(took)} finished jobs"
+        return missing, statistics.mean(took), f"measured: {jobs} of this cell"
+    return missing, *estimate(config, ready=not missing)

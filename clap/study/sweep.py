@@ -1,0 +1,186 @@
+"""Sweeps: one MLflow parent over all jobs, what is finished stays, a leaderboard at the end.
+
+Hydra calls `Sweep` around a multirun, and each job runs `clap.study.run_job`, in whatever process its launcher starts.
+They share files in the sweep's folder alone: sweep.json says what the sweep is, <job>/job.json how a job stands.
+"""
+
+import atexit
+import contextlib
+import logging
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from clap.atomic import write_json
+from clap.run_folder import LOCK, SWEEP_FILE, continue_command, is_held
+from clap.study.factors import find_factors, find_study, one_factor_at_a_time, parse_overrides
+from clap.study.job import job_levels, read_jobs
+from clap.study.leaderboard import Leaderboard
+from clap.study.run_job import end_run, one_line
+from clap.study.settings import FOLDER_KEY, check_fixed, check_settings, read_settings
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 2.0
+split_grid = BasicSweeper.split_arguments  # parsed overrides -> batches of jobs, each a list of lines key=value
+
+
+def split_one_at_a_time(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+    """Of Hydra's grid the first job, and those that differ from it in one factor."""
+    (jobs,) = split_grid(overrides, None)
+    near = one_factor_at_a_time([job_levels(job) for job in jobs])
+    kept = [[f"{key}={value}" for key, value in job.items()] for job in near]
+    return list(BasicSweeper.split_overrides_to_chunks(kept, max_batch_size))
+
+
+@contextlib.contextmanager
+def end_on_error() -> Iterator[None]:
+    """Hydra makes a warning of what a callback raises and goes on; this ends the program."""
+    try:
+        yield
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {one_line(error)}")
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+class Sweep(Callback):
+    """Hydra's callback around a multirun: the parent run before the first job, the leaderboard after the last."""
+
+    running: "Sweep | None" = None  # the one of this process
+    ended = False
+
+    def __getstate__(self) -> dict:
+        return {}  # launchers copy callbacks into their processes, which do not need this one
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Open the store, before any job does, and the parent run in it; refuse a folder that holds another sweep."""
+        with end_on_error():
+            self.start(config)
+
+    def start(self, config: DictConfig) -> None:
+        from clap.tracking.tracker import Tracker, recorded_run
+
+        hydra, lines = config.hydra, list(config.hydra.overrides.task)
+        Sweep.running = self
+        self.folder, self.tracking = Path(hydra.sweep.dir), config.tracking
+        self.folder.mkdir(parents=True, exist_ok=True)
+        study = find_study(config, lines)
+        self.study = name = study.name if study else None
+        self.metrics = study.metrics if study else []
+        set_design(study.design if study else "grid", sweeper=hydra.sweeper._target_)
+        params, unnamed = hydra.sweeper.get("params"), hydra.job.config.override_dirname.exclude_keys
+        self.swept = swept = list(find_factors(params, lines))
+        check_named(swept, unnamed)
+        others = [item for item in parse_overrides(params, lines) if item.key_or_group not in {*swept, *unnamed}]
+        fixed = sorted(override.input_line for override in others)
+        settings = read_settings(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+        with FileLock(self.folder / LOCK):
+            check_fixed(self.folder, fixed)
+            check_settings(self.folder, settings, swept)
+            self.tracker = Tracker(
+                **config.tracking,
+                run_name=name or f"sweep {self.folder.parent.name} {self.folder.name}",
+                run_id=recorded_run(self.folder, config.tracking.uri),
+                run_dir=self.folder,
+                tags={"role": "sweep", "study": name, "swept": ", ".join(swept), "fixed": " ".join(fixed)},
+            )
+            values = {"study": name, "run_id": self.tracker.run_id, "swept": swept, "fixed": fixed}
+            write_json(self.folder / SWEEP_FILE, values | {"settings": settings})
+        atexit.register(self.close)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that no worker is left behind
+        log.info("sweep folder %s; to go on after a stop: %s", self.folder, self.continue_command())
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Wait for jobs that other processes run, then write the leaderboard and close the parent run."""
+        with end_on_error():
+            self.wait_for_others()
+            self.finish()
+
+    def wait_for_others(self) -> None:
+        waited: list[str] = []
+        while held := sorted(path.parent.name for path in self.folder.glob(f"*/{LOCK}") if is_held(path.parent)):
+            if held != waited:
+                log.info("waiting for jobs that another process runs: %s", ", ".join(held))
+            waited = held
+            time.sleep(POLL_SECONDS)
+
+    def finish(self) -> None:
+        jobs = read_jobs(self.folder)
+        board = Leaderboard(jobs, self.metrics)
+        with FileLock(self.folder / LOCK):
+            for name, text in (("leaderboard.csv", board.csv()), ("leaderboard.md", board.markdown())):
+                (self.folder / name).write_text(text)
+                self.tracker.log_artifact(self.folder / name)
+            self.tracker.log_view(swept=[*self.swept, *board.counts], metrics=board.metrics)
+            self.end_runs("FAILED" if any(job.problem for job in jobs) else "FINISHED")
+        self.ended = True
+        print(f"\n{board.markdown()}\n{self.folder / 'leaderboard.csv'}\n{self.tracker.view_hint}")
+        if self.study and self.tracker.uri:
+            print(f"table, figures and lineage: {self.report_command()}")
+        if failures := self.failures():
+            sys.exit(
+                f"error: not finished: {', '.join(failures)}; the same sweep, started again, runs only what is left"
+            )
+
+    def close(self) -> None:
+        """At exit: if the sweep did not come to its end, close what is open and say how to go on."""
+        if not self.ended:
+            with FileLock(self.folder / LOCK):
+                self.end_runs("KILLED")
+            print(f"to go on: {self.continue_command()}", file=sys.stderr)
+
+    def end_runs(self, status: str) -> None:
+        """Close the parent run, and the runs of jobs whose process was killed."""
+        for job in read_jobs(self.folder):
+            if job.status == "running" and not is_held(job.folder):
+                end_run(self.tracking, job, "KILLED")
+        self.tracker.finish(status)
+
+    def report_command(self) -> str:
+        from clap.tracking.store import DEFAULT_STORE
+
+        uri = self.tracking.uri
+        store = [] if uri == DEFAULT_STORE else ["--uri", uri]
+        return shlex.join(["python", "experiments/report.py", self.study, *store])
+
+    def continue_command(self) -> str:
+        return continue_command(sys.argv, [f"{FOLDER_KEY}{self.folder}"])
+
+    def failures(self) -> list[str]:
+        """What did not finish, with its reason, jobs of the same reason together."""
+        names = defaultdict(list)
+        for job in read_jobs(self.folder):
+            if job.problem:
+                names[job.problem].append(job.name)
+        return [f"{', '.join(some)} ({problem})" for problem, some in names.items()]
+
+
+def set_design(design: str, *, sweeper: str) -> None:
+    """Have Hydra's sweeper make the jobs of a study's design."""
+    if design == "one_at_a_time" and sweeper != BasicSweeperConf._target_:
+        raise ValueError(f"study.design={design} goes with hydra/sweeper=basic only, not with {sweeper}; take it away")
+    BasicSweeper.split_arguments = staticmethod(split_one_at_a_time if design == "one_at_a_time" else split_grid)
+
+
+def check_named(swept: Sequence[str], unnamed: Collection[str]) -> None:
+    """Refuse to sweep a key that does not name a job's folder: the jobs would share one."""
+    if found := sorted(set(swept) & set(unnamed)):
+        raise ValueError(
+            f"{found[0]} is swept but names no folder; add "
+            f"'hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(set(unnamed) - set(swept)))}]'"
+        )

@@ -1,0 +1,1 @@
+"""Runs in MLflow: tracker, store, prepared pages, upload, registry and serving."""

@@ -1,0 +1,165 @@
+"""Put a model into MLflow's registry, ready to be served: `python -m clap register CHECKPOINT`.
+
+A version is a folder with a copy of the checkpoint and of this package, pinned requirements, and what a request looks
+like. Nothing in it is pickled, and later changes of a checkout do not change its answers. Every call names its store,
+so that MLflow's global state stays as it is.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from clap import checkpoint
+from clap.atomic import read_json
+from clap.model import Clap
+from clap.run_folder import METRICS, RECORD
+from clap.tracking.serve import TEMPLATES
+from clap.tracking.store import (
+    DEFAULT_STORE,
+    Metric,
+    MlflowClient,
+    MlflowException,
+    find_or_create_experiment,
+    open_store,
+    reason,
+    resolve_uri,
+)
+from clap.tracking.tracker import recorded_run
+from clap.tracking.upload import exists
+
+from mlflow import pyfunc  # isort: skip
+from mlflow.entities import LoggedModel, LoggedModelOutput  # isort: skip
+from mlflow.entities.model_registry import ModelVersion  # isort: skip
+from mlflow.models import Model, ModelSignature  # isort: skip
+from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema  # isort: skip
+
+EXPERIMENT = "clap"  # of models whose run the store does not have
+# What the served code imports; pinned to the versions that are installed where the model is registered.
+REQUIREMENTS = (
+    *("mlflow", "torch", "torchaudio", "torchvision", "transformers", "tokenizers", "safetensors", "timm"),
+    *("librosa", "soundfile", "soxr", "numpy", "pandas", "tqdm", "omegaconf", "pyyaml", "psutil", "filelock"),
+)
+
+
+def register(ckpt: Path, *, name: str = "clap", uri: str | None = None) -> ModelVersion:
+    """Make a checkpoint the next version of a registered model.
+
+    If the store has its run, the version belongs to it, and of a best checkpoint the model gets the run's metrics.
+
+    Args:
+        uri: store, by default the one that the run was logged to, or outputs/mlflow.db.
+
+    Raises:
+        FileNotFoundError, ValueError: no checkpoint that loads, no such kind of store, or the store refuses the name.
+        ConnectionError: the store does not answer.
+    """
+    folder, run_dir = locate(ckpt)
+    uri = find_store(ckpt, uri)
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = copy_checkpoint(folder, Path(temporary, "checkpoint"))
+        Clap.from_ckpt(copy)  # what does not load is not registered
+        client = open_store(uri)
+        run_id = recorded_run(run_dir, uri)
+        run_id = run_id if exists(client, run_id, uri=uri) else None
+        try:
+            with suppress_existing():
+                client.create_registered_model(name)
+            model = log_model(client, copy, name=name, uri=uri, run_id=run_id)
+            if run_id and folder.name == "best":
+                log_metrics(client, model, read_json(run_dir / METRICS))
+            return add_version(client, model, name=name, source=folder)
+        except MlflowException as error:
+            raise ValueError(f"{uri} did not take {folder} as a version of {name!r} ({reason(error)})") from error
+
+
+def locate(ckpt: Path) -> tuple[Path, Path]:
+    """The folder of a checkpoint, and that of the run that it belongs to."""
+    folder = checkpoint.find_best(Path(ckpt).resolve())
+    return folder, folder.parent.parent if folder.parent.name == "checkpoints" else folder
+
+
+def find_store(ckpt: Path, uri: str | None) -> str:
+    """The store to register in: what is asked for, or the run's own, or the default one."""
+    uri = resolve_uri(uri or read_json(locate(ckpt)[1] / RECORD).get("uri") or DEFAULT_STORE)
+    if uri is None:
+        raise ValueError(f"--uri none is no store; give a path like {DEFAULT_STORE}, or http://HOST:PORT")
+    return uri
+
+
+def copy_checkpoint(folder: Path, target: Path) -> Path:
+    """What loads the model, without the state of its training."""
+    target.mkdir()
+    for name in (checkpoint.CONFIG, checkpoint.WEIGHTS):
+        shutil.copy(checkpoint.find_file(folder, name), target)
+    shutil.copytree(checkpoint.find_file(folder, checkpoint.TOKENIZER), target / checkpoint.TOKENIZER)
+    return target
+
+
+@contextmanager
+def suppress_existing() -> Iterator[None]:
+    """Let a registered model be there already."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def log_model(client: MlflowClient, copy: Path, *, name: str, uri: str, run_id: str | None) -> LoggedModel:
+    """Write the model's folder and send it to the artifacts of the run's experiment."""
+    experiment_id = (
+        client.get_run(run_id).info.experiment_id if run_id else find_or_create_experiment(client, EXPERIMENT, uri=uri)
+    )
+    model = client.create_logged_model(experiment_id, name, source_run_id=run_id)
+    if run_id:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    written = copy.with_name("model")
+    pyfunc.save_model(
+        written,
+        loader_module="clap.tracking.serve",
+        data_path=str(copy),
+        code_paths=[str(Path(__file__).resolve().parents[1])],
+        mlflow_model=Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id),
+        signature=describe_request(),
+        input_example=pd.DataFrame({"text": ["a dog barks"]}),
+        pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
+    )
+    client.log_model_artifacts(model.model_id, str(written))
+    return client.finalize_logged_model(model.model_id, "READY")
+
+
+def describe_request() -> ModelSignature:
+    """Columns and parameters of `ServedClap.predict`; answers have columns of their own with class_names."""
+    columns = [ColSpec("string", name, required=False) for name in ("text", "audio")]
+    defaults = {"class_names": [], "templates": TEMPLATES}
+    params = [ParamSpec(name, "string", default, shape=(-1,)) for name, default in defaults.items()]
+    return ModelSignature(inputs=Schema(columns), params=ParamSchema(params))
+
+
+def log_metrics(client: MlflowClient, model: LoggedModel, metrics: Mapping[str, float]) -> None:
+    """Give the model the metrics that its run has of it; nothing is added to the run's own."""
+    run_id = model.source_run_id
+    points = [
+        next((point for point in reversed(client.get_metric_history(run_id, name)) if point.value == value), None)
+        for name, value in metrics.items()
+    ]
+    found = [Metric(p.key, p.value, p.timestamp, p.step, model_id=model.model_id) for p in points if p is not None]
+    client.log_batch(run_id, metrics=found)
+
+
+def add_version(client: MlflowClient, model: LoggedModel, *, name: str, source: Path) -> ModelVersion:
+    """The next version of a registered model, with the checkpoint that it was copied from."""
+    # A server asks for the model's id; a SQLite store does not keep it, and looks it up in the globally set store.
+    model_id = None if client.tracking_uri.startswith("sqlite:") else model.model_id
+    found = client.create_model_version(
+        name, model.artifact_location, model.source_run_id, tags={"checkpoint": str(source)}, model_id=model_id
+    )
+    versions = json.dumps([{"name": found.name, "version": found.version}])
+    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})  # shown with the model in the UI
+    return found

@@ -1,0 +1,167 @@
+"""The MLflow store behind tracking.uri, a SQLite file or a server: what it takes, and how its failures read.
+
+Other modules import MLflow's names from here: its environment must be set before its import.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import requests
+from filelock import FileLock
+from sqlalchemy.exc import SQLAlchemyError
+
+# Read by MLflow at its import or at a request; a user's own value wins. With MLflow's own retries an unreachable server
+# blocks for 246 s; with these a refused connection takes under a second and one that never answers 5 s, in a run 10 s.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+for variable, default in ENVIRONMENT.items():
+    os.environ.setdefault(variable, default)
+logging.getLogger("alembic").setLevel(logging.WARNING)  # lists its plugins
+# Both repeat for every request what the tracker says once.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
+
+from alembic.util import CommandError  # noqa: E402 (the environment comes first)
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag  # noqa: E402, F401
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402, F401
+from mlflow.tracking.context.registry import resolve_tags  # noqa: E402, F401
+
+from clap.tracking.view import VIEW_TAG, pack_view  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_STORE = "outputs/mlflow.db"
+STORE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
+OUTAGE_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+MAX_TAG_LENGTH = 5000
+MAX_DIGEST_LENGTH = 36
+
+
+def resolve_uri(uri: str | None) -> str | None:
+    """Absolute `sqlite:///` URI of a local path, or the address of a server; None where tracking is off."""
+    if uri is None or uri.lower() == "none":
+        return None
+    if uri.startswith(("http://", "https://")):
+        return uri.rstrip("/")
+    path = (uri or DEFAULT_STORE).removeprefix("sqlite:///")
+    if "://" in path or Path(path).suffix not in STORE_SUFFIXES:
+        raise ValueError(
+            f"tracking.uri={uri} is neither a SQLite file ({', '.join(STORE_SUFFIXES)}) nor a server; set it to a path "
+            f"like {DEFAULT_STORE}, to http://HOST:PORT, or to null to switch MLflow off"
+        )
+    return f"sqlite:///{Path(path).expanduser().resolve().as_posix()}"
+
+
+def open_store(uri: str) -> MlflowClient:
+    """Client of a store that has answered once; a SQLite file is created if it does not exist."""
+    try:
+        if uri.startswith("sqlite:"):
+            path = store_path(uri)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):  # processes that create the tables at the same time leave them unusable
+                if not path.exists():
+                    create_store(path)
+                return MlflowClient(uri)
+        with suppress(requests.exceptions.SSLError):  # MLflow may trust other certificates
+            requests.get(f"{uri}/health", timeout=float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))  # MLflow asks twice
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
+        if uri.startswith("sqlite:"):
+            problem = "cannot be opened as an MLflow store"
+            advice = f"move it away, run `mlflow db upgrade {uri}` if an older MLflow wrote it, or set another path"
+        else:
+            problem = "does not answer as an MLflow server"
+            advice = f"start it with `mlflow server --port PORT`, or leave tracking.uri at {DEFAULT_STORE}"
+        raise ConnectionError(f"tracking.uri={uri} {problem} ({reason(error)}); {advice}") from error
+    return client
+
+
+def create_store(path: Path) -> None:
+    """An SQLite store, whole or not at all: MLflow cannot open one whose tables a kill has left half made."""
+    folder = path.with_name(f"{path.name}.new")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    MlflowClient(f"sqlite:///{(folder / path.name).as_posix()}")
+    (folder / path.name).replace(path)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def store_path(uri: str) -> Path:
+    """The file behind a `sqlite:///` URI."""
+    return Path(uri.removeprefix("sqlite:///"))
+
+
+def find_or_create_experiment(client: MlflowClient, name: str, *, uri: str) -> str:
+    """Id of an experiment; a new one in a SQLite store keeps its artifacts in `mlartifacts` beside the file."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        folder = str(store_path(uri).parent / "mlartifacts") if uri.startswith("sqlite:") else None
+        try:
+            return client.create_experiment(name, artifact_location=folder)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was faster
+    if found.lifecycle_stage == "deleted":
+        raise ValueError(
+            f"tracking.experiment={name} was deleted in {uri}; set another name, or restore it with "
+            f"`MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {found.experiment_id}`"
+        )
+    return found.experiment_id
+
+
+def send_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+    """Log parameters; MLflow refuses to change one, so a changed value becomes the tag `resumed.<name>`."""
+    known = client.get_run(run_id).data.params
+    changed = {name: value for name, value in params.items() if known.get(name, value) != value}
+    if changed:
+        logger.warning("Run %s goes on with other values, kept as tags: %s", run_id, ", ".join(changed))
+    client.log_batch(
+        run_id,
+        params=[Param(name, value) for name, value in params.items() if name not in known],
+        tags=[RunTag(f"resumed.{name}", value[:MAX_TAG_LENGTH]) for name, value in changed.items()],
+    )
+
+
+def send_dataset(
+    client: MlflowClient, run_id: str, *, name: str, digest: str, split: str, source: str, num_clips: int | None
+) -> None:
+    """Make a dataset an input of a run; a second time changes nothing."""
+    profile = None if num_clips is None else json.dumps({"num_clips": num_clips})
+    source = json.dumps({"uri": source})
+    dataset = Dataset(name, digest[:MAX_DIGEST_LENGTH], source_type="local", source=source, profile=profile)
+    client.log_inputs(run_id, [DatasetInput(dataset, tags=[InputTag("mlflow.data.context", split)])])
+
+
+def send_view(client: MlflowClient, run_id: str, *, swept: Sequence[str], metrics: Sequence[str]) -> None:
+    """Prepare the UI's page of a sweep; its key is the id of the parent run."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    client.set_experiment_tag(experiment_id, f"{VIEW_TAG}{run_id}", pack_view(run_id, swept=swept, metrics=metrics))
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the same call may succeed later: the store is unreachable, overloaded or locked."""
+    if isinstance(error, MlflowException):
+        return error.error_code in OUTAGE_CODES
+    return isinstance(error, (requests.RequestException, SQLAlchemyError))
+
+
+def reason(error: Exception) -> str:
+    """The telling part of an error's first line; MLflow's and urllib3's texts go on for pages."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    _, _, cause = lines[0].partition("(Caused by ")
+    return (cause.removesuffix(")") or lines[0])[:200]

@@ -1,0 +1,302 @@
+"""A run in MLflow.
+
+It is written through `MlflowClient`, never through MLflow's global state, so that several runs live in one process.
+MLflow never stops a training: a store that cannot be reached is an error before the first step and one warning after
+it; what waits is sent when the store answers again, and every metric is in metrics.jsonl in the run folder anyway.
+"""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from clap.atomic import read_json, write_json
+from clap.run_folder import HISTORY, RECORD
+from clap.tracking.store import (
+    MAX_TAG_LENGTH,
+    Metric,
+    MlflowClient,
+    MlflowException,
+    RunTag,
+    SystemMetricsMonitor,
+    find_or_create_experiment,
+    is_outage,
+    open_store,
+    reason,
+    resolve_tags,
+    resolve_uri,
+    send_dataset,
+    send_params,
+    send_view,
+)
+from clap.tracking.view import view_address
+
+logger = logging.getLogger(__name__)
+
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+METRIC_NAME = re.compile(r"[\w\-. :]+(/[\w\-. :]+)*", re.ASCII)
+MAX_PARAM_LENGTH = 6000  # characters; MLflow refuses longer ones
+FLUSH_SIZE = 500  # metrics; one call a metric costs 10 ms, a batch 0.2 ms a metric
+FLUSH_SECONDS = 10.0
+RETRY_SECONDS = 300.0  # a server that hangs holds each attempt for 10 s: 3 % of the time
+
+
+class Tracker:
+    """One MLflow run: parameters, tags, buffered metrics, artifacts. MLflow never stops a training.
+
+    Args:
+        uri: `outputs/mlflow.db` or another SQLite file (its artifacts in `mlartifacts` beside it), or the address of
+            an MLflow server; None or "none" switches MLflow off, metrics.jsonl is still written.
+        experiment: MLflow experiment, created if it does not exist.
+        tags: of a new run, there from its first moment.
+        run_id: run to continue; None starts a new one.
+        run_dir: folder of the run, where metrics.jsonl is appended to and mlflow.json says what the store should hold.
+
+    Raises:
+        ValueError: uri is of an unknown kind, the experiment was deleted, or run_id is not in the store.
+        ConnectionError: the store does not answer.
+    """
+
+    def __init__(
+        self,
+        uri: str | None,
+        experiment: str,
+        *,
+        run_name: str,
+        tags: Mapping[str, object] | None = None,
+        run_id: str | None = None,
+        run_dir: Path,
+    ):
+        self.uri = resolve_uri(uri)
+        self.run_id = run_id
+        self.history_path = Path(run_dir) / HISTORY
+        self.history_path.parent.mkdir(parents=True, exist_ok=True)
+        self.experiment_id: str | None = None
+        self._record_path = Path(run_dir) / RECORD
+        self._record = {"uri": self.uri, "experiment": experiment, "run_name": run_name, "status": "RUNNING"}
+        self._record["tags"] = as_tags(tags or {})
+        self._resumed = self.run_id is not None
+        self._metrics: list[Metric] = []
+        self._last_flush = time.monotonic()
+        self._queue: deque[tuple[str, Callable[[MlflowClient], object]]] = deque()
+        self._retry_at = 0.0
+        self._warned: set[str] = set()
+        self._monitor: SystemMetricsMonitor | None = None
+        self._client = None if self.uri is None else open_store(self.uri)
+        if self._client is not None:
+            self._start_run(experiment, run_name)
+        self._note("run_id", self.run_id)
+        if self._resumed:
+            self.set_tags(tags or {})
+
+    def _start_run(self, experiment: str, run_name: str) -> None:
+        if self.run_id is None:
+            self.experiment_id = find_or_create_experiment(self._client, experiment, uri=self.uri)
+            self._record["tags"] = tags = {**resolve_tags(), **self._record["tags"]}
+            self.run_id = self._client.create_run(self.experiment_id, tags=tags, run_name=run_name).info.run_id
+            return
+        try:
+            run = self._client.get_run(self.run_id)
+            self.experiment_id = run.info.experiment_id
+            if "error" in run.data.tags:
+                self._client.delete_tag(self.run_id, "error")  # of the attempt before
+            self._client.update_run(self.run_id, status="RUNNING")
+        except MlflowException as error:
+            raise ValueError(
+                f"run_id={self.run_id} cannot be continued in tracking.uri={self.uri} ({reason(error)}); "
+                "set tracking.uri to the store that holds the run, or start a new run"
+            ) from error
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        """Close the run: KILLED after Ctrl-C, FAILED after any other exception."""
+        if error is not None:
+            self.set_tags({"error": f"{kind.__name__}: {error}"})
+        self.finish("FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED")
+
+    @property
+    def url_hint(self) -> str:
+        """Where a person looks at the run: a command to open the UI, or the run's address on its server."""
+        if self.uri is None:
+            return "MLflow is off (tracking.uri=null)"
+        if self.uri.startswith("sqlite:"):
+            return f"mlflow ui --backend-store-uri {self.uri}"
+        return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    @property
+    def view_hint(self) -> str:
+        """Where the UI shows what `log_view` has prepared, in lines."""
+        if self.uri is None:
+            return self.url_hint
+        local = self.uri.startswith("sqlite:")
+        address = view_address("http://127.0.0.1:5000" if local else self.uri, self.experiment_id, self.run_id)
+        lines = [f"table: {address}", f"charts: {address}&compareRunsMode=CHART"]
+        return "\n".join([self.url_hint, *lines] if local else lines)
+
+    def log_view(self, *, swept: Sequence[str], metrics: Sequence[str]) -> None:
+        """Prepare the UI's page of this run's children: swept values and metrics, best by the first metric on top."""
+        view = {"swept": list(swept), "metrics": list(metrics)}
+        self._note("view", view)
+        self._send("view", lambda client: send_view(client, self.run_id, **view))
+
+    def log_params(self, config: Mapping) -> None:
+        """Log a nested config under dotted keys; where a resumed run differs, the new value becomes a tag."""
+        params = flatten(config)
+        self._note("params", self._record.get("params", {}) | params)
+        self._send("parameters", lambda client: send_params(client, self.run_id, params))
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags; a value of None is left out."""
+        tags = as_tags(tags)
+        self._note("tags", self._record["tags"] | tags)
+        items = [RunTag(name, value) for name, value in tags.items()]
+        self._send("tags", lambda client: client.log_batch(self.run_id, tags=items))
+
+    def log_dataset(
+        self, name: str, *, digest: str, split: str, source: str = "", num_clips: int | None = None
+    ) -> None:
+        """Name the data that the run used, without loading it.
+
+        Args:
+            digest: fingerprint of the clips and captions; MLflow keeps 36 characters.
+            source: folder or address that the data came from.
+        """
+        described = {"name": name, "digest": digest, "split": split, "source": source, "num_clips": num_clips}
+        self._note("datasets", [*self._record.get("datasets", []), described])
+        self._send(f"dataset {name}", lambda client: send_dataset(client, self.run_id, **described))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append metrics to metrics.jsonl at once and to MLflow with the next flush. Values may be nan or infinite."""
+        if refused := [name for name in metrics if not METRIC_NAME.fullmatch(name)]:
+            raise ValueError(
+                f"metric name {refused[0]!r} is refused by MLflow; use letters, digits and _ - . : with single slashes "
+                "between parts, as in val/clotho/text_to_audio/recall_at_1"
+            )
+        values, now = {name: float(value) for name, value in metrics.items()}, time.time()
+        with self.history_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time": now, "metrics": values}) + "\n")
+        self._metrics += [Metric(name, value, int(now * 1000), step) for name, value in values.items()]
+        if len(self._metrics) >= FLUSH_SIZE or time.monotonic() - self._last_flush >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the buffered metrics, and whatever an outage has held back."""
+        self._last_flush = time.monotonic()
+        metrics, self._metrics = self._metrics, []
+        if metrics and self._client is not None:
+            self._queue.append(("metrics", lambda client: client.log_batch(self.run_id, metrics=metrics)))
+        self._drain()
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file, or a folder with all that is in it, to the run's artifacts, below `folder`."""
+        inside = os.path.relpath(path, self._record_path.parent)
+        self._note("artifacts", [*self._record.get("artifacts", []), [inside, folder]])
+        self._send(f"artifact {path}", lambda client: client.log_artifact(self.run_id, str(path), folder))
+
+    def start_system_metrics(self) -> None:
+        """Log load and memory of processor, disk, network and GPU every ten seconds, from a daemon thread."""
+        if self._client is None or self._monitor is not None:
+            return
+        try:
+            monitor = SystemMetricsMonitor(self.run_id, resume_logging=self._resumed, tracking_uri=self.uri)
+        except Exception as error:  # psutil and the GPU libraries raise what they like
+            self._warn_once("system metrics", f"No system metrics in MLflow: {reason(error)}")
+            return
+        monitor.start()
+        self._monitor = monitor
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Send what is buffered and close the run.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+        """
+        if status not in STATUSES:
+            raise ValueError(f"status={status!r} is not one of {', '.join(STATUSES)}")
+        self._note("status", status)
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+        self._retry_at = 0.0
+        self.flush()
+        self._send("status", lambda client: client.set_terminated(self.run_id, status=status))
+        if self._queue:
+            folder = self.history_path.parent
+            logger.info("MLflow still does not answer; to send the rest later: python -m clap upload %s", folder)
+
+    def _note(self, key: str, value: object) -> None:
+        """Keep what the store should hold in the run folder, for `python -m clap upload`."""
+        self._record[key] = value
+        write_json(self._record_path, self._record)
+
+    def _send(self, what: str, operation: Callable[[MlflowClient], object]) -> None:
+        """Queue one call to MLflow, behind those that an outage holds back, and try to send it."""
+        if self._client is not None:
+            self._queue.append((what, operation))
+            self._drain()
+
+    def _drain(self) -> None:
+        """Empty the queue as far as the store answers; after an outage it is left alone for a while."""
+        while self._queue and time.monotonic() >= self._retry_at:
+            what, operation = self._queue[0]
+            try:
+                operation(self._client)
+            except Exception as error:  # whatever MLflow raises, the training goes on
+                if is_outage(error):
+                    self._retry_at = time.monotonic() + RETRY_SECONDS
+                    message = (
+                        f"MLflow at tracking.uri={self.uri} stopped answering ({reason(error)}); the run goes on and "
+                        f"tries again every {RETRY_SECONDS:g} s, its metrics are in {self.history_path}"
+                    )
+                    self._warn_once("outage", message)
+                    return
+                self._warn_once(what, f"MLflow did not take {what} of run {self.run_id}: {reason(error)}")
+            self._queue.popleft()
+
+    def _warn_once(self, topic: str, message: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            logger.warning(message)
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
+    """Nested mapping -> {dotted key: text}, cut at the length that MLflow takes."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, prefix=f"{name}.")
+        else:
+            flat[name] = str(value)[:MAX_PARAM_LENGTH]
+    return flat
+
+
+def as_tags(values: Mapping[str, object]) -> dict[str, str]:
+    """Tags as MLflow takes them, without those that are None."""
+    return {name: str(value)[:MAX_TAG_LENGTH] for name, value in values.items() if value is not None}
+
+
+def recorded_run(run_dir: Path, uri: str | None) -> str | None:
+    """Id of the run in this store that a run folder belongs to, if it was ever started."""
+    record = read_json(Path(run_dir) / RECORD)  # nothing if it never started
+    return record.get("run_id") if record.get("uri") == resolve_uri(uri) else None
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of the work tree that holds `folder`, with -dirty where files differ; None outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

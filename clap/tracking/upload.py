@@ -1,0 +1,163 @@
+"""Send to MLflow what a run could not send: `python -m clap upload RUN_DIR`.
+
+A run folder says what the store should hold: mlflow.json all but the metrics, metrics.jsonl these. What the store has
+already is not sent again, so that an upload may be repeated, or go on where a lost connection ended it.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from clap.atomic import read_entries, read_json, write_json
+from clap.run_folder import HISTORY, LOCK, RECORD, SWEEP_FILE, is_held
+from clap.tracking.store import (
+    Metric,
+    MlflowClient,
+    MlflowException,
+    RunTag,
+    find_or_create_experiment,
+    is_outage,
+    open_store,
+    reason,
+    resolve_uri,
+    send_dataset,
+    send_params,
+    send_view,
+)
+
+log = logging.getLogger(__name__)
+PARENT = "mlflow.parentRunId"
+
+
+def upload(folder: Path, *, uri: str | None = None) -> Iterator[str]:
+    """Bring a store to what a run folder says, and then the jobs below it if it is a sweep's; a line for each run.
+
+    Args:
+        uri: store to send to, by default the one that the run was logged to.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no run in it.
+        ValueError: no store is known, or the run was deleted there.
+        ConnectionError: the store does not answer; what it took stays, the rest is sent by the next upload.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give one that a run or a sweep left")
+    record = read_json(folder / RECORD)
+    if not record:
+        raise FileNotFoundError(f"{folder} has no {RECORD}; give the folder of a run or of a sweep")
+    uri = resolve_uri(uri or record["uri"])
+    if uri is None:
+        raise ValueError(f"{folder} was run with tracking.uri=null; name a store with --uri")
+    client = open_store(uri)
+    for run_dir in [folder, *sorted(path.parent for path in folder.glob(f"*/{RECORD}"))]:
+        if (run_dir / LOCK).exists() and is_held(run_dir):
+            yield f"{run_dir} is running and left alone"
+            continue
+        with outage_named(uri, run_dir):
+            yield f"{run_dir}: {send_run(client, run_dir, uri=uri)}"
+
+
+@contextmanager
+def outage_named(uri: str, run_dir: Path) -> Iterator[None]:
+    """Make one error of the many that a lost store raises."""
+    try:
+        yield
+    except Exception as error:  # what MLflow, its store and its HTTP library raise
+        if not is_outage(error):
+            raise
+        raise ConnectionError(
+            f"MLflow at {uri} stopped answering ({reason(error)}); nothing is lost: upload {run_dir} again"
+        ) from error
+
+
+def send_run(client: MlflowClient, run_dir: Path, *, uri: str) -> str:
+    """Send what the store lacks of one run, and say what that was; what MLflow refuses is a warning, as in training."""
+    record, metrics = read_json(run_dir / RECORD), read_metrics(run_dir / HISTORY)
+    times = [metric.timestamp for metric in metrics] or [round(1000 * (run_dir / RECORD).stat().st_mtime)]
+    before = record["run_id"]
+    link_to_parent(record, run_dir, uri=uri)
+    if not exists(client, before, uri=uri):
+        create_run(client, record, run_dir, uri=uri, start_time=min(times))
+    run_id = record["run_id"]
+    missing = find_missing(client, run_id, metrics)
+    status = "KILLED" if record["status"] == "RUNNING" else record["status"]  # a killed run could not tell
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("parameters", partial(send_params, client, run_id, record.get("params", {}))),
+        ("tags", partial(client.log_batch, run_id, tags=[RunTag(*item) for item in record["tags"].items()])),
+        *((f"dataset {d['name']}", partial(send_dataset, client, run_id, **d)) for d in record.get("datasets", [])),
+        ("metrics", partial(client.log_batch, run_id, metrics=missing)),
+        *(
+            (f"artifact {path}", partial(client.log_artifact, run_id, str(run_dir / path), into))
+            for path, into in record.get("artifacts", [])
+        ),
+        *(("view", partial(send_view, client, run_id, **view)) for view in [record.get("view")] if view),
+    ]
+    if client.get_run(run_id).info.status != status:
+        calls.append(("status", partial(client.set_terminated, run_id, status=status, end_time=max(times))))
+    for what, call in calls:
+        try:
+            call()
+        except (MlflowException, OSError) as error:
+            if is_outage(error):
+                raise
+            log.warning("MLflow did not take %s of %s: %s", what, run_dir, reason(error))
+    name = f"run {run_id}" if run_id == before else f"new run {run_id}" + (f", it was {before}" if before else "")
+    return f"{name}, {status}, in {uri}; it lacked {len(missing)} of {len(metrics)} metric values"
+
+
+def link_to_parent(record: dict[str, Any], run_dir: Path, *, uri: str) -> None:
+    """A job belongs to the run that its sweep has in this store now."""
+    sweep_dir = run_dir.parent
+    parent = read_json(sweep_dir / RECORD) if (sweep_dir / SWEEP_FILE).exists() else {}
+    if parent.get("uri") == uri and record["tags"].get(PARENT, parent["run_id"]) != parent["run_id"]:
+        record["tags"][PARENT] = parent["run_id"]
+        write_json(run_dir / RECORD, record)
+
+
+def exists(client: MlflowClient, run_id: str | None, *, uri: str) -> bool:
+    """Does the store have this run?"""
+    if run_id is None:
+        return False
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    if run.info.lifecycle_stage == "deleted":
+        raise ValueError(
+            f"run {run_id} was deleted in {uri}; to restore it: "
+            f"`MLFLOW_TRACKING_URI={uri} mlflow runs restore --run-id {run_id}`"
+        )
+    return True
+
+
+def create_run(client: MlflowClient, record: dict[str, Any], run_dir: Path, *, uri: str, start_time: int) -> None:
+    """A run in a store that does not have it; the run folder belongs to it from now on."""
+    experiment_id = find_or_create_experiment(client, record["experiment"], uri=uri)
+    run = client.create_run(experiment_id, start_time=start_time, tags=record["tags"], run_name=record["run_name"])
+    record |= {"uri": uri, "run_id": run.info.run_id}
+    write_json(run_dir / RECORD, record)
+    if sweep := read_json(run_dir / SWEEP_FILE):
+        write_json(run_dir / SWEEP_FILE, {**sweep, "run_id": run.info.run_id})
+
+
+def read_metrics(path: Path) -> list[Metric]:
+    """Every value of metrics.jsonl, with the time at which the run had it."""
+    entries = read_entries(path) if path.exists() else ()
+    return [
+        Metric(name, value, int(1000 * entry["time"]), entry["step"])
+        for entry in entries
+        for name, value in entry["metrics"].items()
+    ]
+
+
+def find_missing(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:
+    """Values that the run in the store lacks; not every kind of store drops a second copy."""
+    names = client.get_run(run_id).data.metrics.keys() & {metric.key for metric in metrics}
+    points = [point for name in names for point in client.get_metric_history(run_id, name)]
+    known = {(point.key, point.timestamp, point.step) for point in points}
+    return [metric for metric in metrics if (metric.key, metric.timestamp, metric.step) not in known]

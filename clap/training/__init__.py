@@ -1,0 +1,1 @@
+"""The training loop, and the state, signals and cost that belong to it."""

@@ -1,0 +1,30 @@
+"""Ctrl-C and SIGTERM end training after the step that they arrive in."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[list[int]]:
+    """A list that Ctrl-C or SIGTERM puts its number into; a second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        log.warning("stopping after this step; once more to stop at once")
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, as in some notebooks and launchers
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
