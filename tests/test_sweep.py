@@ -315,7 +315,7 @@ def test_where_the_data_and_the_store_lie_may_change(job: DictConfig):
 def test_run_of_a_killed_job_is_closed(store: Path, tmp_path: Path):
     settings = {"uri": str(store), "experiment": "clap"}
     run_id = Tracker(**settings, run_name="s0", run_dir=tmp_path / "s0").run_id
-    end_run(settings, clap.study.sweep.Job(tmp_path / "s0", "s0", "running"), "KILLED")
+    end_run(settings, clap.study.job.Job(tmp_path / "s0", "s0", "running"), "KILLED")
     assert MlflowClient(f"sqlite:///{store}").get_run(run_id).info.status == "KILLED"
 
 
@@ -326,7 +326,7 @@ def test_run_that_its_folder_never_heard_of_is_deleted(store: Path, tmp_path: Pa
     for name in ("s0", "s1"):
         tags = {"mlflow.parentRunId": parent, "folder": name}
         children[name] = Tracker(**settings, run_name=name, run_dir=tmp_path / name, tags=tags).run_id
-    monkeypatch.setattr(clap.study.sweep, "job_tags", lambda: ("s0", {"mlflow.parentRunId": parent, "folder": "s0"}))
+    monkeypatch.setattr("clap.study.run_job.job_tags", lambda: ("s0", {"mlflow.parentRunId": parent, "folder": "s0"}))
     client = MlflowClient(f"sqlite:///{store}")
     clap.study.run_job.delete_lost_runs(settings, tmp_path / "s0")
     assert client.get_run(children["s0"]).info.lifecycle_stage == "active"
