@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-SCHEDULES = ("cosine", "constant")
+from clap.config.values import SCHEDULES
 
 
 def build_optimizer(

@@ -18,7 +18,7 @@ from clap.study.downloads import build_on_meta, list_missing, open_train_set, re
 from clap.study.estimate import count_steps
 from clap.study.job import Job
 from clap.study.plan import look_ahead, make_plan
-from clap.study.settings import read_settings
+from clap.study.result_config import read_result_config
 from clap.training.cost import count_flops
 
 STUDY = "encoder_ablation"
@@ -54,7 +54,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_finished(folder: Path, *overrides: str, seconds: float) -> None:
     """A finished job of the study in its sweep folder."""
-    config = read_settings(OmegaConf.create(compose_config(f"experiment={STUDY}", *overrides)))
+    config = read_result_config(OmegaConf.create(compose_config(f"experiment={STUDY}", *overrides)))
     folder.mkdir(parents=True)
     Job(folder, folder.name, "finished", config=config, value=0.5).write()
     (folder / "cost.json").write_text(json.dumps({"seconds": seconds}))

@@ -31,8 +31,8 @@ from clap.commands.synthesize import synthesize
 from clap.run_folder import is_held
 from clap.study.factors import parse_overrides
 from clap.study.job import Job, name_job, read_job
+from clap.study.result_config import check_fixed, check_settings
 from clap.study.run_job import end_run, run_job
-from clap.study.settings import check_fixed, check_settings
 from clap.study.sweep import check_named, set_design
 from clap.tracking.store import open_store
 from clap.tracking.tracker import Tracker

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from clap.config import flatten
-from clap.config.values import check_value, suggest, suggest_key
+from clap.config.values import LOCAL_KEYS, check_value, suggest, suggest_key
 
 
 def resolve(config: DictConfig, key: str) -> Any:
@@ -49,8 +49,9 @@ def name_folder(overrides: str, longest: int = 120) -> str:
     return f"{name[:longest]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
 
 
-# In conf/*.yaml: ${folder_name:${hydra.job.override_dirname}}
+# In conf/*.yaml: ${folder_name:${hydra.job.override_dirname}}, and ${local_keys:} or ${local_keys:more,keys}
 OmegaConf.register_new_resolver("folder_name", name_folder, replace=True)
+OmegaConf.register_new_resolver("local_keys", lambda *more: [*LOCAL_KEYS, *more], replace=True)
 
 
 def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> None:

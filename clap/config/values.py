@@ -22,17 +22,28 @@ TYPES: dict[str, tuple[type, ...]] = {
     "dataset.cache": (str, type(None)),
     "dataset.exclude": (str, type(None)),
 }
+# Keys that say where and how a run is run: they do not change its result.
+LOCAL_KEYS = ("dataset.root", "dataset.num_workers", "device", "resume", "tracking.uri", "tracking.experiment")
+SPLITS = ("train", "val", "test")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("fp32", "bf16", "fp16")
+SCHEDULES = ("cosine", "constant")
+CAPTION_POLICIES = ("sample", "all", "keywords")
+WINDOW_POLICIES = ("mean", None)
+POOLINGS = ("first", "last", "mean", "pooler")
+FILL_MODES = ("repeat_pad", "repeat", "pad")
+MEL_SCALES = ("slaney", "htk")
 # Keys with a few values, by full name or last part; the class behind a key checks them again.
 CHOICES = {
-    "trainer.precision": ("fp32", "bf16", "fp16"),
-    "optimizer.schedule": ("cosine", "constant"),
-    "device": ("auto", "cpu", "cuda"),
-    "dataset.captions": ("sample", "all", "keywords"),
-    "split": ("train", "val", "test"),
-    "windows": ("mean", None),
-    "pooling": ("first", "last", "mean", "pooler", None),
-    "fill": ("repeat_pad", "repeat", "pad"),
-    "mel_scale": ("slaney", "htk"),
+    "trainer.precision": PRECISIONS,
+    "optimizer.schedule": SCHEDULES,
+    "device": DEVICES,
+    "dataset.captions": CAPTION_POLICIES,
+    "split": SPLITS,
+    "windows": WINDOW_POLICIES,
+    "pooling": (*POOLINGS, None),
+    "fill": FILL_MODES,
+    "mel_scale": MEL_SCALES,
 }
 TYPE_NAMES = {
     bool: "true or false",

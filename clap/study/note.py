@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from clap.config.values import LOCAL_KEYS
 from clap.run_folder import describe_clips
 from clap.study.figures import caption
 from clap.study.runs import StudyRuns
@@ -15,7 +16,7 @@ from clap.study.table import Row, describe_gaps, format_number, format_table, to
 
 BEGIN, END = "<!-- report -->", "<!-- /report -->"
 WIDTH = 130  # of a line
-LOCAL_KEYS = ("experiment", "tracking.", "device", "resume")  # no part of a command to repeat
+OMITTED_KEYS = ("experiment", *LOCAL_KEYS)  # in the command that repeats a study; but for the root, shown as FOLDER
 COMMIT_LENGTH = 12
 NOTE = """\
 # {name}
@@ -64,7 +65,7 @@ def read_question(yaml: Path) -> str:
 
 def format_command(runs: StudyRuns) -> str:
     """What ran the study, without what only says where."""
-    kept = {key: value for key, value in runs.fixed.items() if not key.startswith(LOCAL_KEYS)}
+    kept = {key: value for key, value in runs.fixed.items() if key not in OMITTED_KEYS or key == "dataset.root"}
     words = [f"{key}={'FOLDER' if Path(value).is_absolute() else value}" for key, value in kept.items()]
     return " ".join([f"python train.py -m experiment={runs.study.name}", *words])
 

@@ -20,7 +20,7 @@ from clap.config.overrides import VERSION_BASE, check_overrides
 from clap.run_folder import COST
 from clap.study.factors import SEED, Study, find_factors, find_study, parse_overrides, read_study
 from clap.study.job import Job, name_job, read_jobs
-from clap.study.settings import read_settings
+from clap.study.result_config import read_result_config
 from clap.study.statistics import MIN_SEEDS
 
 
@@ -112,7 +112,7 @@ def open_study(name: str, lines: Sequence[str]) -> tuple[Study, list[str], list[
 
 def is_same_cell(job: Job, config: Mapping[str, Any]) -> bool:
     """Did a job run with this config, but for its seed and what is no part of a result?"""
-    settings = json.loads(json.dumps(read_settings(OmegaConf.create(config)), default=str))
+    settings = json.loads(json.dumps(read_result_config(OmegaConf.create(config)), default=str))
     return {**job.config, SEED: None} == {**settings, SEED: None}
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from clap.run_folder import LOCK
 from clap.study.job import Job, job_tags, read_job
-from clap.study.settings import check_same, has_checkpoint, read_settings
+from clap.study.result_config import check_same, has_checkpoint, read_result_config
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
         log.warning("%s: another process is running it", folder.name)
         return math.nan
     with lock:
-        job = Job(folder, job_tags()[0] or folder.name, status="running", config=read_settings(config))
+        job = Job(folder, job_tags()[0] or folder.name, status="running", config=read_result_config(config))
         before = read_job(folder)
         if before and (before.status == "finished" or has_checkpoint(folder)):
             check_same(before, job.config)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from clap.study.factors import SEED, Study
+from clap.study.result_config import changes_result
 from clap.study.scores import Column, Recorded, RunScores, make_column
-from clap.study.settings import FREE_KEYS
 from clap.tracking.store import MlflowClient, MlflowException, open_store, reason, resolve_uri, store_path
 from clap.tracking.store import Run as MlflowRun
 
@@ -54,7 +54,7 @@ class Run:
     @property
     def config_digest(self) -> str:
         """Of all that makes the result but the seed: the runs of a cell share it."""
-        kept = {key: value for key, value in self.params.items() if key != SEED and not key.startswith(FREE_KEYS)}
+        kept = {key: value for key, value in self.params.items() if key != SEED and changes_result(key)}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
 
 

@@ -30,8 +30,8 @@ from clap.run_folder import LOCK, SWEEP_FILE, continue_command, is_held
 from clap.study.factors import find_factors, find_study, one_factor_at_a_time, parse_overrides
 from clap.study.job import job_levels, read_jobs
 from clap.study.leaderboard import Leaderboard
+from clap.study.result_config import FOLDER_KEY, check_fixed, check_settings, read_result_config
 from clap.study.run_job import end_run, one_line
-from clap.study.settings import FOLDER_KEY, check_fixed, check_settings, read_settings
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
@@ -88,7 +88,7 @@ class Sweep(Callback):
         check_named(swept, unnamed)
         others = [item for item in parse_overrides(params, lines) if item.key_or_group not in {*swept, *unnamed}]
         fixed = sorted(override.input_line for override in others)
-        settings = read_settings(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+        settings = read_result_config(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
         with FileLock(self.folder / LOCK):
             check_fixed(self.folder, fixed)
             check_settings(self.folder, settings, swept)

@@ -8,17 +8,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from clap.atomic import read_json
 from clap.config import flatten
+from clap.config.values import LOCAL_KEYS
 from clap.run_folder import SWEEP_FILE
 from clap.study.job import Job, read_jobs
 
-FREE_KEYS = ("resume", "tracking", "device", "study", "dataset.root", "dataset.num_workers")  # no part of a result
 FOLDER_KEY = "hydra.sweep.dir="
 
 
-def read_settings(config: DictConfig) -> dict[str, Any]:
+def read_result_config(config: DictConfig) -> dict[str, Any]:
     """What a job's result depends on, {dotted key: value}."""
     flat = flatten(OmegaConf.to_container(config, resolve=True))
-    return {key: value for key, value in flat if not key.startswith(FREE_KEYS) and not isinstance(value, dict | list)}
+    return {key: value for key, value in flat if changes_result(key) and not isinstance(value, dict | list)}
+
+
+def changes_result(key: str) -> bool:
+    """Does a dotted key of a config change what a run finds?"""
+    return key not in LOCAL_KEYS and key.split(".")[0] != "study"
 
 
 def has_checkpoint(folder: Path) -> bool:
