@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=FOLDER [key=value ...], the keys are in conf/evaluate.yaml."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         )
 
     from clap.dataset.clips import ClapDataset
+    from clap.dataset.dataset_settings import read_dataset_settings
     from clap.dataset.loader import make_loader
     from clap.dataset.registry import open_corpus
 
@@ -63,8 +65,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         cfg.split,
         sample_rate=clap.sample_rate,
         window=clap.window,
-        max_bad_fraction=settings["max_bad_fraction"],
-        max_clips=settings["max_clips"],
+        settings=replace(read_dataset_settings(settings), exclude=None),
         training=False,
     )
     loader = make_loader(

@@ -24,6 +24,7 @@ def train(cfg: DictConfig) -> float:
     # Imports take seconds: each stands behind the checks that need less.
     from clap.corpus import SPLITS
     from clap.dataset.clips import ClapDataset
+    from clap.dataset.dataset_settings import read_dataset_settings
     from clap.dataset.loader import make_loader
     from clap.dataset.registry import open_corpus
 
@@ -69,10 +70,7 @@ def train(cfg: DictConfig) -> float:
                 sample_rate=clap.sample_rate,
                 window=clap.window,
                 seed=cfg.seed,
-                max_bad_fraction=cfg.dataset.max_bad_fraction,
-                max_clips=cfg.dataset.max_clips,
-                exclude=cfg.dataset.exclude,
-                captions=cfg.dataset.captions,
+                settings=read_dataset_settings(config["dataset"]),
             )
             loaders[kind] = make_loader(
                 dataset,

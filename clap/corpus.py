@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-SPLITS = ("train", "val", "test")
+from clap.config.values import SPLITS
+
 AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
 
 
@@ -77,6 +78,16 @@ class Corpus:
             waveform = self.load(clip, sample_rate=sample_rate, max_duration=max_duration, rng=rng)
             return waveform, np.float32(1)
         return self.cache.read(clip.path, sample_rate, max_duration=max_duration, rng=rng)
+
+
+def check_split(split: str) -> None:
+    """Refuse a name that is not a split's.
+
+    Raises:
+        ValueError: it is none of train, val and test.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}")
 
 
 def plain_name(name: str) -> str:

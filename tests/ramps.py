@@ -7,6 +7,7 @@ import soundfile
 
 from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
+from clap.dataset.dataset_settings import SETTINGS_KEYS, DatasetSettings
 
 
 class Ramps(Corpus):
@@ -30,4 +31,5 @@ def write_ramps(folder: Path) -> list[Clip]:
 
 
 def make_dataset(clips: list[Clip], kind: str = "train", **options) -> ClapDataset:
-    return ClapDataset(Ramps(clips), kind, **{"sample_rate": 1000, "window": 0.5} | options)
+    settings = DatasetSettings(**{key: options.pop(key) for key in SETTINGS_KEYS if key in options})
+    return ClapDataset(Ramps(clips), kind, settings=settings, **{"sample_rate": 1000, "window": 0.5} | options)

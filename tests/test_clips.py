@@ -14,6 +14,7 @@ import clap as package
 from clap.commands.synthesize import synthesize
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
+from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.registry import open_corpus
 
 
@@ -123,7 +124,9 @@ def test_weights_are_not_for_evaluation(ramps):
 def test_each_corpus_is_a_part_under_its_own_name(ramps):
     other = Ramps(lose(ramps[4:], 7))
     other.name = "other"
-    dataset = ClapDataset([Ramps(ramps[:4]), other], "test", sample_rate=1000, max_bad_fraction=0.5)
+    dataset = ClapDataset(
+        [Ramps(ramps[:4]), other], "test", sample_rate=1000, settings=DatasetSettings(max_bad_fraction=0.5)
+    )
     (first, here), (second, there) = dataset.by_corpus
     assert dataset.names == [first.name, second.name] == ["ramps", "other"]
     assert (here, there) == ([0, 1, 2, 3], [4, 5, 6, 7, 8])
@@ -184,22 +187,19 @@ def test_several_corpora_are_put_one_behind_the_other(ramps):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"datasets": ["AudioSet"]}, "dataset 'AudioSet' is not one of Synthetic, Clotho"),
+        ({"datasets": ["AudioSet"]}, "dataset 'AudioSet' is not one of AudioCaps, Clotho, CSV"),
         ({"datasets": ["ESC50"]}, "dataset 'ESC50': missing a required argument: 'root'; give root="),
         ({"datasets": ["CSV"], "root": "data"}, "dataset 'CSV': missing a required argument: 'metadata'; give root="),
         ({"datasets": ["Synthetic"], "root": "data"}, r"dataset 'Synthetic': .*as datasets=\[Synthetic\(...\)\]"),
         ({"kind": "dev"}, "kind='dev' is not one of train, val, test"),
         ({"datasets": None}, r"needs datasets=\[...\] and sample_rate=..."),
         ({"sample_rate": None}, "needs datasets"),
-        ({"captions": "some"}, "captions='some' is not one of sample, all, keywords; set dataset.captions"),
         (
-            {"captions": "keywords", "datasets": [Ramps([Clip("a", ("x",))])]},
+            {"settings": DatasetSettings(captions="keywords"), "datasets": [Ramps([Clip("a", ("x",))])]},
             "no clip of ramps has keywords; set dataset.c",
         ),
         ({"weights": [1, 2]}, r"weights=\[1, 2\]: give a positive number for each of 1 corpora"),
         ({"weights": [0]}, r"weights=\[0\]: give a positive number"),
-        ({"max_clips": 0}, "max_clips=0 be 1 or more"),
-        ({"max_bad_fraction": 1.5}, "max_bad_fraction=1.5 must lie in 0 ... 1"),
     ],
 )
 def test_wrong_argument_is_one_clear_line(arguments, message):
@@ -259,3 +259,16 @@ def test_digest_does_not_depend_on_the_folder(ramps, tmp_path):
 
 def test_all_captions_are_there_for_a_tokenizer(ramps):
     assert sorted(make_dataset(ramps).captions) == sorted(itertools.chain(*(clip.captions for clip in ramps)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"captions": "some"}, "captions='some' is not one of sample, all, keywords; set dataset.captions"),
+        ({"max_clips": 0}, "dataset.max_clips=0 must be 1 or more, or null"),
+        ({"max_bad_fraction": 1.5}, "dataset.max_bad_fraction=1.5 must be in 0 ... 1"),
+    ],
+)
+def test_wrong_setting_is_one_clear_line(setting, message):
+    with pytest.raises(ValueError, match=message):
+        DatasetSettings(**setting)

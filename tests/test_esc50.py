@@ -9,6 +9,7 @@ import pytest
 from clap.commands.synthesize import synthesize
 from clap.corpus import SPLITS
 from clap.dataset.clips import ClapDataset
+from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.esc50 import ESC50
 from clap.dataset.folds import choose_recordings
 from clap.dataset.scenes.sounds import SOUNDS
@@ -158,7 +159,7 @@ def test_absent_audio_is_named(root):
     path.rename(path.with_suffix(".gone"))
     try:
         with pytest.raises(FileNotFoundError, match=f"1 of {NUM_CLIPS // 5} recordings .* the first is {path}"):
-            ClapDataset(corpus, "test", sample_rate=16_000, max_bad_fraction=0.0)
+            ClapDataset(corpus, "test", sample_rate=16_000, settings=DatasetSettings(max_bad_fraction=0.0))
     finally:
         path.with_suffix(".gone").rename(path)
 

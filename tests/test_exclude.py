@@ -7,6 +7,7 @@ import pytest
 
 from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
+from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.exclude import read_exclusions, write_exclusions
 
 
@@ -25,8 +26,8 @@ def write(folder: Path, text: str | bytes) -> Path:
     return path
 
 
-def make(path: Path | None, kind: str = "train", **options) -> ClapDataset:
-    return ClapDataset(Three(), kind, sample_rate=1000, exclude=path, **options)
+def make(path: Path | None, kind: str = "train", max_clips: int | None = None) -> ClapDataset:
+    return ClapDataset(Three(), kind, sample_rate=1000, settings=DatasetSettings(exclude=path, max_clips=max_clips))
 
 
 def test_name_and_reason_stand_on_a_line(tmp_path):
@@ -67,7 +68,7 @@ def test_clip_may_be_named_by_its_path(tmp_path):
         path.touch()
     corpus = Three()
     corpus.clips = lambda split: [Clip("same id", ("a",), path) for path in paths]
-    dataset = ClapDataset(corpus, sample_rate=1000, exclude=write(tmp_path, f"{paths[0]}\n"))
+    dataset = ClapDataset(corpus, sample_rate=1000, settings=DatasetSettings(exclude=write(tmp_path, f"{paths[0]}\n")))
     assert [clip.path for clip in dataset.clips] == paths[1:]
 
 

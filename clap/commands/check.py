@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     if args.workers < 1:
         raise ValueError(f"--workers {args.workers} must be 1 or more")
     limits = Limits(**{option.name: getattr(args, option.name) for option in fields(Limits)})
-    own, *against = (read_settings(lines) for lines in (args.overrides, *map(shlex.split, args.against)))
+    own, *against = (compose_dataset(lines) for lines in (args.overrides, *map(shlex.split, args.against)))
 
     # Imports that take seconds stand behind the checks that need none.
     from clap.check.figure import plot_report
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"to train without them: dataset.exclude={folder / 'exclude.txt'}")
 
 
-def read_settings(overrides: Sequence[str]) -> dict[str, Any]:
+def compose_dataset(overrides: Sequence[str]) -> dict[str, Any]:
     """The `dataset` node of the config that train.py would compose.
 
     Raises:

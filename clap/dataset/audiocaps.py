@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from clap.corpus import SPLITS, Clip, Corpus
+from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import read_csv, require_columns
 from clap.dataset.index import check_words, find_index, list_audio, refuse_twice, require_root, show
 
@@ -48,8 +48,7 @@ class AudioCaps(Corpus):
         return COUNTS[self.version]
 
     def clips(self, split: str) -> list[Clip]:
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}")
+        check_split(split)
         captions, numbers = self.read_list(split)
         folder = self.root / "audio" / split
         audio, starts = list_audio(folder), Counter(video for video, _ in captions)

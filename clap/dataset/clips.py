@@ -17,13 +17,12 @@ from torch.utils.data import Dataset
 from clap.audio import AudioError
 from clap.config import read_config
 from clap.corpus import SPLITS, Clip, Corpus
+from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
 from clap.dataset.exclude import is_named, read_exclusions
-from clap.dataset.keywords import tell_keywords
-from clap.dataset.registry import check_weights, find_corpus, open_corpus
+from clap.dataset.keywords import fill_keyword_templates
+from clap.dataset.registry import check_weights, download_named, find_corpus, open_corpus
 
 log = logging.getLogger(__name__)
-
-CAPTIONS = ("sample", "all", "keywords")
 
 
 @dataclass
@@ -60,13 +59,9 @@ class ClapDataset(Dataset):
         root: folder of the corpus, or one that holds a folder for each, `clotho` or `Clotho`.
         sample_rate: Hz of the waveforms; with `config` that of its audio encoder.
         window: seconds of a clip that the model takes; None for all of it, in training up to the corpus's max_duration.
-        max_bad_fraction: share of clips that may be missing before it is an error.
-        max_clips: use only so many of each corpus, from the start.
-        exclude: text file of clips that the train split leaves out (see `read_exclusions`); other splits stay whole.
         training: draw captions and parts at random; None does so in the train split.
         weights: how often each clip of a corpus comes in an epoch of training; 0.5: half of the clips, drawn each time.
-        captions: in training, `sample` one of a clip's captions each time; `all` makes each caption a pair of its own;
-            `keywords` tells a clip's keywords by a template instead, where it has some.
+        settings: what may be missing, which clips are skipped, which captions are drawn.
         config: a composed config (path or mapping) instead of the arguments above, but for `kind` and `window`.
         download: first fetch what is missing of the named corpora into `root`, as `python -m clap download` does.
 
@@ -83,12 +78,9 @@ class ClapDataset(Dataset):
         sample_rate: int | None = None,
         window: float | None = None,
         seed: int = 0,
-        max_bad_fraction: float = 0.01,
-        max_clips: int | None = None,
-        exclude: str | Path | None = None,
         training: bool | None = None,
         weights: Sequence[float] | None = None,
-        captions: str = "sample",
+        settings: DatasetSettings | None = None,
         config: str | Path | Mapping | None = None,
         download: bool = False,
     ) -> None:
@@ -100,23 +92,14 @@ class ClapDataset(Dataset):
                 raise ValueError(
                     f"the config has no {missing[0]}; give a composed one, as `train.py --cfg job` prints it"
                 )
-            settings = config["dataset"]
-            datasets, seed = open_corpus(settings), config.get("seed", seed)
-            max_bad_fraction, max_clips = settings["max_bad_fraction"], settings["max_clips"]
-            exclude, captions = settings.get("exclude"), settings.get("captions", captions)
+            datasets, settings = open_corpus(config["dataset"]), read_dataset_settings(config["dataset"])
+            seed = config.get("seed", seed)
             sample_rate = sample_rate or config["audio_encoder"]["frontend"]["sample_rate"]
         if datasets is None or sample_rate is None:
             raise ValueError("ClapDataset needs datasets=[...] and sample_rate=... (clap.sample_rate), or config=...")
-        if not 0 <= max_bad_fraction <= 1 or (max_clips is not None and max_clips < 1):
-            raise ValueError(
-                f"max_bad_fraction={max_bad_fraction} must lie in 0 ... 1, max_clips={max_clips} be 1 or more, or null"
-            )
+        settings = settings or DatasetSettings()
         datasets = [datasets] if isinstance(datasets, str | Corpus) else list(datasets)
-        if captions not in CAPTIONS:
-            raise ValueError(f"captions={captions!r} is not one of {', '.join(CAPTIONS)}; set dataset.captions")
         if download:
-            from clap.dataset.registry import download_named  # which imports this module
-
             download_named(datasets, root, kind)
         found = [find_corpus(item, root) if isinstance(item, str) else item for item in datasets]
         given = check_weights(weights, len(found))
@@ -126,24 +109,28 @@ class ClapDataset(Dataset):
         self.corpora, self.weights = [corpus for corpus, _ in parts], [weight for _, weight in parts]
         self.name = "_".join(corpus.name for corpus in self.corpora)
         self.kind, self.sample_rate, self.window, self.seed = kind, sample_rate, window, seed
-        self.max_bad_fraction = max_bad_fraction
+        self.settings, self.max_bad_fraction = settings, settings.max_bad_fraction
         self.training = kind == "train" if training is None else training
         clips = [self.list_clips(corpus) for corpus in self.corpora]
-        if exclude is not None and kind == "train":
-            clips = self.leave_out(clips, exclude)
-        listed = [(corpus, clip) for corpus, own in zip(self.corpora, clips, strict=True) for clip in own[:max_clips]]
+        if settings.exclude is not None and kind == "train":
+            clips = self.skip_excluded(clips, settings.exclude)
+        listed = [
+            (corpus, clip)
+            for corpus, own in zip(self.corpora, clips, strict=True)
+            for clip in own[: settings.max_clips]
+        ]
         if not listed:
             raise ValueError(f"the {kind} split of {self.name} has no clips")
-        self.take_in(listed)
+        self.set_listed(listed)
         self.check_missing()
-        if self.training and captions == "keywords":
-            self.clips = tell_clips(self.clips, self.name)
+        if self.training and settings.captions == "keywords":
+            self.clips = caption_by_keywords(self.clips, self.name)
         numbers: dict[tuple[str, ...], int] = {}
         self.groups = [numbers.setdefault(clip.captions, len(numbers)) for clip in self.clips]
-        self.sections = self.make_sections(every_caption=captions == "all") if self.training else []
+        self.sections = self.make_sections(every_caption=settings.captions == "all") if self.training else []
 
-    def take_in(self, listed: "Sequence[tuple[Corpus, Clip]]") -> None:
-        """Sort what is listed into clips that are there and clips that are missing."""
+    def set_listed(self, listed: "Sequence[tuple[Corpus, Clip]]") -> None:
+        """Divide the listed clips into those whose recording exists and those that are missing."""
         self.listed, self.num_listed = listed, len(listed)
         self.missing = [clip for _, clip in listed if clip.path is not None and not clip.path.is_file()]
         absent = set(self.missing)
@@ -165,7 +152,7 @@ class ClapDataset(Dataset):
             part = copy.copy(self)
             part.__dict__.pop("digest", None)
             part.name, part.corpora = name, [corpus for corpus in self.corpora if corpus.name == name]
-            part.take_in([(corpus, clip) for corpus, clip in self.listed if corpus.name == name])
+            part.set_listed([(corpus, clip) for corpus, clip in self.listed if corpus.name == name])
             chosen = [i for i, corpus in enumerate(self.owners) if corpus.name == name]
             part.groups = [self.groups[i] for i in chosen]
             parts.append((part, chosen))
@@ -191,7 +178,7 @@ class ClapDataset(Dataset):
         manifest = [[clip.id, clip.captions, clip.label] for clip in self.clips]
         return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16]
 
-    def leave_out(self, clips: list[list[Clip]], exclude: str | Path) -> list[list[Clip]]:
+    def skip_excluded(self, clips: list[list[Clip]], exclude: str | Path) -> list[list[Clip]]:
         """Training clips without those that a block list names.
 
         Clips of other splits stay, though the list may name them: an evaluation of fewer clips is another task.
@@ -287,10 +274,10 @@ class Section:
         return self.pairs[(first + position) % len(self.pairs)]
 
 
-def tell_clips(clips: Sequence[Clip], name: str) -> list[Clip]:
+def caption_by_keywords(clips: Sequence[Clip], name: str) -> list[Clip]:
     """Clips whose keywords, told by templates, take the place of their captions; those without keep theirs."""
     told = sum(bool(clip.keywords) for clip in clips)
     if not told:
         raise ValueError(f"no clip of {name} has keywords; set dataset.captions to sample or all")
     log.info("captions are made from the keywords of %d of %d clips of %s", told, len(clips), name)
-    return [replace(clip, captions=tell_keywords(clip.keywords)) if clip.keywords else clip for clip in clips]
+    return [replace(clip, captions=fill_keyword_templates(clip.keywords)) if clip.keywords else clip for clip in clips]

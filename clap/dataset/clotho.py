@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from clap.corpus import SPLITS, Clip, Corpus
+from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import read_csv, require_columns
 from clap.dataset.index import check_name, check_recording, check_words, find_index, refuse_twice, require_root
 
@@ -34,8 +34,7 @@ class Clotho(Corpus):
         require_root(self)
 
     def clips(self, split: str) -> list[Clip]:
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}")
+        check_split(split)
         folder = FOLDERS[split]
         path = find_index(self, f"clotho_captions_{folder}.csv")
         rows, metadata = read_csv(path), self.read_metadata(folder)

@@ -9,7 +9,7 @@ import numpy as np
 from clap.corpus import Clip, Corpus
 from clap.dataset.csv import read_csv, require_columns
 from clap.dataset.index import check_recording, check_words, find_index, refuse_twice, show
-from clap.dataset.keywords import tell_keywords
+from clap.dataset.keywords import fill_keyword_templates
 from clap.prompts import TEMPLATES, check_templates
 
 
@@ -134,7 +134,7 @@ class Folds(Corpus):
     def make_clip(self, row: dict[str, str]) -> Clip:
         label = row[self.label_column].replace("_", " ")
         source = f"freesound:{row[self.recording_column]}"
-        captions = tell_keywords((label,), self.templates)
+        captions = fill_keyword_templates((label,), self.templates)
         return Clip(row[self.file_column], captions, self.find_path(row), label, keywords=(label,), source=source)
 
 

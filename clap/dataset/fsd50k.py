@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clap.corpus import SPLITS, Clip, Corpus
+from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import read_csv, require_columns
 from clap.dataset.index import check_length, check_words, find_index, refuse_twice, require_root, show
-from clap.dataset.keywords import tell_keywords
+from clap.dataset.keywords import fill_keyword_templates
 from clap.prompts import TEMPLATES, check_templates
 
 PARTS = ("train", "val")  # of the development set, in its column split
@@ -42,8 +42,7 @@ class FSD50K(Corpus):
         require_root(self)
 
     def clips(self, split: str) -> list[Clip]:
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}")
+        check_split(split)
         part = "eval" if split == "test" else "dev"
         path = find_index(self, f"FSD50K.ground_truth/{part}.csv")
         rows = read_csv(path)
@@ -70,5 +69,5 @@ class FSD50K(Corpus):
         words = tuple(label.replace("_", " ").lower() for label in labels)
         path = self.root / f"FSD50K.{part}_audio" / f"{number}.wav"
         label = words[0] if len(words) == 1 else None
-        captions = tell_keywords(words, self.templates)
+        captions = fill_keyword_templates(words, self.templates)
         return Clip(number, captions, path, label, keywords=words, source=f"freesound:{number}")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clap.audio import AudioError
-from clap.corpus import SPLITS, Clip, Corpus
+from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import check_fractions, draw_fraction, read_captions, read_text
 from clap.dataset.index import require_root
 
@@ -39,6 +39,8 @@ class HuggingFace(Corpus):
         FileNotFoundError: root or a file is missing. ValueError: not such a folder, or a row is wrong.
     """
 
+    name = "huggingface"
+
     def __init__(
         self,
         root: str | Path,
@@ -54,8 +56,7 @@ class HuggingFace(Corpus):
         self.rows: dict[str, tuple[Path, int]] = {}  # clip id -> folder and row
 
     def clips(self, split: str) -> list[Clip]:
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}")
+        check_split(split)
         if (self.root / "state.json").is_file():
             return [clip for clip in self.read(self.root) if draw_fraction(clip.id, self.fractions) == split]
         if not (self.root / "dataset_dict.json").is_file():

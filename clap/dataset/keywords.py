@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from clap.prompts import TEMPLATES
 
 
-def tell_keywords(keywords: Sequence[str], templates: Sequence[str] = TEMPLATES) -> tuple[str, ...]:
+def fill_keyword_templates(keywords: Sequence[str], templates: Sequence[str] = TEMPLATES) -> tuple[str, ...]:
     """One caption a template, `{}` standing for all keywords: "the sound of rain, wind and thunder"."""
     *rest, last = keywords
     together = f"{', '.join(rest)} and {last}" if rest else last

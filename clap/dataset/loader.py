@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
+from clap.corpus import Corpus
 from clap.dataset.clips import ClapDataset, Item
+from clap.dataset.dataset_settings import DatasetSettings
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # of workers; joblib's processes have another
@@ -108,14 +110,35 @@ class EpochSampler(Sampler):
             yield [(self.epoch, index) for index in chosen]
 
 
+def open_loader(
+    corpus: Corpus,
+    kind: str,
+    *,
+    sample_rate: int,
+    window: float | None,
+    collate: Collate,
+    settings: DatasetSettings,
+    seed: int = 0,
+    training: bool | None = None,
+) -> DataLoader:
+    """The clips of a split in batches, shuffled in training; see ClapDataset for the arguments."""
+    dataset = ClapDataset(
+        corpus, kind, sample_rate=sample_rate, window=window, seed=seed, training=training, settings=settings
+    )
+    return make_loader(
+        dataset,
+        collate,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        shuffle=dataset.training,
+        seed=seed,
+    )
+
+
 def make_loader(
     dataset: ClapDataset, collate: Collate, *, batch_size: int, num_workers: int, shuffle: bool, seed: int = 0
 ) -> DataLoader:
     """DataLoader over `dataset`; its own generator leaves torch's global random state alone."""
-    if batch_size < 1 or num_workers < 0:
-        raise ValueError(
-            f"dataset.batch_size={batch_size} must be positive, dataset.num_workers={num_workers} not negative"
-        )
     if shuffle and min(batch_size, len(dataset)) < 2:
         raise ValueError(
             f"a contrastive batch needs two clips, not dataset.batch_size={batch_size} of {len(dataset)} training clips"

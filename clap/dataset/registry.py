@@ -5,34 +5,22 @@ import importlib
 import inspect
 import logging
 import math
+import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clap.config.build import build
-from clap.corpus import Corpus, find_folder, plain_name
+from clap.corpus import SPLITS, Corpus, find_folder, plain_name
+from clap.dataset.dataset_settings import SETTINGS_KEYS
 from clap.download.addresses import read_addresses
-from clap.download.run import download_corpus
 
 log = logging.getLogger(__name__)
 
-CORPORA = {  # module of clap.dataset -> class
-    "synthetic": "Synthetic",
-    "clotho": "Clotho",
-    "audiocaps": "AudioCaps",
-    "wavcaps": "WavCaps",
-    "fsd50k": "FSD50K",
-    "urbansound8k": "UrbanSound8K",
-    "esc50": "ESC50",
-    "csv": "CSV",
-    "huggingface": "HuggingFace",
-}
-LOADER_KEYS = ("batch_size", "num_workers", "max_bad_fraction", "max_clips", "cache", "exclude", "captions")
-
 
 def open_corpus(config: Mapping) -> Corpus:
-    """The corpus that a `dataset` config node describes; the loader's keys in it are not the corpus's."""
-    corpus = build({key: value for key, value in config.items() if key not in LOADER_KEYS}, Corpus)
+    """The corpus that a `dataset` config node describes; the other keys in it are `DatasetSettings`."""
+    corpus = build({key: value for key, value in config.items() if key not in SETTINGS_KEYS}, Corpus)
     if config.get("cache") is not None:
         from clap.dataset.cache import WaveformCache  # torch
 
@@ -41,16 +29,22 @@ def open_corpus(config: Mapping) -> Corpus:
     return corpus
 
 
+def count_clips(corpus: Corpus) -> dict[str, int]:
+    """Read the index of each split, log its size, and return it."""
+    sizes = {split: len(corpus.clips(split)) for split in SPLITS}
+    log.info("%s: %s", corpus.name, ", ".join(f"{size} {split}" for split, size in sizes.items()))
+    return sizes
+
+
 def find_corpus(name: str, root: str | Path | None, options: Mapping | None = None) -> Corpus:
     """A corpus by name, with its options at their defaults but for those given.
 
     Args:
         root: its folder, or one that holds its folder under its name.
     """
-    module = plain_name(name)
-    if module not in CORPORA:
-        raise ValueError(f"dataset {name!r} is not one of {', '.join(CORPORA.values())}")
-    make = getattr(importlib.import_module(f"clap.dataset.{module}"), CORPORA[module])
+    make = find_class(plain_name(name))
+    if make is None:
+        raise ValueError(f"dataset {name!r} is not one of {', '.join(list_corpora())}")
     arguments = dict(options or {})
     if root is not None:
         arguments["root"] = find_folder(root, name) or root
@@ -58,9 +52,26 @@ def find_corpus(name: str, root: str | Path | None, options: Mapping | None = No
         inspect.signature(make).bind(**arguments)
     except TypeError as error:
         raise ValueError(
-            f"dataset {name!r}: {error}; give root=..., or the corpus itself, as datasets=[{CORPORA[module]}(...)]"
+            f"dataset {name!r}: {error}; give root=..., or the corpus itself, as datasets=[{make.__name__}(...)]"
         ) from None
     return make(**arguments)
+
+
+def find_class(name: str) -> type[Corpus] | None:
+    """The corpus of clap/dataset/NAME.py: the class whose `name` is that of its module."""
+    if name not in {module.name for module in pkgutil.iter_modules([Path(__file__).parent])}:
+        return None
+    module = importlib.import_module(f"{__package__}.{name}")
+    classes = (item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Corpus))
+    return next(
+        (item for item in classes if item.__module__ == module.__name__ and vars(item).get("name") == name), None
+    )
+
+
+def list_corpora() -> list[str]:
+    """Names of all corpora of clap/dataset/, as their classes spell them."""
+    modules = (module.name for module in pkgutil.iter_modules([Path(__file__).parent]))
+    return [found.__name__ for name in modules if (found := find_class(name)) is not None]
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
@@ -77,6 +88,8 @@ def download_named(names: Sequence[Any], root: str | Path | None, split: str) ->
     Raises:
         ValueError: something other than a name, one that cannot be downloaded, or no root.
     """
+    from clap.download.run import download_corpus  # yt-dlp and 7z, a second
+
     if root is None or not all(isinstance(name, str) for name in names):
         raise ValueError('download=True needs names of corpora and a folder for them: datasets=["Clotho"], root="data"')
     for name in map(plain_name, names):

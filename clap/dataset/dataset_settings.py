@@ -1,0 +1,56 @@
+"""What every dataset has: how its clips are read, skipped and batched."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from clap.config.values import CAPTION_POLICIES
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """The keys of conf/dataset/_loader.yaml, beside which a dataset's yaml has the arguments of its corpus.
+
+    Args:
+        batch_size: clips in a batch.
+        num_workers: processes that decode and resample.
+        max_bad_fraction: share of clips that may be missing or unreadable before it is an error.
+        max_clips: use only so many clips of each corpus and split, from the start; None: all.
+        cache: folder of decoded recordings (see `WaveformCache`); None: decode every time.
+        exclude: text file of clips that the train split skips (see `read_exclusions`); other splits stay whole.
+        captions: in training, `sample` one of a clip's captions each time; `all` makes each caption a pair of its own;
+            `keywords` puts a clip's keywords into a template instead, where it has some.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    batch_size: int = 32
+    num_workers: int = 2
+    max_bad_fraction: float = 0.01
+    max_clips: int | None = None
+    cache: str | None = None
+    exclude: str | None = None
+    captions: str = "sample"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_workers < 0:
+            raise ValueError(
+                f"dataset.batch_size={self.batch_size} must be 1 or more, "
+                f"dataset.num_workers={self.num_workers} 0 or more"
+            )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"dataset.max_bad_fraction={self.max_bad_fraction} must be in 0 ... 1")
+        if self.max_clips is not None and self.max_clips < 1:
+            raise ValueError(f"dataset.max_clips={self.max_clips} must be 1 or more, or null for all clips")
+        if self.captions not in CAPTION_POLICIES:
+            allowed = ", ".join(CAPTION_POLICIES)
+            raise ValueError(f"captions={self.captions!r} is not one of {allowed}; set dataset.captions")
+
+
+SETTINGS_KEYS = tuple(field.name for field in fields(DatasetSettings))
+
+
+def read_dataset_settings(node: Mapping[str, Any]) -> DatasetSettings:
+    """The settings in a `dataset` config node."""
+    return DatasetSettings(**{key: node[key] for key in SETTINGS_KEYS if key in node})
