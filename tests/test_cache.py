@@ -10,7 +10,9 @@ import soundfile
 
 from clap.audio import AudioError, load_waveform
 from clap.dataset.cache import WaveformCache
-from clap.dataset.registry import open_corpus
+from clap.dataset.clips import ClapDataset
+from clap.dataset.dataset_settings import DatasetSettings
+from clap.dataset.synthetic import Synthetic
 
 
 @pytest.fixture
@@ -142,7 +144,7 @@ def test_bad_recordings_raise_as_without_cache(tmp_path: Path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_config_names_the_cache_of_a_corpus(tmp_path: Path):
-    sizes = {"num_train": 1, "num_val": 1, "num_test": 1}
-    node = {"_target_": "clap.dataset.synthetic.Synthetic", "cache": str(tmp_path), **sizes}
-    assert open_corpus(node).cache.folder == tmp_path
+def test_settings_give_the_corpus_its_cache(tmp_path: Path):
+    corpus = Synthetic(num_train=1, num_val=1, num_test=1)
+    ClapDataset(corpus, sample_rate=16_000, settings=DatasetSettings(cache=str(tmp_path)))
+    assert corpus.cache.folder == tmp_path

@@ -124,10 +124,10 @@ def test_embed_writes_json(checkpoint, clap, tones, tmp_path, suffix):
 
 def test_unreadable_file_is_named_and_the_others_are_done(checkpoint, tones, broken, tmp_path, capsys):
     output = tmp_path / "e.npz"
-    with pytest.raises(SystemExit, match="error: 1 of 3 files left out"):
+    with pytest.raises(SystemExit, match="error: 1 of 3 files skipped"):
         call("embed", tones[0], broken, tones[1], "--checkpoint", checkpoint, "--output", output)
     assert np.load(output)["files"].tolist() == [str(tones[0]), str(tones[1])]
-    assert f"left out: {broken}: cannot be decoded" in capsys.readouterr().err
+    assert f"skipped: {broken}: cannot be decoded" in capsys.readouterr().err
 
 
 def test_nothing_readable_writes_nothing(checkpoint, broken, tmp_path):
@@ -198,7 +198,7 @@ def test_similarity_npz_gives_the_logits_of_python(checkpoint, clap, tones, tmp_
 
 
 def test_unreadable_file_is_no_row(checkpoint, tones, broken, capsys):
-    with pytest.raises(SystemExit, match="1 of 2 files left out"):
+    with pytest.raises(SystemExit, match="1 of 2 files skipped"):
         call("similarity", broken, tones[0], "--text", "rain", "--checkpoint", checkpoint, "--format", "json")
     [entry] = json.loads(capsys.readouterr().out)
     assert entry["file"] == str(tones[0])

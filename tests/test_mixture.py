@@ -8,8 +8,8 @@ from clap.commands.synthesize import synthesize
 from clap.dataset.audiocaps import AudioCaps
 from clap.dataset.clips import ClapDataset
 from clap.dataset.clotho import Clotho
+from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.mixture import Mixture
-from clap.dataset.registry import open_corpus
 
 CORPORA = {"clotho": {}, "audiocaps": {"version": "v2"}}
 
@@ -53,8 +53,9 @@ def test_folder_may_bear_the_published_name(root: Path, tmp_path: Path):
 
 
 def test_cache_reaches_every_corpus(root: Path, tmp_path: Path):
-    node = {"_target_": "clap.dataset.mixture.Mixture", "root": str(root), "corpora": CORPORA, "cache": str(tmp_path)}
-    assert all(corpus.cache.folder == tmp_path for corpus, _ in open_corpus(node).parts)
+    mixture = Mixture(root, corpora=CORPORA)
+    ClapDataset(mixture, sample_rate=16_000, settings=DatasetSettings(cache=str(tmp_path), max_bad_fraction=1.0))
+    assert all(corpus.cache.folder == tmp_path for corpus, _ in mixture.parts)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,9 @@ from clap.commands.synthesize import synthesize
 from clap.run_folder import is_held
 from clap.study.factors import parse_overrides
 from clap.study.job import Job, name_job, read_job
+from clap.study.job_tracking import end_run
 from clap.study.result_config import check_fixed, check_settings
-from clap.study.run_job import end_run, run_job
+from clap.study.run_job import run_job
 from clap.study.sweep import check_named, set_design
 from clap.tracking.store import open_store
 from clap.tracking.tracker import Tracker
@@ -326,12 +327,14 @@ def test_run_that_its_folder_never_heard_of_is_deleted(store: Path, tmp_path: Pa
     for name in ("s0", "s1"):
         tags = {"mlflow.parentRunId": parent, "folder": name}
         children[name] = Tracker(**settings, run_name=name, run_dir=tmp_path / name, tags=tags).run_id
-    monkeypatch.setattr("clap.study.run_job.job_tags", lambda: ("s0", {"mlflow.parentRunId": parent, "folder": "s0"}))
+    monkeypatch.setattr(
+        "clap.study.job_tracking.job_tags", lambda: ("s0", {"mlflow.parentRunId": parent, "folder": "s0"})
+    )
     client = MlflowClient(f"sqlite:///{store}")
-    clap.study.run_job.delete_lost_runs(settings, tmp_path / "s0")
+    clap.study.job_tracking.delete_lost_runs(settings, tmp_path / "s0")
     assert client.get_run(children["s0"]).info.lifecycle_stage == "active"
     (tmp_path / "s0" / "mlflow.json").unlink()
-    clap.study.run_job.delete_lost_runs(settings, tmp_path / "s0")
+    clap.study.job_tracking.delete_lost_runs(settings, tmp_path / "s0")
     assert client.get_run(children["s0"]).info.lifecycle_stage == "deleted"
     assert client.get_run(children["s1"]).info.lifecycle_stage == "active"
 

@@ -34,10 +34,11 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("no labels to choose from; give --labels or --labels-file")
     templates = check_prompts(labels, args.template)
     files = inputs.check_model_arguments(args)
-    clap = inputs.load_model(args)
+    embedder = inputs.load_embedder(args)
+    clap = embedder.clap
     class_embedding = clap.embed_classes(labels, templates)  # first: what is wrong with a tokenizer shows at once
-    used, audio = inputs.embed_files(clap, files, batch_size=args.batch_size)
+    used, audio = embedder.embed_files(files)
     probability = clap.compute_similarity(audio.to(clap.device), class_embedding).softmax(dim=1).cpu().numpy()
     arrays = {"labels": np.array(labels), "templates": np.array(templates)}
     output.write_ranking(args, used, labels, probability=probability, **arrays)
-    inputs.exit_for_left_out(len(files), len(used))
+    inputs.exit_for_skipped(len(files), len(used))

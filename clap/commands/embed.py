@@ -32,20 +32,21 @@ def run(args: argparse.Namespace) -> None:
     if not args.files and not captions:
         raise ValueError("nothing to embed; give files, --text or --captions")
     files = inputs.check_model_arguments(args)
-    clap = inputs.load_model(args)
+    embedder = inputs.load_embedder(args)
+    clap = embedder.clap
     arrays: dict[str, Any] = {}
     if captions:  # first: what is wrong with a tokenizer shows at once
         text = clap.get_text_embeddings(captions, batch_size=args.batch_size).cpu().numpy()
     used = []
     if files:
-        used, audio = inputs.embed_files(clap, files, batch_size=args.batch_size)
+        used, audio = embedder.embed_files(files)
         arrays |= {"audio": audio.numpy(), "files": used}
     if captions:
         arrays |= {"text": text, "captions": captions}
     write_whole(args.output, output.npz(arrays) if form == "npz" else output.to_json(to_entries(arrays), form))
     sizes = [f"{name} {arrays[name].shape}" for name in ("audio", "text") if name in arrays]
     print(f"{args.output}: {', '.join(sizes)}")
-    inputs.exit_for_left_out(len(files), len(used))
+    inputs.exit_for_skipped(len(files), len(used))
 
 
 def to_entries(arrays: dict[str, Any]) -> list[dict[str, Any]]:

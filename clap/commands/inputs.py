@@ -10,16 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from clap.config.values import CHOICES
 from clap.corpus import AUDIO_SUFFIXES
 from clap.published.hub import find_source
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from clap.model import Clap
+    from clap.commands.embedder import Embedder
 
 CHECKPOINT_FILES = ("config.yaml", "config.json", "checkpoints")  # ours, Hugging Face's, a run's
 
@@ -122,41 +118,20 @@ def read_texts(texts: Sequence[str], path: Path | None, what: str) -> list[str]:
     return [*texts, *(line.strip() for line in lines)]
 
 
-def load_model(args: argparse.Namespace) -> Clap:
-    """The checkpoint's model on its device."""
-    from clap.device import choose_device
-    from clap.model import Clap
+def load_embedder(args: argparse.Namespace) -> Embedder:
+    """The checkpoint's model on its device, ready to embed files."""
+    from clap.commands.embedder import Embedder  # torch and transformers, after all arguments are checked
 
-    device = choose_device(args.device)
-    settings = {"text_encoder.tokenizer": args.tokenizer} if args.tokenizer else None
-    clap = Clap.from_ckpt(args.checkpoint, settings=settings).to(device)
-    clap.set_windows(args.windows)
-    return clap
-
-
-def embed_files(clap: Clap, files: Sequence[str], *, batch_size: int) -> tuple[list[str], Tensor]:
-    """Files that could be read and their embeddings (files, embed_dim); each other one is named on stderr.
-
-    Raises:
-        ValueError: none of them could be read.
-    """
-    import torch
-
-    from clap.audio import AudioError
-
-    rows = {}
-    clips = clap.embed_each(files, batch_size=batch_size)
-    for position, row in tqdm(clips, total=len(files), unit="clip", disable=len(files) <= 2 * batch_size):
-        if isinstance(row, AudioError):
-            tqdm.write(f"left out: {row}", file=sys.stderr)
-        else:
-            rows[position] = row.cpu()
-    if not rows:
-        raise ValueError(f"none of the {len(files)} files could be read; nothing was written")
-    return [files[position] for position in sorted(rows)], torch.stack([rows[position] for position in sorted(rows)])
+    return Embedder(
+        args.checkpoint,
+        tokenizer=args.tokenizer,
+        windows=args.windows,
+        device=args.device,
+        batch_size=args.batch_size,
+    )
 
 
-def exit_for_left_out(listed: int, used: int) -> None:
-    """Exit with status 1 where files were left out, after all else is done."""
+def exit_for_skipped(listed: int, used: int) -> None:
+    """Exit with status 1 where files were skipped, after all else is done."""
     if used < listed:
-        sys.exit(f"error: {listed - used} of {listed} files left out, they are named above; the others are done")
+        sys.exit(f"error: {listed - used} of {listed} files skipped, they are named above; the others are done")

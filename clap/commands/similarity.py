@@ -21,10 +21,11 @@ def run(args: argparse.Namespace) -> None:
     if not captions:
         raise ValueError("no captions to compare with; give --text or --captions")
     files = inputs.check_model_arguments(args)
-    clap = inputs.load_model(args)
+    embedder = inputs.load_embedder(args)
+    clap = embedder.clap
     text = clap.get_text_embeddings(captions).cpu()  # first: what is wrong with a tokenizer shows at once
-    used, audio = inputs.embed_files(clap, files, batch_size=args.batch_size)
+    used, audio = embedder.embed_files(files)
     similarity = (audio @ text.T).numpy()
     arrays = {"captions": np.array(captions), "logit_scale": clap.logit_scale.exp().item()}
     output.write_ranking(args, used, captions, similarity=similarity, **arrays)
-    inputs.exit_for_left_out(len(files), len(used))
+    inputs.exit_for_skipped(len(files), len(used))

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from clap.audio import AudioError
 from clap.config import read_config
 from clap.corpus import SPLITS, Clip, Corpus
+from clap.dataset.cache import WaveformCache
 from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
 from clap.dataset.exclude import is_named, read_exclusions
 from clap.dataset.keywords import fill_keyword_templates
@@ -107,6 +108,9 @@ class ClapDataset(Dataset):
             (part, own * weight) for corpus, own in zip(found, given, strict=True) for part, weight in corpus.parts
         ]
         self.corpora, self.weights = [corpus for corpus, _ in parts], [weight for _, weight in parts]
+        if settings.cache is not None:
+            for corpus in self.corpora:
+                corpus.cache = WaveformCache(settings.cache)
         self.name = "_".join(corpus.name for corpus in self.corpora)
         self.kind, self.sample_rate, self.window, self.seed = kind, sample_rate, window, seed
         self.settings, self.max_bad_fraction = settings, settings.max_bad_fraction

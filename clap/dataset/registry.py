@@ -20,13 +20,7 @@ log = logging.getLogger(__name__)
 
 def open_corpus(config: Mapping) -> Corpus:
     """The corpus that a `dataset` config node describes; the other keys in it are `DatasetSettings`."""
-    corpus = build({key: value for key, value in config.items() if key not in SETTINGS_KEYS}, Corpus)
-    if config.get("cache") is not None:
-        from clap.dataset.cache import WaveformCache  # torch
-
-        for part, _ in corpus.parts:
-            part.cache = WaveformCache(config["cache"])
-    return corpus
+    return build({key: value for key, value in config.items() if key not in SETTINGS_KEYS}, Corpus)
 
 
 def count_clips(corpus: Corpus) -> dict[str, int]:

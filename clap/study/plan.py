@@ -130,18 +130,14 @@ def look_ahead(
         lines: the overrides in `config`; what they name does not come from init_from.
         took: seconds of the cell's finished jobs.
     """
-    from clap.study.downloads import (  # torch and transformers, after the overrides are checked
-        list_missing,
-        read_initial,
-    )
-    from clap.study.estimate import estimate
+    from clap.study import downloads, estimate  # torch and transformers, after the overrides are checked
 
     try:
-        config = config | read_initial(config, lines)
+        config = config | downloads.read_initial(config, lines)
     except FileNotFoundError as error:
         return [f"init_from: {error}"], None, f"unknown: {error}"
-    missing = list(list_missing(config))
+    missing = list(downloads.list_missing(config))
     if took:
         jobs = "1 finished job" if len(took) == 1 else f"{len(took)} finished jobs"
         return missing, statistics.mean(took), f"measured: {jobs} of this cell"
-    return missing, *estimate(config, ready=not missing)
+    return missing, *estimate.estimate(config, ready=not missing)

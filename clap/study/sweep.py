@@ -26,12 +26,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clap.atomic import write_json
+from clap.config.launch import one_line
 from clap.run_folder import LOCK, SWEEP_FILE, continue_command, is_held
 from clap.study.factors import find_factors, find_study, one_factor_at_a_time, parse_overrides
 from clap.study.job import job_levels, read_jobs
+from clap.study.job_tracking import end_run
 from clap.study.leaderboard import Leaderboard
 from clap.study.result_config import FOLDER_KEY, check_fixed, check_settings, read_result_config
-from clap.study.run_job import end_run, one_line
+from clap.tracking.store import DEFAULT_STORE
+from clap.tracking.tracker import Tracker, recorded_run
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
@@ -61,7 +64,6 @@ def end_on_error() -> Iterator[None]:
 class Sweep(Callback):
     """Hydra's callback around a multirun: the parent run before the first job, the leaderboard after the last."""
 
-    running: "Sweep | None" = None  # the one of this process
     ended = False
 
     def __getstate__(self) -> dict:
@@ -73,10 +75,7 @@ class Sweep(Callback):
             self.start(config)
 
     def start(self, config: DictConfig) -> None:
-        from clap.tracking.tracker import Tracker, recorded_run
-
         hydra, lines = config.hydra, list(config.hydra.overrides.task)
-        Sweep.running = self
         self.folder, self.tracking = Path(hydra.sweep.dir), config.tracking
         self.folder.mkdir(parents=True, exist_ok=True)
         study = find_study(config, lines)
@@ -152,8 +151,6 @@ class Sweep(Callback):
         self.tracker.finish(status)
 
     def report_command(self) -> str:
-        from clap.tracking.store import DEFAULT_STORE
-
         uri = self.tracking.uri
         store = [] if uri == DEFAULT_STORE else ["--uri", uri]
         return shlex.join(["python", "experiments/report.py", self.study, *store])

@@ -1,0 +1,50 @@
+"""A checkpoint's model that embeds the files of a command line."""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from clap.audio import AudioError
+from clap.device import choose_device
+from clap.model import Clap
+
+
+class Embedder:
+    """A model on its device.
+
+    Args:
+        checkpoint: as for `Clap.from_ckpt`.
+        tokenizer: folder of the text encoder's tokenizer, where the checkpoint has none.
+        windows: `mean` averages all windows of longer clips.
+        batch_size: clips or captions at a time.
+    """
+
+    def __init__(
+        self, checkpoint: str, *, tokenizer: str | None, windows: str | None, device: str, batch_size: int
+    ) -> None:
+        settings = {"text_encoder.tokenizer": tokenizer} if tokenizer else None
+        target = choose_device(device)
+        self.clap = Clap.from_ckpt(checkpoint, settings=settings).to(target)
+        self.clap.set_windows(windows)
+        self.batch_size = batch_size
+
+    def embed_files(self, files: Sequence[str]) -> tuple[list[str], Tensor]:
+        """Files that could be read and their embeddings (files, embed_dim); each other file is named on stderr.
+
+        Raises:
+            ValueError: none of them could be read.
+        """
+        rows = {}
+        clips = self.clap.embed_each(files, batch_size=self.batch_size)
+        for position, row in tqdm(clips, total=len(files), unit="clip", disable=len(files) <= 2 * self.batch_size):
+            if isinstance(row, AudioError):
+                tqdm.write(f"skipped: {row}", file=sys.stderr)
+            else:
+                rows[position] = row.cpu()
+        if not rows:
+            raise ValueError(f"none of the {len(files)} files could be read; nothing was written")
+        order = sorted(rows)
+        return [files[position] for position in order], torch.stack([rows[position] for position in order])

@@ -1,0 +1,47 @@
+"""The report of a study: its note, tables, figures and lineage, written from its runs in MLflow."""
+
+import json
+from pathlib import Path
+
+from clap.config.compose import find_yamls
+from clap.study import figures, note, table
+from clap.study.factors import Study
+from clap.study.runs import read_study_runs
+
+
+def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) -> str:
+    """Read a study's runs and write its report; returns the table and where the rest is."""
+    runs = read_study_runs(study, uri, sweep_id=sweep_id)
+    rows = table.make_rows(runs)
+    within = {column.metric: table.within_run(column) for column in runs.columns}
+    drawn = figures.draw_study(runs, rows)
+    block = note.make_block(runs, rows, within, list(drawn))
+    path, folder = output / f"{study.name}.md", output / study.name
+    if path.exists():
+        text = note.replace_block(path.read_text(), block, path)
+    else:
+        text = note.make_note(runs, block, note.read_question(find_yamls() / "experiment" / f"{study.name}.yaml"))
+    lines = table.format_table(runs, rows)
+    comment = [note.describe_tests(rows), *map(note.describe_protocol, note.by_protocol(runs.columns))]
+    protocols = {column.metric: column.protocol for column in runs.columns}
+    files = {
+        "table.tex": table.to_latex(lines, len(study.factors), comment="\n".join(comment)),
+        "table.csv": table.to_csv(table.record_cells(runs, rows)),
+        "runs.csv": table.to_csv(table.record_runs(runs, within)),
+        "protocols.json": json.dumps(protocols, indent=2, ensure_ascii=False) + "\n",
+        "lineage.md": table.format_lineage(runs),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        (folder / file).write_text(content)
+    for figure_name, figure in drawn.items():
+        figures.save(figure, folder / figure_name)
+    path.write_text(text)
+    where = f"{shorten(path)}; figures, LaTeX, CSV and lineage in {shorten(folder)}/"
+    return f"{table.to_markdown(lines, len(study.factors))}\n{where}"
+
+
+def shorten(path: Path) -> Path:
+    """Relative to where the user is, if below it."""
+    path = path.resolve()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
