@@ -1,4 +1,4 @@
-# make train | make test | make test-slow | make lint, each complete from a bare checkout.
+# make train | make test | make test-slow | make lint | make lock, each complete from a bare checkout.
 #   PYTHON=python3.12                     interpreter of the virtual environment
 #   ARGS="dataset=esc50 dataset.root=..." overrides for make train
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu   CPU-only PyTorch, a tenth of the download
@@ -8,7 +8,12 @@ TORCH_INDEX ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-slow lint
+# requirements.lock pins every package for one platform, with CUDA builds of PyTorch; elsewhere pip resolves the rest.
+LOCKED_PLATFORM := linux x86_64 3.11
+PLATFORM := $(shell $(PYTHON) -c 'import platform as p, sys; print(sys.platform, p.machine(), "%d.%d" % sys.version_info[:2])')
+REQUIREMENTS := $(if $(TORCH_INDEX),requirements.txt,$(if $(filter-out $(PLATFORM),$(LOCKED_PLATFORM)),requirements.txt,requirements.lock))
+
+.PHONY: train test test-slow lint lock
 
 train: $(VENV)/installed
 	$(RUN) train.py $(ARGS)
@@ -23,11 +28,16 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-$(VENV)/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo "error: $(PYTHON) is older than Python 3.10; set PYTHON=" && exit 1)
+lock: $(VENV)/installed
+	$(RUN) -m pip install pip-tools==7.6.2
+	$(RUN) -m piptools compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --output-file requirements.lock requirements.txt
+
+$(VENV)/installed: $(REQUIREMENTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "error: $(PYTHON) is older than Python 3.11; set PYTHON=" && exit 1)
 	$(PYTHON) -m venv $(VENV)
 ifneq ($(TORCH_INDEX),)
 	$(RUN) -m pip install --index-url $(TORCH_INDEX) $$(grep '^torch' requirements.txt)
 endif
-	$(RUN) -m pip install -r requirements.txt
+	$(RUN) -m pip install -r $(REQUIREMENTS)
 	@touch $@
