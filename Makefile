@@ -30,8 +30,8 @@ lint: $(VENV)/installed
 
 lock: $(VENV)/installed
 	$(RUN) -m pip install pip-tools==7.6.2
-	$(RUN) -m piptools compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
-		--no-emit-trusted-host --output-file requirements.lock requirements.txt
+	CUSTOM_COMPILE_COMMAND="make lock" $(RUN) -m piptools compile --quiet --strip-extras --no-emit-index-url \
+		--no-emit-find-links --no-emit-trusted-host --output-file requirements.lock requirements.txt
 
 $(VENV)/installed: $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "error: $(PYTHON) is older than Python 3.11; set PYTHON=" && exit 1)
