@@ -20,10 +20,11 @@ import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clap.config.values import FILL_MODES, MEL_SCALES
+
 SHORTEST = 0.02  # seconds: below one analysis frame there is nothing to hear
 MAX_PEAK = 10.0  # full scale is 1; lossy decoders and float mixes overshoot a little, integers kept as floats a lot
 UNKNOWN_LENGTH = 0x7FFFF000  # bytes: what sox (ffmpeg: all ones) writes into a header that it cannot go back to
-FILL_MODES = ("repeat_pad", "repeat", "pad")
 
 
 class AudioError(ValueError):
@@ -170,15 +171,16 @@ class LogMelSpectrogram(nn.Module):
         mel_scale: `slaney` (area-normalised filters) or `htk` (none); published fused models use `htk`.
         amin: power below which all counts as silence, 1e-10 (-100 dB) in the published models. From random weights
             HTS-AT learns sooner at 1e-5: its tokens otherwise tell silence from sound and little else.
-        bank_rate: Hz that the filter bank is built for; only MS-CLAP 2023 differs from `sample_rate` (32000 on 44100).
         int16: round the waveform to 16 bits first, as LAION-CLAP does with files.
-        float32_hann: the window as torchaudio sums it, heard in near-silent bins of LAION-CLAP's fused models only.
-        float64: the spectrum in double precision, as transformers computes it, heard in near-silent bins only.
 
     Raises:
-        ValueError: f_max lies above half the rate or below f_min, the window is shorter than half of n_fft, or the
+        ValueError: f_max is above half the rate or below f_min, the window is shorter than half of n_fft, or the
             fill or the mel scale is unknown.
     """
+
+    # What published code does otherwise, see clap/published/frontends.py.
+    dtype = torch.float32  # of the spectrum
+    filter_rate: int | None = None  # Hz that the filters are made for; None: sample_rate
 
     def __init__(
         self,
@@ -193,13 +195,9 @@ class LogMelSpectrogram(nn.Module):
         f_max: float = 14000.0,
         mel_scale: str = "slaney",
         amin: float = 1e-10,
-        bank_rate: int | None = None,
         int16: bool = False,
-        float32_hann: bool = False,
-        float64: bool = False,
     ) -> None:
         super().__init__()
-        bank_rate = bank_rate or sample_rate
         num_samples = round(window * sample_rate)
         if num_samples <= n_fft // 2:
             raise ValueError(
@@ -208,34 +206,39 @@ class LogMelSpectrogram(nn.Module):
             )
         if fill not in FILL_MODES:
             raise ValueError(f"fill={fill!r} is not one of {', '.join(FILL_MODES)}; set audio_encoder.frontend.fill")
-        if f_max > bank_rate / 2:
-            raise ValueError(f"f_max={f_max} lies above half of {bank_rate} Hz; set audio_encoder.frontend.f_max")
+        if f_max > sample_rate / 2:
+            raise ValueError(f"f_max={f_max} is above half of {sample_rate} Hz; set audio_encoder.frontend.f_max")
         if not 0 <= f_min < f_max:
             raise ValueError(f"f_min={f_min} does not lie in 0 to f_max={f_max}; set audio_encoder.frontend.f_min")
         if not amin > 0:
             raise ValueError(f"amin={amin} is not above 0; set audio_encoder.frontend.amin")
-        if mel_scale not in ("slaney", "htk"):
+        if mel_scale not in MEL_SCALES:
             raise ValueError(f"mel_scale={mel_scale!r} is not slaney or htk; set audio_encoder.frontend.mel_scale")
         self.sample_rate, self.n_fft, self.hop_length, self.n_mels = sample_rate, n_fft, hop_length, n_mels
         self.f_min, self.f_max, self.mel_scale, self.int16 = f_min, f_max, mel_scale, int16
-        self.amin, self.bank_rate, self.float32_hann = amin, bank_rate, float32_hann
-        self.dtype = torch.float64 if float64 else torch.float32
-        self.fill, self.num_samples = fill, num_samples
+        self.amin, self.fill, self.num_samples = amin, fill, num_samples
         self.num_frames = num_samples // hop_length + 1  # of a full window
-        htk = mel_scale == "htk"
-        bank = librosa.filters.mel(
-            sr=bank_rate,
-            n_fft=n_fft,
-            n_mels=n_mels,
-            fmin=f_min,
-            fmax=f_max,
+        self.register_buffer("hann", self.make_window().to(self.dtype), persistent=False)
+        self.register_buffer("mel", self.make_filters(), persistent=False)  # (n_fft // 2 + 1, n_mels)
+
+    def make_window(self) -> Tensor:
+        """Periodic Hann window (n_fft,)."""
+        return torch.tensor(librosa.filters.get_window("hann", self.n_fft))
+
+    def make_filters(self) -> Tensor:
+        """Mel filters (n_fft // 2 + 1, n_mels)."""
+        htk = self.mel_scale == "htk"
+        filters = librosa.filters.mel(
+            sr=self.filter_rate or self.sample_rate,
+            n_fft=self.n_fft,
+            n_mels=self.n_mels,
+            fmin=self.f_min,
+            fmax=self.f_max,
             htk=htk,
             norm=None if htk else "slaney",
-            dtype=np.float64 if float64 else np.float32,
+            dtype=np.float64 if self.dtype == torch.float64 else np.float32,
         )
-        hann = torch.hann_window(n_fft) if float32_hann else torch.tensor(librosa.filters.get_window("hann", n_fft))
-        self.register_buffer("hann", hann.to(self.dtype), persistent=False)
-        self.register_buffer("mel", torch.tensor(bank.T.copy()), persistent=False)  # (n_fft // 2 + 1, n_mels)
+        return torch.tensor(filters.T.copy())
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)

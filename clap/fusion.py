@@ -8,7 +8,6 @@ encoder at the width of its first features. Clips inside the window take no fusi
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,33 +34,24 @@ class OneWindow(nn.Module):
     whole_clip = False
     merge = None
 
-    def forward(
-        self,
-        waveform: Tensor,
-        lengths: Tensor,
-        frontend: LogMelSpectrogram,
-        starts: Sequence[int] | None = None,
-    ) -> Views:
-        """`starts`: sample at which the window of each longer row begins, instead of the policy's."""
-        check_count(starts, len(lengths))
+    def forward(self, waveform: Tensor, lengths: Tensor, frontend: LogMelSpectrogram) -> Views:
         if waveform.shape[1] > frontend.num_samples:
-            waveform = self.cut(waveform, lengths, frontend.num_samples, starts)
+            waveform = self.cut(waveform, lengths, frontend.num_samples)
         log_mel = frontend.full_window(waveform, lengths)
         rows = torch.arange(len(lengths), device=lengths.device)
         return Views(log_mel[:, None], torch.zeros_like(rows, dtype=torch.bool), rows)
 
-    def cut(self, waveform: Tensor, lengths: Tensor, num_samples: int, starts: Sequence[int] | None = None) -> Tensor:
-        spare = (lengths - num_samples).clamp(min=0)
-        start = spare // 2
-        if starts is not None:
-            for row, last in enumerate(spare.tolist()):
-                if last:
-                    check_starts([starts[row]], last, f"clip {row}, in samples")
-            start = torch.as_tensor(starts, device=spare.device).long() * (spare > 0)
-        elif self.training:
-            random = torch.rand(len(spare)).to(spare.device)  # drawn on the CPU: the same on every device
-            start = (random * (spare + 1)).long().minimum(spare)  # a product near 1 may round up
+    def cut(self, waveform: Tensor, lengths: Tensor, num_samples: int) -> Tensor:
+        """(batch, samples) -> (batch, num_samples), a window of each clip."""
+        start = self.choose_starts((lengths - num_samples).clamp(min=0))
         return waveform.gather(1, start[:, None] + torch.arange(num_samples, device=waveform.device))
+
+    def choose_starts(self, spare: Tensor) -> Tensor:
+        """First sample of each clip's window (batch,), given the samples that the clip has beyond it (batch,)."""
+        if not self.training:
+            return spare // 2
+        random = torch.rand(len(spare)).to(spare.device)  # drawn on the CPU: the same on every device
+        return (random * (spare + 1)).long().minimum(spare)  # a product near 1 may round up
 
 
 class MeanOfWindows(nn.Module):
@@ -71,11 +61,7 @@ class MeanOfWindows(nn.Module):
     whole_clip = True
     merge = None
 
-    def forward(
-        self, waveform: Tensor, lengths: Tensor, frontend: LogMelSpectrogram, starts: Sequence | None = None
-    ) -> Views:
-        if starts is not None:
-            raise ValueError("starts have no meaning where evenly spaced windows are averaged; leave one of them")
+    def forward(self, waveform: Tensor, lengths: Tensor, frontend: LogMelSpectrogram) -> Views:
         cuts, rows = [], []
         for row, length in enumerate(lengths.tolist()):
             for start in window_starts(length, frontend.num_samples):
@@ -104,15 +90,7 @@ class GlobalAndLocal(nn.Module):
         super().__init__()
         self.merge = merge
 
-    def forward(
-        self,
-        waveform: Tensor,
-        lengths: Tensor,
-        frontend: LogMelSpectrogram,
-        starts: Sequence[Sequence[int]] | None = None,
-    ) -> Views:
-        """`starts`: frames at which the three local views of each longer row begin, instead of the policy's."""
-        check_count(starts, len(lengths))
+    def forward(self, waveform: Tensor, lengths: Tensor, frontend: LogMelSpectrogram) -> Views:
         num_frames = frontend.num_frames
         # A clip that is longer by less than one hop has no frame more than the window, and nothing to fuse.
         is_longer = lengths // frontend.hop_length + 1 > num_frames
@@ -121,30 +99,19 @@ class GlobalAndLocal(nn.Module):
         for row, length in enumerate(lengths.tolist()):
             if length <= frontend.num_samples:
                 continue
-            # Alone, so that the clip's end is reflected and not padded: the same numbers in every batch.
+            # One clip at a time, so that its end is reflected and not padded: the same numbers in every batch.
             whole = frontend(waveform[row : row + 1, :length])[0]  # (time, n_mels)
             if len(whole) == num_frames:
                 log_mel[row] = whole
             else:
-                row_starts = self.local_starts(len(whole), num_frames) if starts is None else starts[row]
-                check_starts(row_starts, len(whole) - num_frames, f"clip {row}, in frames", count=3)
-                log_mel[row] = cut_views(whole, num_frames, row_starts)
+                log_mel[row] = cut_views(whole, num_frames, self.choose_starts(len(whole), num_frames))
         return Views(log_mel, is_longer, torch.arange(len(lengths), device=lengths.device))
 
-    def local_starts(self, total: int, num_frames: int) -> list[int]:
+    def choose_starts(self, total: int, num_frames: int) -> list[int]:
+        """First frames of the front, middle and back view of a clip of `total` frames."""
         if not self.training:
             return [0, (total - num_frames) // 2, total - num_frames]
         return [int(torch.randint(first, last + 1, ())) for first, last in local_start_ranges(total, num_frames)]
-
-
-def check_count(starts: Sequence | None, num_clips: int) -> None:
-    if starts is not None and len(starts) != num_clips:
-        raise ValueError(f"{len(starts)} starts for {num_clips} clips; give one entry for each clip")
-
-
-def check_starts(starts: int | Sequence[int], last: int, where: str, *, count: int = 1) -> None:
-    if np.shape(starts) != (count,) or not all(0 <= start <= last for start in starts):
-        raise ValueError(f"starts={starts} of {where}: give {count} from 0 to {last}")
 
 
 def window_starts(length: int, num_samples: int) -> list[int]:

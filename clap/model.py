@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from clap import checkpoint
 from clap.audio import AudioError
+from clap.audio_encoder.base import AudioEncoder
 from clap.config import read_config
+from clap.config.values import WINDOW_POLICIES
 from clap.dataset.loader import Collate
-from clap.fusion import check_count
 from clap.parts import PARTS, build_parts, load_part, model_config, read_saved_config, refuse_lost
 from clap.prompts import TEMPLATE, check_prompts, fill_templates
-from clap.published.load import change, fill, is_published, no_weights, one_line_errors, read_published
+from clap.published.load import apply_overrides, is_published, load_weights, no_weights, one_line_errors, read_published
 from clap.recordings import Recording, load_batches
 from clap.tokenizer import Tokenizer
 
@@ -74,7 +75,7 @@ class Clap(nn.Module):
 
     def __init__(
         self,
-        audio_encoder: nn.Module | None = None,
+        audio_encoder: AudioEncoder | None = None,
         text_encoder: nn.Module | None = None,
         audio_projection: nn.Module | None = None,
         text_projection: nn.Module | None = None,
@@ -93,8 +94,8 @@ class Clap(nn.Module):
         self.audio_projection = audio_projection
         self.text_projection = text_projection
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # a logarithm
-        self.windows: str | None = None  # "mean" overrides the fusion's policy for longer clips
         self.frozen: list[str] = []
+        self._windows: str | None = None
 
     @classmethod
     def from_config(cls, config: str | Path | Mapping[str, Any]) -> "Clap":
@@ -120,7 +121,7 @@ class Clap(nn.Module):
             return cls.from_published(str(ckpt), settings)
         folder = checkpoint.find_best(Path(ckpt))
         config = read_saved_config(folder)
-        change(config, settings or {})
+        apply_overrides(config, settings or {})
         clap = cls(config=config)
         try:
             clap.load_state_dict(checkpoint.read_weights(folder))
@@ -137,7 +138,7 @@ class Clap(nn.Module):
             raise ValueError(f"{source} is an audio encoder alone ({family}); give it as audio_encoder.pretrained=...")
         with no_weights(), one_line_errors(source):
             clap = cls(config=config)
-        fill(clap, weights, source)
+        load_weights(clap, weights, source)
         return clap.eval()
 
     @classmethod
@@ -200,7 +201,7 @@ class Clap(nn.Module):
             return
         if unsaid := write_huggingface(self, folder):
             log.warning("what transformers' ClapFeatureExtractor cannot do as this model: %s", "; ".join(unsaid))
-        if self.tokenizer.is_at_hand:
+        if self.tokenizer.is_available:
             self.tokenizer.save(folder)
 
     def save(self, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
@@ -217,7 +218,7 @@ class Clap(nn.Module):
         # Copies: safetensors refuses weights that share memory, as T5's embeddings do.
         weights = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self.state_dict().items()}
         safetensors.torch.save_file(weights, folder / checkpoint.WEIGHTS)
-        if self.text_encoder is not None and self.tokenizer.is_at_hand:
+        if self.text_encoder is not None and self.tokenizer.is_available:
             self.tokenizer.save(folder / checkpoint.TOKENIZER)
         elif self.text_encoder is not None:
             log.warning(
@@ -238,10 +239,8 @@ class Clap(nn.Module):
 
     @property
     def window(self) -> float | None:
-        """Seconds of a clip that are used; None where the fusion takes all of it."""
-        if self.windows == "mean" or self.audio_encoder.fusion.whole_clip:
-            return None
-        return self.audio_encoder.frontend.num_samples / self.sample_rate
+        """Seconds of a clip that are used; None where the audio encoder takes all of it."""
+        return None if self.audio_encoder.whole_clip else self.audio_encoder.window
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -269,11 +268,21 @@ class Clap(nn.Module):
     def device(self) -> torch.device:
         return self.logit_scale.device
 
+    @property
+    def windows(self) -> str | None:
+        """`mean` where windows of longer clips are averaged, whatever the fusion."""
+        return self._windows
+
     def set_windows(self, windows: str | None) -> None:
-        """`mean`: average evenly spaced windows of longer clips, whatever the fusion; None: the fusion's own policy."""
-        if windows not in (None, "mean"):
-            raise ValueError(f"windows={windows!r} is neither mean nor null")
-        self.windows = windows
+        """`mean`: average evenly spaced windows of longer clips; None: the policy that the model was trained with.
+
+        Raises:
+            ValueError: an unknown policy, or an audio encoder that has no windows to average.
+        """
+        if windows not in WINDOW_POLICIES:
+            raise ValueError(f"windows={windows!r} is not mean or null")
+        self.audio_encoder.set_windows(windows)
+        self._windows = windows
 
     def freeze(self, names: Sequence[str]) -> None:
         """Keep submodules as they are: no gradients, and no dropout or batch statistics while the rest trains."""
@@ -302,11 +311,13 @@ class Clap(nn.Module):
         text = self.embed_text(token_ids, token_mask)
         return audio, text, self.logit_scale.exp()
 
-    def embed_audio(self, waveform: Tensor, lengths: Tensor, starts: Sequence | None = None) -> Tensor:
-        features = self.audio_encoder(waveform, lengths, windows=self.windows, starts=starts)
+    def embed_audio(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """Waveform (batch, samples), lengths (batch,) -> (batch, embed_dim), unit norm."""
+        features = self.audio_encoder(waveform, lengths)
         return F.normalize(self.audio_projection(features).float(), dim=-1)
 
     def embed_text(self, token_ids: Tensor, token_mask: Tensor) -> Tensor:
+        """Token ids and mask (batch, tokens) -> (batch, embed_dim), unit norm."""
         features = self.text_encoder(token_ids, token_mask)
         return F.normalize(self.text_projection(features).float(), dim=-1)
 
@@ -327,7 +338,6 @@ class Clap(nn.Module):
         sample_rate: int | None = None,
         *,
         batch_size: int = 16,
-        starts: Sequence[int] | Sequence[Sequence[int]] | None = None,
         progress: bool | None = None,
     ) -> Tensor:
         """Embeddings (n, embed_dim), unit norm, of n files or of n waveforms at `sample_rate` Hz, in the order given.
@@ -337,21 +347,16 @@ class Clap(nn.Module):
 
         Args:
             batch_size: clips of up to a minute that are in memory at once.
-            starts: repeats a random choice of the published code: for each clip the first sample, at the model's rate,
-                of the window that it took, or, for a fused model, the frames at which its three local views begin.
-                What it says of clips inside the window is not read.
             progress: whether to show a bar; None: for more than two batches.
 
         Raises:
-            AudioError: a file or waveform that cannot be used. ValueError: waveforms without sample_rate, or starts
-                outside of a clip.
+            AudioError: a file or waveform that cannot be used. ValueError: waveforms without sample_rate.
         """
         is_one = isinstance(audio, str | os.PathLike) or getattr(audio, "ndim", 2) == 1
         audio = [audio] if is_one else list(audio)
-        check_count(starts, len(audio))
         embedding = torch.empty(len(audio), self.embed_dim, device=self.device)
         hidden = len(audio) <= 2 * batch_size if progress is None else not progress
-        rows = self.embed_each(audio, sample_rate, batch_size=batch_size, starts=starts)
+        rows = self.embed_each(audio, sample_rate, batch_size=batch_size)
         for position, row in tqdm(rows, total=len(audio), unit="clip", disable=hidden):
             if isinstance(row, AudioError):
                 raise row
@@ -364,23 +369,20 @@ class Clap(nn.Module):
         sample_rate: int | None = None,
         *,
         batch_size: int = 16,
-        starts: Sequence | None = None,
     ) -> Iterator[tuple[int, Tensor | AudioError]]:
         """Position and embedding (embed_dim,) of every clip as it is ready, or what is wrong with the clip.
 
         The longest come first, beside others of their length: a batch that is too large for the memory fails at once,
         and little of it is padding.
         """
-        window = self.window if starts is None else None
-        batches = load_batches(audio, sample_rate, batch_size=batch_size, into=self.sample_rate, window=window)
+        batches = load_batches(audio, sample_rate, batch_size=batch_size, into=self.sample_rate, window=self.window)
         for waveforms, problems in batches:
             yield from problems.items()
             if waveforms:
                 lengths = torch.tensor([len(waveform) for waveform in waveforms.values()])
                 batch = nn.utils.rnn.pad_sequence(list(waveforms.values()), batch_first=True)
-                chosen = None if starts is None else [starts[position] for position in waveforms]
                 with self.inference():  # not around the yield, where the caller's own code runs
-                    embeddings = self.embed_audio(batch.to(self.device), lengths.to(self.device), chosen)
+                    embeddings = self.embed_audio(batch.to(self.device), lengths.to(self.device))
                 yield from zip(waveforms, embeddings, strict=True)
 
     def get_text_embeddings(self, captions: Sequence[str], *, batch_size: int = 64) -> Tensor:

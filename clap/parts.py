@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from clap import checkpoint
+from clap.audio_encoder.base import AudioEncoder
 from clap.config import read_config
-from clap.config.build import build, takes
+from clap.config.build import build, find_target
+from clap.fusion import OneWindow
 from clap.published.load import SCALES
-from clap.published.tower import choose_source, load_tower, open_tower
+from clap.published.tower import load_tower, open_tower
 
 # Keys of a config that rebuild the model.
 PARTS = ("audio_encoder", "text_encoder", "fusion", "projection", "embed_dim", "init_logit_scale")
@@ -43,15 +45,25 @@ def read_saved_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def build_audio_encoder(node: Mapping[str, Any], fusion: Mapping[str, Any]) -> nn.Module:
-    """The audio encoder with its fusion, from random weights or from those that `pretrained` and `name` say."""
-    module = build(fusion, nn.Module)
-    if not isinstance(node, Mapping) or takes(node, "pretrained", nn.Module):  # timm has weights of its own
-        return build(node, nn.Module, fusion=module)
-    source = choose_source(node.get("pretrained", False), node.get("name"))
+def build_audio_encoder(node: Mapping[str, Any], fusion: Mapping[str, Any]) -> AudioEncoder:
+    """The audio encoder with its fusion, from random weights or from those that `pretrained` and `name` ask for.
+
+    Raises:
+        ValueError: a fusion other than `none` for an encoder that takes none.
+    """
+    encoder_class, policy = find_target(node, AudioEncoder), build(fusion, nn.Module)
+    runtime = {"fusion": policy} if encoder_class.takes_fusion else {}
+    if not encoder_class.takes_fusion and not isinstance(policy, OneWindow):
+        raise ValueError(
+            f"fusion={type(policy).__name__}: {encoder_class.__name__} takes no fusion; choose fusion=none, or an "
+            "audio_encoder on a log-mel spectrogram"
+        )
+    if encoder_class.loads_weights:
+        return build(node, AudioEncoder, **runtime)
+    source = encoder_class.find_weights(node.get("pretrained", False), node.get("name"))
     node = {key: value for key, value in node.items() if key not in ("pretrained", "name")}
     tower = None if source is None else open_tower(source, node)
-    encoder = build(node, nn.Module, fusion=module)
+    encoder = build(node, AudioEncoder, **runtime)
     if tower is not None:
         load_tower(encoder, fusion, tower)
     return encoder

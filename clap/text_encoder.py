@@ -18,11 +18,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from clap.config.values import POOLINGS, choose_weights
 from clap.tokenizer import TRAINED_TOKEN_IDS, Tokenizer
 
 # Workers of a DataLoader are forks; a threaded tokenizer in them warns at every batch.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-POOLINGS = ("first", "last", "mean", "pooler", "last_nonzero")
+ALL_POOLINGS = (*POOLINGS, "last_nonzero")  # the last one of published models only
 # Keys of a transformers configuration that say nothing about the architecture.
 NOT_ARCHITECTURE = {
     "transformers_version",
@@ -74,8 +75,8 @@ class TextEncoder(nn.Module):
         suffix: str | None = None,
     ) -> None:
         super().__init__()
-        if pooling not in (None, *POOLINGS):
-            raise ValueError(f"pooling={pooling!r} is not one of {', '.join(POOLINGS)}; set text_encoder.pooling")
+        if pooling not in (None, *ALL_POOLINGS):
+            raise ValueError(f"pooling={pooling!r} is not one of {', '.join(ALL_POOLINGS)}; set text_encoder.pooling")
         source = _find_source(name, pretrained=pretrained, tokenizer=tokenizer)
         sizes = dict(model or {}) | (TRAINED_TOKEN_IDS if tokenizer == "train" else {})
         config = _build_config(sizes) if source is None else _read_config(source, sizes)
@@ -128,9 +129,7 @@ def _find_source(name: str | None, *, pretrained: bool | str, tokenizer: str | N
             f"tokenizer=train with pretrained={pretrained}: pretrained weights know only their own tokens; set "
             "text_encoder.pretrained=false, or text_encoder.tokenizer=null"
         )
-    if isinstance(pretrained, str):
-        return pretrained
-    return name if pretrained else None
+    return choose_weights("text_encoder", pretrained, name)
 
 
 def _build_config(sizes: dict) -> PreTrainedConfig:

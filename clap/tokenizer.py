@@ -65,7 +65,7 @@ class Tokenizer:
         ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id).long()
         return ids, torch.arange(ids.shape[1]) < lengths[:, None]
 
-    def remember(self, captions: Sequence[str]) -> None:
+    def cache_captions(self, captions: Sequence[str]) -> None:
         """Tokenise captions once for all: before a loader forks its workers, which then share the ids."""
         for first in range(0, len(captions), CHUNK):
             self._known |= self.encode(captions[first : first + CHUNK])
@@ -102,7 +102,7 @@ class Tokenizer:
         return self._backend
 
     @property
-    def is_at_hand(self) -> bool:
+    def is_available(self) -> bool:
         """Whether the files can be read."""
         try:
             self.read()

@@ -17,14 +17,15 @@ import librosa
 import numpy as np
 import psutil
 import torch
+from pinned_starts import pinned_starts
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clap.audio_encoder.base import AudioEncoder
+from clap.audio_encoder.base import LogMelEncoder
 from clap.config.build import build
 from clap.fusion import Views
 from clap.model import Clap
-from clap.published.load import fill, read_audio_tower
+from clap.published.load import load_weights, read_audio_tower
 
 OUTPUTS = Path(__file__).with_suffix(".safetensors")
 PITCHES = (220.0, 330.0, 180.0)
@@ -312,17 +313,18 @@ def embed(clap: Clap) -> dict[str, Tensor]:
     lengths = (0.27 * seconds, seconds, 1.24 * seconds)
     waveforms = [make_waveform(*clip) for clip in zip(lengths, [clap.sample_rate] * 3, PITCHES, strict=True)]
     with torch.no_grad():
-        audio = clap.get_audio_embeddings(waveforms, clap.sample_rate, starts=choose_starts(clap))
+        with pinned_starts(clap.audio_encoder, choose_starts(clap)):
+            audio = clap.get_audio_embeddings(waveforms, clap.sample_rate)
         return {"audio": audio} | ({"text": clap.embed_text(*make_tokens())} if clap.text_encoder else {})
 
 
-def choose_starts(clap: Clap) -> list:
+def choose_starts(clap: Clap) -> int | list[int]:
     """Where the published code's random choice may have fallen for the long clip of `embed`."""
     fused = clap.audio_encoder.fusion.num_views == 4
-    return [[0, 0, 0], [0, 0, 0], [37, 90, 201]] if fused else [0, 0, 31234]
+    return [37, 90, 201] if fused else 31234
 
 
-def encode(encoder: AudioEncoder) -> Tensor:
+def encode(encoder: LogMelEncoder) -> Tensor:
     """Features of two clips at their own length, as taggers take them."""
     rows = []
     for seconds, pitch in zip((1.7, 4.0), PITCHES[:2], strict=True):
@@ -337,10 +339,10 @@ def load_clap(folder: Path, name: str) -> Clap:
     return Clap.from_ckpt(write_checkpoint(folder, name), settings=text_settings(name))
 
 
-def load_tower(source: Path) -> AudioEncoder:
+def load_tower(source: Path) -> LogMelEncoder:
     audio_encoder, fusion, weights = read_audio_tower(str(source))
-    holder = nn.ModuleDict({"audio_encoder": build(audio_encoder, AudioEncoder, fusion=build(fusion, nn.Module))})
-    fill(holder, weights, str(source))
+    holder = nn.ModuleDict({"audio_encoder": build(audio_encoder, LogMelEncoder, fusion=build(fusion, nn.Module))})
+    load_weights(holder, weights, str(source))
     return holder.eval()["audio_encoder"]
 
 

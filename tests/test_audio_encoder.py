@@ -11,18 +11,20 @@ import timm
 import torch
 from conftest import FFT_ROUNDING
 from omegaconf import DictConfig
+from pinned_starts import pinned_starts
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import ClapAudioConfig, ClapAudioModel
 
 from clap.audio import LogMelSpectrogram, SpecAugment
-from clap.audio_encoder.base import AudioEncoder, average_by_row
+from clap.audio_encoder.base import LogMelEncoder, average_by_row
 from clap.audio_encoder.cnn14 import Cnn14
 from clap.audio_encoder.htsat import HTSAT
 from clap.audio_encoder.timm_backbone import TimmBackbone
 from clap.config import read_config
 from clap.fusion import AFF, DAF, IAFF, GlobalAndLocal, MeanOfWindows, OneWindow, Views, window_starts
 from clap.parts import build_audio_encoder
+from clap.published.frontends import TorchaudioLogMel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,7 +62,7 @@ SMALL = {
     Cnn14: {"width": 4, "dropout": 0.0, "last_dropout": 0.0},
 }
 LAION = {"sample_rate": 48000, "hop_length": 480, "int16": True}
-FUSED = {"mel_scale": "htk", "float32_hann": True}
+FUSED = {"mel_scale": "htk"}
 TOWERS = {  # published audio towers: class, merge, frontend
     "laion_htsat_unfused": (HTSAT, None, LAION),
     "laion_htsat_fused_aff2d": (HTSAT, AFF, {**LAION, **FUSED}),
@@ -95,7 +97,7 @@ def make_frontend(**arguments: object) -> LogMelSpectrogram:
     return LogMelSpectrogram(**{"sample_rate": RATE, **small, **arguments})
 
 
-def make_encoder(cls: type[AudioEncoder], fusion: str = "none", **arguments: object) -> AudioEncoder:
+def make_encoder(cls: type[LogMelEncoder], fusion: str = "none", **arguments: object) -> LogMelEncoder:
     torch.manual_seed(0)
     return cls(**{**SMALL[cls], "frontend": make_frontend(), "fusion": FUSIONS[fusion](), **arguments}).eval()
 
@@ -128,7 +130,7 @@ def randomize(module: nn.Module) -> None:
 # Published weights
 
 
-def load_tower(golden: Golden, name: str) -> tuple[AudioEncoder, dict, dict[str, Tensor]]:
+def load_tower(golden: Golden, name: str) -> tuple[LogMelEncoder, dict, dict[str, Tensor]]:
     """A stored audio tower, its config and its tensors; strict, so that the rename of keys must be complete."""
     config, values = golden(name)
     cls, merge, frontend = TOWERS[name]
@@ -139,7 +141,8 @@ def load_tower(golden: Golden, name: str) -> tuple[AudioEncoder, dict, dict[str,
         sizes = {"width": config["cnn_width"]}
     merge = merge and functools.partial(merge, reduction=config["aff_r"])
     fusion = GlobalAndLocal(merge) if merge else OneWindow()
-    encoder = cls(**sizes, frontend=LogMelSpectrogram(window=10.0, **frontend), fusion=fusion)
+    log_mel = TorchaudioLogMel if frontend.get("mel_scale") == "htk" else LogMelSpectrogram
+    encoder = cls(**sizes, frontend=log_mel(window=10.0, **frontend), fusion=fusion)
     own = re.compile(r"^ckpt/(module\.audio_branch\.|(?!module))")
     stored = {own.sub("", key): value for key, value in values.items() if own.match(key)}
     encoder.load_state_dict(rename({k: v for k, v in stored.items() if not UNUSED.search(k)}, RENAMES))
@@ -190,8 +193,8 @@ def test_fused_htsat_equals_laion(golden: Golden, batch: str) -> None:
     encoder, config, values = load_tower(golden, "laion_htsat_fused_aff2d")
     names = [f"{config['wave_group']}/{name}" for name in config["batches"][batch]]
     waveform, lengths = read_waves(golden, names)
-    starts = [config["chunk_starts_long"]] * len(names)
-    views = encoder.fusion(waveform, lengths, encoder.frontend, starts=starts)
+    with pinned_starts(encoder, config["chunk_starts_long"]):
+        views = encoder.fusion(waveform, lengths, encoder.frontend)
     assert views.is_longer.tolist() == values[f"out/{batch}/longer"].bool().flatten().tolist()
     found, stored = encoder.encode_views(views), values[f"out/{batch}/encoder_embedding"]
     assert_close(found, stored, rtol=1e-5, atol=2e-5 * FFT_ROUNDING)
@@ -208,7 +211,8 @@ def test_fused_htsat_equals_laion_on_the_stored_views(golden: Golden) -> None:
 def test_four_views_equal_laion(golden: Golden) -> None:
     encoder, config, values = load_tower(golden, "laion_htsat_fused_aff2d")
     waveform, lengths = read_waves(golden, ["w48k/long"])
-    views = encoder.fusion(waveform, lengths, encoder.frontend, starts=[config["chunk_starts_long"]])
+    with pinned_starts(encoder, config["chunk_starts_long"]):
+        views = encoder.fusion(waveform, lengths, encoder.frontend)
     difference = (views.log_mel[0] - values["out/mel_fusion/long"]).abs()  # dB
     assert difference.max() < 5e-3 * FFT_ROUNDING and difference.mean() < 2e-3
 
@@ -217,7 +221,8 @@ def test_four_views_equal_laion(golden: Golden) -> None:
 def test_fused_cnn14_equals_laion(golden: Golden) -> None:
     encoder, config, values = load_tower(golden, "laion_pann_fused_aff2d")
     waveform, lengths = read_waves(golden, config["batch"])
-    views = encoder.fusion(waveform, lengths, encoder.frontend, starts=[config["chunk_starts_long"]] * len(lengths))
+    with pinned_starts(encoder, config["chunk_starts_long"]):
+        views = encoder.fusion(waveform, lengths, encoder.frontend)
     assert_published(encoder.encode_views(views), values["out/audio/encoder_embedding"])
 
 
@@ -230,7 +235,7 @@ def test_cnn14_equals_panns(golden: Golden, clip: str) -> None:
     assert_published(features[0], values[f"out/embedding/{clip}"])
 
 
-def make_transformers_pair(*, fused: bool) -> tuple[AudioEncoder, ClapAudioModel]:
+def make_transformers_pair(*, fused: bool) -> tuple[LogMelEncoder, ClapAudioModel]:
     """Our HTS-AT with the weights of a ClapAudioModel: keys renamed, and query, key, value joined."""
     config = ClapAudioConfig(
         spec_size=64,
@@ -271,7 +276,7 @@ def test_htsat_equals_transformers(fused: bool, longer: list[int]) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("cls", SMALL)
-def test_features_do_not_depend_on_the_batch(cls: type[AudioEncoder], fusion: str) -> None:
+def test_features_do_not_depend_on_the_batch(cls: type[LogMelEncoder], fusion: str) -> None:
     encoder, (waveform, lengths) = make_encoder(cls, fusion), make_batch(LENGTHS)
     randomize(encoder)
     alone = [encoder(waveform[i : i + 1, :n], lengths[i : i + 1])[0] for i, n in enumerate(LENGTHS)]
@@ -283,7 +288,7 @@ def test_features_do_not_depend_on_the_batch(cls: type[AudioEncoder], fusion: st
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("cls", SMALL)
-def test_features_are_identical_on_every_call(cls: type[AudioEncoder], fusion: str) -> None:
+def test_features_are_identical_on_every_call(cls: type[LogMelEncoder], fusion: str) -> None:
     encoder, batch = make_encoder(cls, fusion), make_batch(LENGTHS)
     features = encoder(*batch)
     assert features.isfinite().all()
@@ -293,7 +298,7 @@ def test_features_are_identical_on_every_call(cls: type[AudioEncoder], fusion: s
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", ["mean", *MERGING])
 @pytest.mark.parametrize("cls", SMALL)
-def test_short_clips_take_no_fusion_path(cls: type[AudioEncoder], fusion: str) -> None:
+def test_short_clips_take_no_fusion_path(cls: type[LogMelEncoder], fusion: str) -> None:
     fused, plain, batch = make_encoder(cls, fusion), make_encoder(cls), make_batch([3000, 16000, 800])
     randomize(fused)
     assert not plain.load_state_dict(fused.state_dict(), strict=False).missing_keys
@@ -303,11 +308,12 @@ def test_short_clips_take_no_fusion_path(cls: type[AudioEncoder], fusion: str) -
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", ["none", "aff", "channel_map"])
 @pytest.mark.parametrize("cls", SMALL)
-def test_windows_mean_is_the_mean_over_explicit_windows(cls: type[AudioEncoder], fusion: str) -> None:
+def test_windows_mean_is_the_mean_over_explicit_windows(cls: type[LogMelEncoder], fusion: str) -> None:
     encoder, (waveform, lengths) = make_encoder(cls, fusion), make_batch([39000, 3000])
     windows = torch.cat([waveform[:1, start : start + 16000] for start in window_starts(39000, 16000)])
     expected = encoder(windows, torch.full((len(windows),), 16000)).mean(dim=0)
-    assert_close(encoder(waveform, lengths, windows="mean")[0], expected)
+    encoder.set_windows("mean")
+    assert_close(encoder(waveform, lengths)[0], expected)
 
 
 def test_average_by_row_takes_unequal_counts() -> None:
@@ -320,7 +326,7 @@ def test_average_by_row_takes_unequal_counts() -> None:
 
 @pytest.mark.parametrize("fusion", MERGING)
 @pytest.mark.parametrize("cls", SMALL)
-def test_single_longer_clip_trains(cls: type[AudioEncoder], fusion: str) -> None:
+def test_single_longer_clip_trains(cls: type[LogMelEncoder], fusion: str) -> None:
     encoder = make_encoder(cls, fusion).train()
     encoder(*make_batch([39000])).square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
@@ -328,7 +334,7 @@ def test_single_longer_clip_trains(cls: type[AudioEncoder], fusion: str) -> None
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("cls", SMALL)
-def test_training_follows_the_seed(cls: type[AudioEncoder], fusion: str) -> None:
+def test_training_follows_the_seed(cls: type[LogMelEncoder], fusion: str) -> None:
     encoder, batch, drawn = make_encoder(cls, fusion).train(), make_batch(LENGTHS), []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -338,7 +344,7 @@ def test_training_follows_the_seed(cls: type[AudioEncoder], fusion: str) -> None
 
 
 @pytest.mark.parametrize("cls", SMALL)
-def test_spec_augment_acts_in_training_only(cls: type[AudioEncoder]) -> None:
+def test_spec_augment_acts_in_training_only(cls: type[LogMelEncoder]) -> None:
     plain, batch = make_encoder(cls), make_batch([16000, 16000])
     masked = make_encoder(cls, spec_augment=SpecAugment(time_mask=50, frequency_mask=16))
     assert_close(masked(*batch), plain(*batch), rtol=0, atol=0)
@@ -355,12 +361,12 @@ def compose() -> Iterator[Callable[..., DictConfig]]:
         yield lambda *overrides: hydra.compose("config", overrides=list(overrides))
 
 
-def build_encoder(config: DictConfig) -> AudioEncoder:
+def build_encoder(config: DictConfig) -> LogMelEncoder:
     return build_audio_encoder(read_config(config.audio_encoder), read_config(config.fusion))
 
 
 def test_every_yaml_is_tried() -> None:
-    assert OUTPUT_DIMS.keys() == {path.stem for path in (CONF / "audio_encoder").glob("*.yaml")}
+    assert OUTPUT_DIMS.keys() == {path.stem for path in (CONF / "audio_encoder").glob("[!_]*.yaml")}
     assert FUSIONS.keys() == {path.stem for path in (CONF / "fusion").glob("*.yaml")}
 
 
@@ -438,6 +444,6 @@ def test_unknown_timm_name_is_refused_with_the_nearest() -> None:
         (Cnn14, {"frontend": make_frontend(window=0.2)}, "raise window or n_mels"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(cls: type[AudioEncoder], arguments: dict, said: str) -> None:
+def test_sizes_that_do_not_fit_are_refused(cls: type[LogMelEncoder], arguments: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make_encoder(cls, **arguments)

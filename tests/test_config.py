@@ -11,7 +11,7 @@ from torch import nn
 
 import clap
 from clap.config import read_config
-from clap.config.build import build, takes
+from clap.config.build import build, find_target
 
 PARTS = """
 import os
@@ -85,11 +85,10 @@ def test_build_resolves_an_omegaconf_node(parts: Path) -> None:
     assert build(config.part, nn.Module).width == 7
 
 
-def test_takes_asks_the_constructor(parts: Path) -> None:
-    assert takes({"_target_": "clap.stand_in.Part"}, "width", nn.Module)
-    assert not takes({"_target_": "clap.stand_in.Part"}, "pretrained", nn.Module)
-    with pytest.raises(ValueError, match="is refused"):
-        takes({"_target_": "os.system"}, "command", nn.Module)
+def test_find_target_gives_the_class_of_a_node(parts: Path) -> None:
+    assert find_target({"_target_": "clap.stand_in.Part"}, nn.Module).__name__ == "Part"
+    with pytest.raises(ValueError, match="_target_ 'os.system' is refused"):
+        find_target({"_target_": "os.system"}, nn.Module)
 
 
 def test_build_refuses_a_key_set_twice(parts: Path) -> None:

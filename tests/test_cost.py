@@ -6,25 +6,25 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from clap.training.cost import count_flops, measure, peak_memory, reset_peak_memory
+from clap.training.cost import forward_flops, measure_cost, peak_memory, reset_peak_memory
 
 
 def test_parameters_of_the_parts_are_counted(tiny_clap):
     clap = tiny_clap()
-    cost = measure(clap)
+    cost = measure_cost(clap)
     assert cost["parameters"] == sum(p.numel() for p in clap.parameters())
     assert 0 < cost["audio_encoder_parameters"] < cost["parameters"]
     clap.freeze(["text_encoder"])
-    frozen = measure(clap)
+    frozen = measure_cost(clap)
     assert frozen["trainable_parameters"] == cost["parameters"] - cost["text_encoder_parameters"]
 
 
 def test_flops_grow_by_those_of_an_added_layer(tiny_clap):
     clap = tiny_clap()
-    before = count_flops(clap)
+    before = forward_flops(clap)
     width = clap.audio_encoder.output_dim
     clap.audio_projection = nn.Sequential(nn.Linear(width, width, bias=False), clap.audio_projection)
-    assert count_flops(clap) - before == 2 * width * width
+    assert forward_flops(clap) - before == 2 * width * width
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks anew")

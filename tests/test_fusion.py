@@ -162,38 +162,20 @@ def test_global_and_local_views_are_those_of_the_whole_log_mel(frontend: LogMelS
     assert_close(views, torch.stack([smaller, *expected]))
 
 
-def test_given_starts_are_used(frontend: LogMelSpectrogram) -> None:
+def test_chosen_starts_are_used(frontend: LogMelSpectrogram, monkeypatch: pytest.MonkeyPatch) -> None:
     waveform, lengths = make_batch([39000])
-    views = GlobalAndLocal()(waveform, lengths, frontend, starts=[[3, 50, 120]])
+    monkeypatch.setattr(GlobalAndLocal, "choose_starts", lambda self, total, num_frames: [3, 50, 120])
+    views = GlobalAndLocal()(waveform, lengths, frontend)
     whole = frontend(waveform)[0]
     assert_close(views.log_mel[0, 1:], torch.stack([whole[start : start + 101] for start in (3, 50, 120)]))
 
 
-def test_given_start_of_one_window_is_used(frontend: LogMelSpectrogram) -> None:
+def test_chosen_start_of_one_window_is_used(frontend: LogMelSpectrogram, monkeypatch: pytest.MonkeyPatch) -> None:
     waveform, lengths = make_batch([39000, 3000])
-    views = OneWindow()(waveform, lengths, frontend, starts=[123, 77])
+    monkeypatch.setattr(OneWindow, "choose_starts", lambda self, spare: spare.clamp(max=123))
+    views = OneWindow()(waveform, lengths, frontend)
     assert_close(views.log_mel[:1, 0], frontend(waveform[:1, 123 : 123 + frontend.num_samples]))
     assert_close(views.log_mel[1:, 0], frontend.full_window(waveform[1:, :3000], lengths[1:]))
-
-
-@pytest.mark.parametrize("policy", [OneWindow, GlobalAndLocal])
-@pytest.mark.parametrize("start", [-1, 39000])
-def test_start_outside_of_the_clip_is_refused(frontend: LogMelSpectrogram, policy: type, start: int) -> None:
-    waveform, lengths = make_batch([3000, 39000])
-    starts = [0, start] if policy is OneWindow else [[0, 0, 0], [0, 0, start]]
-    with pytest.raises(ValueError, match="of clip 1, in (samples|frames): give [13] from 0 to"):
-        policy()(waveform, lengths, frontend, starts=starts)
-
-
-@pytest.mark.parametrize(("policy", "starts"), [(OneWindow, [[1, 2, 3]]), (GlobalAndLocal, [5]), (OneWindow, [1, 2])])
-def test_starts_of_another_shape_are_refused(frontend: LogMelSpectrogram, policy: type, starts: list) -> None:
-    with pytest.raises(ValueError, match="starts"):
-        policy()(*make_batch([39000]), frontend, starts=starts)
-
-
-def test_mean_takes_no_starts(frontend: LogMelSpectrogram) -> None:
-    with pytest.raises(ValueError, match="starts have no meaning"):
-        MeanOfWindows()(*make_batch([39000]), frontend, starts=[0])
 
 
 def test_clip_longer_by_less_than_a_hop_is_not_longer(frontend: LogMelSpectrogram) -> None:

@@ -1,6 +1,8 @@
 """Who may import whom: the code held against a table of rooms, and the limits on imports inside functions."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,3 +115,10 @@ def test_only_config_study_and_the_entry_points_import_hydra():
         module = name_module(path)
         if not module.startswith((*HYDRA_ROOMS, "experiments")):
             assert not [line for line, imported in imports_of(path) if imported.split(".")[0] == "hydra"], module
+
+
+@pytest.mark.parametrize("package", ["hydra", "mlflow"])
+def test_model_imports_without(package: str):
+    modules = "clap.model, clap.dataset.loader, clap.evaluation.evaluator"
+    code = f"import sys; sys.modules[{package!r}] = None; import {modules}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

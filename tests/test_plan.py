@@ -19,7 +19,7 @@ from clap.study.estimate import count_steps
 from clap.study.job import Job
 from clap.study.plan import look_ahead, make_plan
 from clap.study.result_config import read_result_config
-from clap.training.cost import count_flops
+from clap.training.cost import forward_flops as count_flops
 
 STUDY = "encoder_ablation"
 SMALL_DATA = ("dataset.num_train=8", "dataset.num_val=4", "dataset.num_test=4", "dataset.batch_size=4")

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clap import Clap
-from clap.published.files import Placeholder, read_config, read_pickle, read_weights
+from clap.published.files import Placeholder, read_json_file, read_pickle, read_state_dict
 from clap.published.hub import find_source
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(3)}
@@ -207,7 +207,7 @@ def test_config_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     for text in ("[1, 2]", '"os.system"', "{", "[" * 100_000, "\x00\xff"):
         (tmp_path / "config.json").write_text(text, encoding="latin-1")
         with pytest.raises(ValueError, match="config.json: (holds a|not readable as JSON)") as error:
-            read_config(tmp_path / "config.json")
+            read_json_file(tmp_path / "config.json")
         assert "\n" not in str(error.value)
 
 
@@ -219,7 +219,7 @@ def test_config_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
 def test_weights_come_out_of_their_wrappers(tmp_path: Path, wrapper: str | None, prefix: str) -> None:
     weights = OrderedDict((f"{prefix}{key}", value) for key, value in WEIGHTS.items())
     torch.save({wrapper: weights, "epoch": 3} if wrapper else weights, tmp_path / "a.pt")
-    read = read_weights(tmp_path / "a.pt")
+    read = read_state_dict(tmp_path / "a.pt")
     assert list(read) == list(WEIGHTS) and all(torch.equal(read[key], WEIGHTS[key]) for key in WEIGHTS)
 
 
@@ -228,7 +228,7 @@ def test_weights_come_out_of_their_wrappers(tmp_path: Path, wrapper: str | None,
 def test_weights_become_32_bits(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
     weights = {"a": torch.tensor([1.5, -2.0], dtype=dtype), "n": torch.tensor(3)}
     (save_file if name == "a.safetensors" else torch.save)(weights, tmp_path / name)
-    read = read_weights(tmp_path / name)
+    read = read_state_dict(tmp_path / name)
     assert read["a"].dtype == torch.float32 and read["a"].tolist() == [1.5, -2.0]
     assert read["n"].dtype == torch.long and read["n"].item() == 3
 
@@ -275,7 +275,7 @@ def test_objects_of_custom_clap_become_placeholders(tmp_path: Path, monkeypatch:
         torch.save({"model": WEIGHTS, "object": foreign, "epoch": 3}, tmp_path / "a.ckpt")
     read = read_pickle(tmp_path / "a.ckpt")
     assert type(read["object"]) is Placeholder and not vars(read["object"])
-    assert list(read_weights(tmp_path / "a.ckpt")) == list(WEIGHTS)
+    assert list(read_state_dict(tmp_path / "a.ckpt")) == list(WEIGHTS)
 
 
 @pytest.mark.parametrize("name", ["clap.metrics.retrieval_metrics.Other", "clap.utils.run", "stranger.Thing"])
@@ -288,7 +288,7 @@ def test_other_classes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_safetensors_are_preferred_in_a_folder(tmp_path: Path) -> None:
     save_file(WEIGHTS, tmp_path / "model.safetensors")
     torch.save({"other": torch.ones(1)}, tmp_path / "pytorch_model.bin")
-    assert set(read_weights(tmp_path)) == set(WEIGHTS)
+    assert set(read_state_dict(tmp_path)) == set(WEIGHTS)
 
 
 def test_folder_without_weights_says_what_it_has(tmp_path: Path) -> None:

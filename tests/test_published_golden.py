@@ -10,6 +10,7 @@ import published_models as models
 import pytest
 import torch
 from conftest import FFT_ROUNDING
+from pinned_starts import pinned_starts
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -106,8 +107,8 @@ def batch_names(config: dict, batch: str = "mixed") -> list[str]:
     return config.get("batch") or [f"{config['wave_group']}/{name}" for name in config["batches"][batch]]
 
 
-def choose_starts(config: dict, count: int) -> list:
-    return [config["chunk_starts_long"] if "chunk_starts_long" in config else config.get("long_crop_start", 0)] * count
+def choose_starts(config: dict) -> int | list[int]:
+    return config["chunk_starts_long"] if "chunk_starts_long" in config else config.get("long_crop_start", 0)
 
 
 def tolerance(stage: str, name: str) -> dict[str, float]:
@@ -129,11 +130,11 @@ def expected(values: dict[str, Tensor], stage: str) -> Tensor | None:
 def test_model_reproduces_each_stage(stored: Callable[[str], Stored], golden: Golden, name: str) -> None:
     config, values, clap = stored(name)
     waves = read_waves(golden, batch_names(config))
-    starts = choose_starts(config, len(waves))
     lengths = torch.tensor([len(wave) for wave in waves])
-    found = {"encoded": clap.audio_encoder(nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths, starts=starts)}
+    with pinned_starts(clap.audio_encoder, choose_starts(config)):
+        found = {"encoded": clap.audio_encoder(nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths)}
+        found["audio"] = clap.get_audio_embeddings(waves, clap.sample_rate)
     found["projected"] = clap.audio_projection(found["encoded"])
-    found["audio"] = clap.get_audio_embeddings(waves, clap.sample_rate, starts=starts)
     if clap.text_encoder is not None:
         ids, mask = values["in/input_ids"], values["in/attention_mask"].bool()
         found["pooled"] = clap.text_encoder(ids, mask)
@@ -154,7 +155,8 @@ def test_model_reproduces_each_stage(stored: Callable[[str], Stored], golden: Go
 def test_other_batches_of_fused_models(stored: Callable[[str], Stored], golden: Golden, name: str, batch: str) -> None:
     config, values, clap = stored(name)
     waves = read_waves(golden, batch_names(config, batch))
-    audio = clap.get_audio_embeddings(waves, clap.sample_rate, starts=choose_starts(config, len(waves)))
+    with pinned_starts(clap.audio_encoder, choose_starts(config)):
+        audio = clap.get_audio_embeddings(waves, clap.sample_rate)
     assert_close(audio, values[f"out/{batch}/normalised"], **tolerance("audio", name))
 
 
@@ -166,8 +168,9 @@ def test_hugging_face_takes_the_log_mel_of_its_extractor(
     config, values, clap = stored(name)
     waves = read_waves(golden, batch_names(config))
     lengths = torch.tensor([len(wave) for wave in waves])
-    encoder, starts = clap.audio_encoder, choose_starts(config, len(waves))
-    views = encoder.fusion(nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths, encoder.frontend, starts)
+    encoder = clap.audio_encoder
+    with pinned_starts(encoder, choose_starts(config)):
+        views = encoder.fusion(nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths, encoder.frontend)
     if "fused" in name and "unfused" not in name:
         assert_close(views.log_mel[1], values["out/input_features_long"], rtol=0, atol=1e-3)  # dB
         assert_close(views.is_longer[:, None], values["out/is_longer"].bool())

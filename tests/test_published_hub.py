@@ -6,7 +6,7 @@ from urllib.parse import quote
 import pytest
 from download_server import FileServer
 
-from clap.published.hub import find_cached, find_source
+from clap.published.hub import fetch_source, find_cached
 from clap.published.load import is_published
 from clap.study.downloads import is_here
 
@@ -27,21 +27,21 @@ def server(file_server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_file_of_an_address_is_downloaded_once(server: FileServer, tmp_path: Path):
     address = f"{server.address}/Cnn14_mAP%3D0.431.pth?download=1"
     assert is_published(address) and not is_here(address, ())
-    path = find_source(address)
+    path = fetch_source(address)
     assert path == tmp_path / "home" / "hub" / "checkpoints" / "Cnn14_mAP=0.431.pth" == find_cached(address)
     assert path.read_bytes() == CONTENT
-    assert is_here(address, ()) and find_source(address) == path and len(server.requests) == 1
+    assert is_here(address, ()) and fetch_source(address) == path and len(server.requests) == 1
 
 
 def test_absent_file_leaves_nothing(server: FileServer, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=f"absent.pth: not downloaded .404.*; or put the file at {tmp_path}"):
-        find_source(f"{server.address}/absent.pth")
+        fetch_source(f"{server.address}/absent.pth")
     assert not [path for path in tmp_path.rglob("absent.pth*") if path.is_file()]
 
 
 def test_cut_connection_is_gone_on_from(server: FileServer):
     server.faults["cut.pth"] = [("cut", 100_000)]
-    assert find_source(f"{server.address}/cut.pth").read_bytes() == CONTENT
+    assert fetch_source(f"{server.address}/cut.pth").read_bytes() == CONTENT
     assert [start for _, start in server.requests] == [None, "bytes=65536-"]
 
 
@@ -56,4 +56,4 @@ def test_server_that_is_not_there_is_named(server: FileServer):
     server.server_close()
     server.shutdown()
     with pytest.raises(FileNotFoundError, match=f"{server.address}/a.pth: not downloaded"):
-        find_source(f"{server.address}/a.pth")
+        fetch_source(f"{server.address}/a.pth")

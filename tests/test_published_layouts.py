@@ -35,27 +35,27 @@ def test_real_sizes_of_msclap() -> None:
     assert (sizes["n_embd"], sizes["n_head"], sizes["n_layer"], sizes["n_inner"]) == (768, 12, 12, 3072)
 
 
-FRONTENDS = {  # rate, hop, window, fill, scale, rate of the bank, 16 bits
-    "laion_htsat_roberta": (48000, 480, 10.0, "repeat_pad", "slaney", None, True),
-    "laion_htsat_aff_roberta": (48000, 480, 10.0, "repeat_pad", "htk", None, True),
-    "laion_pann_aff_roberta": (48000, 480, 10.0, "repeat_pad", "htk", None, True),
-    "msclap_2022": (44100, 320, 5.0, "repeat", "slaney", None, False),
-    "msclap_2023": (44100, 320, 7.0, "repeat", "slaney", 32000, False),
-    "clapcap": (44100, 320, 7.0, "repeat", "slaney", 32000, False),
-    "customclap_htsat_iaff_gpt2": (48000, 480, 10.0, "repeat", "htk", None, False),
-    "customclap_cnn14_roberta": (48000, 480, 10.0, "repeat", "htk", None, False),
-    "panns_32k": (32000, 320, 10.0, "repeat_pad", "slaney", None, False),
-    "panns_16k": (16000, 160, 10.0, "repeat_pad", "slaney", None, False),
+FRONTENDS = {  # rate, hop, window, fill, scale, class, 16 bits
+    "laion_htsat_roberta": (48000, 480, 10.0, "repeat_pad", "slaney", "LogMelSpectrogram", True),
+    "laion_htsat_aff_roberta": (48000, 480, 10.0, "repeat_pad", "htk", "TorchaudioLogMel", True),
+    "laion_pann_aff_roberta": (48000, 480, 10.0, "repeat_pad", "htk", "TorchaudioLogMel", True),
+    "msclap_2022": (44100, 320, 5.0, "repeat", "slaney", "LogMelSpectrogram", False),
+    "msclap_2023": (44100, 320, 7.0, "repeat", "slaney", "MSClap2023LogMel", False),
+    "clapcap": (44100, 320, 7.0, "repeat", "slaney", "MSClap2023LogMel", False),
+    "customclap_htsat_iaff_gpt2": (48000, 480, 10.0, "repeat", "htk", "TorchaudioLogMel", False),
+    "customclap_cnn14_roberta": (48000, 480, 10.0, "repeat", "htk", "TorchaudioLogMel", False),
+    "panns_32k": (32000, 320, 10.0, "repeat_pad", "slaney", "LogMelSpectrogram", False),
+    "panns_16k": (16000, 160, 10.0, "repeat_pad", "slaney", "LogMelSpectrogram", False),
 }
 
 
 @pytest.mark.parametrize("name", FRONTENDS)
 def test_frontend_of_each_family(name: str) -> None:
     frontend = describe_checkpoint((models.CLAPS | models.TOWERS)[name][0])["audio_encoder"]["frontend"]
-    rate, hop, window, fill, scale, bank_rate, int16 = FRONTENDS[name]
+    rate, hop, window, fill, scale, cls, int16 = FRONTENDS[name]
     assert (frontend["sample_rate"], frontend["hop_length"], frontend["window"]) == (rate, hop, window)
     assert (frontend["fill"], frontend.get("mel_scale", "slaney")) == (fill, scale)
-    assert (frontend.get("bank_rate"), frontend.get("int16", False)) == (bank_rate, int16)
+    assert (frontend["_target_"].rpartition(".")[2], frontend.get("int16", False)) == (cls, int16)
 
 
 FUSIONS = {

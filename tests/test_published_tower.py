@@ -16,10 +16,11 @@ from torch.testing import assert_close
 
 from clap.audio_encoder.base import AudioEncoder
 from clap.checkpoint import CONFIG
+from clap.config.values import choose_weights
 from clap.model import Clap
 from clap.parts import build_audio_encoder
 from clap.published.load import read_audio_tower
-from clap.published.tower import OPTIONS, choose_source
+from clap.published.tower import OPTIONS
 
 NONE, AFF = {"_target_": "clap.fusion.OneWindow"}, {"_target_": "clap.fusion.AFF", "_partial_": True, "reduction": 4}
 FUSIONS = {
@@ -83,9 +84,9 @@ def build_from(source: object, name: str, fusion: str = "none", **changes: objec
 
 
 def test_yaml_names_its_weights():
-    assert choose_source(False, "laion/clap-htsat-unfused") is None
-    assert choose_source(True, "laion/clap-htsat-unfused") == "laion/clap-htsat-unfused"
-    assert choose_source("tower.pt", "laion/clap-htsat-unfused") == "tower.pt"
+    assert choose_weights("audio_encoder", False, "laion/clap-htsat-unfused") is None
+    assert choose_weights("audio_encoder", True, "laion/clap-htsat-unfused") == "laion/clap-htsat-unfused"
+    assert choose_weights("audio_encoder", "tower.pt", "laion/clap-htsat-unfused") == "tower.pt"
 
 
 def test_yaml_without_a_name_says_where_weights_are():
@@ -220,7 +221,7 @@ def test_frontend_is_the_configs_and_its_differences_are_logged(write, caplog):
     encoder = build_from(write("msclap_2023"), "msclap_2023")
     assert encoder.frontend.sample_rate == 48000
     assert "sample_rate=48000 (the weights were trained with 44100)" in caplog.text
-    assert "bank_rate=None (the weights were trained with 32000)" in caplog.text
+    assert "(the weights were trained with clap.published.frontends.MSClap2023LogMel)" in caplog.text
     assert "f_max=" not in caplog.text
 
 

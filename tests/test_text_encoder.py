@@ -109,14 +109,14 @@ def test_training_is_repeatable() -> None:
 def test_remembered_captions_have_the_same_ids(model: dict) -> None:
     tokenizer = make_encoder(model).tokenizer
     expected = tokenizer(CAPTIONS)
-    tokenizer.remember(CAPTIONS[1:])
+    tokenizer.cache_captions(CAPTIONS[1:])
     for before, after in zip(expected, tokenizer(CAPTIONS), strict=True):
         assert_close(before, after, rtol=0, atol=0)
 
 
 def test_remembered_captions_are_not_tokenised_again() -> None:
     tokenizer = make_encoder().tokenizer
-    tokenizer.remember(CAPTIONS)
+    tokenizer.cache_captions(CAPTIONS)
     assert list(tokenizer.encode([*CAPTIONS, "new"])) == ["new"]
     tokenizer.train(["other words"])
     assert set(tokenizer.encode(CAPTIONS)) == set(CAPTIONS)

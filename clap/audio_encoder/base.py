@@ -1,27 +1,65 @@
-"""What every audio encoder shares: waveform to views to features to one vector a clip."""
+"""The audio-encoder contract, and what encoders on a log-mel spectrogram share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clap.audio import LogMelSpectrogram, SpecAugment
+from clap.config.values import choose_weights
 from clap.fusion import MeanOfWindows, OneWindow, Views
 
 
 class AudioEncoder(nn.Module):
-    """Waveform (batch, samples), lengths (batch,) -> (batch, output_dim).
+    """Waveforms to one vector a clip: the contract that `Clap`, the dataset and the cost of a run rely on.
 
-    A child class is the network behind the log-mel: it sets `output_dim` and defines `encode`, which takes normalised
-    views (n, views, frames, n_mels) and is_longer (n,) and returns (n, output_dim).
+    waveform (batch, samples), lengths (batch,) -> (batch, output_dim)
+
+    Attributes:
+        sample_rate: Hz of the waveforms.
+        window: seconds that the encoder sees at once.
+        output_dim: width of its output.
+        whole_clip: it takes clips of any length; otherwise it gets `window` seconds of a longer clip.
+        takes_fusion: its constructor takes a `fusion`.
+        loads_weights: its constructor takes `pretrained` and loads the weights; otherwise `clap.parts` does.
+    """
+
+    sample_rate: int
+    window: float
+    output_dim: int
+    whole_clip = False
+    takes_fusion = False
+    loads_weights = False
+
+    def set_windows(self, windows: str | None) -> None:
+        """Average evenly spaced windows of longer clips (`mean`), or None.
+
+        Raises:
+            ValueError: the encoder has no windows to average.
+        """
+        if windows is not None:
+            raise ValueError(f"windows={windows}: {type(self).__name__} has no windows to average; set windows=null")
+
+    @classmethod
+    def find_weights(cls, pretrained: bool | str, name: str | None) -> str | None:
+        """Hub name, address, file or folder of the weights that a config asks for; None for random ones."""
+        return choose_weights("audio_encoder", pretrained, name)
+
+
+class LogMelEncoder(AudioEncoder):
+    """An encoder whose network sees a log-mel spectrogram, with a fusion for clips longer than the window.
+
+    A child class is the network: it sets `output_dim` and defines `encode`, which takes normalised views
+    (n, views, frames, n_mels) and is_longer (n,) and returns (n, output_dim).
 
     Args:
         frontend: waveform to log-mel, with the window; belongs to the weights that were trained with it.
-        fusion: what becomes of a longer clip.
-        spec_augment: masks on the log-mel while training.
+        fusion: what happens to clips longer than the window; one window if not given.
+        spec_augment: masks on the log-mel in training.
     """
 
-    output_dim: int
+    takes_fusion = True
 
     def __init__(
         self,
@@ -34,23 +72,31 @@ class AudioEncoder(nn.Module):
         self.fusion = fusion or OneWindow()
         self.spec_augment = spec_augment
         self.bn0 = nn.BatchNorm2d(frontend.n_mels)  # over mel bins
+        self.windows: str | None = None
 
     @property
     def sample_rate(self) -> int:
         return self.frontend.sample_rate
 
-    def forward(
-        self, waveform: Tensor, lengths: Tensor, *, windows: str | None = None, starts: Sequence | None = None
-    ) -> Tensor:
-        """`windows="mean"` averages over evenly spaced windows instead of the encoder's own fusion.
+    @property
+    def window(self) -> float:
+        return self.frontend.num_samples / self.frontend.sample_rate
 
-        `starts`: where the views of each longer clip begin, in the words of the fusion, instead of where it puts them.
-        """
-        cut = MeanOfWindows() if windows == "mean" else self.fusion
-        views = cut(waveform, lengths, self.frontend, starts)
+    @property
+    def whole_clip(self) -> bool:
+        return self.windows == "mean" or self.fusion.whole_clip
+
+    def set_windows(self, windows: str | None) -> None:
+        """`mean`: average evenly spaced windows of longer clips, whatever the fusion; None: the fusion's own policy."""
+        self.windows = windows
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        policy = MeanOfWindows() if self.windows == "mean" else self.fusion
+        views = policy(waveform, lengths, self.frontend)
         return average_by_row(self.encode_views(views), views.row, len(lengths))
 
     def encode_views(self, views: Views) -> Tensor:
+        """Views of n windows -> (n, output_dim)."""
         log_mel = views.log_mel.expand(-1, self.fusion.num_views, -1, -1)
         normalised = self.bn0(log_mel.transpose(1, 3)).transpose(1, 3)  # (n, views, frames, n_mels)
         if self.spec_augment is not None:
@@ -61,6 +107,18 @@ class AudioEncoder(nn.Module):
         raise NotImplementedError
 
 
+def find_sample_rate(node: Mapping[str, Any]) -> int:
+    """Hz of the waveforms that the encoder of a config node takes: its own key, or its frontend's.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for part in (node, node.get("frontend", {})):
+        if "sample_rate" in part:
+            return part["sample_rate"]
+    raise ValueError("this audio_encoder has no sample_rate; set audio_encoder.sample_rate")
+
+
 def average_by_row(features: Tensor, row: Tensor, num_rows: int) -> Tensor:
     """features (n, width) of clip `row` (n,), in ascending order -> (num_rows, width)."""
     if len(features) == num_rows:
@@ -69,11 +127,20 @@ def average_by_row(features: Tensor, row: Tensor, num_rows: int) -> Tensor:
     return torch.stack([clip.mean(dim=0) for clip in clips])
 
 
-def beside(features: Tensor, rows: int, width: int) -> Tensor:
-    """Put the three local features of each row side by side, cut or zero-padded on the right to `width`.
+def concat_local_views(features: Tensor, rows: int, width: int) -> Tensor:
+    """Concatenate the three local features of each row along the width, cut or zero-padded on the right to `width`.
 
     features (rows * 3, channels, height, local_width) -> (rows, channels, height, width), as wide as the global ones.
     """
     _, channels, height, local_width = features.shape
     features = features.view(rows, 3, channels, height, local_width).permute(0, 2, 3, 1, 4).flatten(3)
     return nn.functional.pad(features, (0, width - features.shape[3]))  # a negative pad cuts
+
+
+def merge_longer(merge: nn.Module, features: Tensor, local: Tensor, longer: Tensor) -> Tensor:
+    """Merge local into global features of the rows `longer` (n,); the other rows stay as they are.
+
+    features (batch, channels, height, width), local (n, channels, height, width) -> (batch, channels, height, width)
+    """
+    merged = merge(features[longer], local)
+    return features.index_copy(0, longer, merged.to(features.dtype))

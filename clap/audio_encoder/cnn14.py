@@ -4,13 +4,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clap.audio import LogMelSpectrogram, SpecAugment
-from clap.audio_encoder.base import AudioEncoder, beside
+from clap.audio_encoder.base import LogMelEncoder, concat_local_views, merge_longer
 
 NUM_BLOCKS = 6
 SHORTEST_FRAMES = 2 ** (NUM_BLOCKS - 1)
 
 
-class Cnn14(AudioEncoder):
+class Cnn14(LogMelEncoder):
     """Log-mel (batch, views, frames, n_mels) -> (batch, 32 * width).
 
     Args:
@@ -62,12 +62,11 @@ class Cnn14(AudioEncoder):
         return F.dropout(x, self.last_dropout, self.training)
 
     def merge_local(self, x: Tensor, log_mel: Tensor, longer: Tensor) -> Tensor:
-        """Merge the local views behind the first block: a strided convolution, its outputs one after the other."""
+        """Merge the local views after the first block: a strided convolution, its outputs concatenated in time."""
         local = log_mel[longer, 1:].flatten(0, 1).unsqueeze(1)  # (longer * 3, 1, frames, n_mels)
         local = self.local_proj(local)  # (longer * 3, width, frames / 6, n_mels / 2)
-        local = beside(local.transpose(2, 3), len(longer), x.shape[2]).transpose(2, 3)
-        merged = self.merge(x[longer], local)
-        return x.index_copy(0, longer, merged.to(x.dtype))
+        local = concat_local_views(local.transpose(2, 3), len(longer), x.shape[2]).transpose(2, 3)
+        return merge_longer(self.merge, x, local, longer)
 
 
 class ConvBlock(nn.Module):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clap.audio import LogMelSpectrogram, SpecAugment
-from clap.audio_encoder.base import AudioEncoder, beside
+from clap.audio_encoder.base import LogMelEncoder, concat_local_views, merge_longer
 
 
-class HTSAT(AudioEncoder):
+class HTSAT(LogMelEncoder):
     """Log-mel (batch, views, frames, n_mels) -> (batch, embed_dim * 2 ** (stages - 1)), the mean of the last tokens.
 
     Args:
@@ -93,7 +93,7 @@ class HTSAT(AudioEncoder):
         return x.mean(dim=(1, 2))
 
     def fold(self, log_mel: Tensor) -> Tensor:
-        """Segments of time, one below the other.
+        """Fold the log-mel into a square: segments of time, stacked along the frequency axis.
 
         (batch, views, frames, n_mels) -> (batch, views, image_size, image_size)
         """
@@ -110,7 +110,7 @@ class PatchEmbed(nn.Module):
     """Image (batch, channels, size, size) -> tokens (batch, height, width, embed_dim).
 
     The local views (n, 3, size, size) of the rows `longer` (n,) are merged with their global view before the norm.
-    Wu et al. 2023, section 2.3: local views pass a convolution three patches wide, so that three of them side by side
+    Wu et al. 2023, section 2.3: local views pass a convolution three patches wide, so that three of them concatenated
     are as wide as the global view.
     """
 
@@ -129,6 +129,6 @@ class PatchEmbed(nn.Module):
         tokens = self.proj(image)  # (batch, embed_dim, height, width)
         if local is not None:
             local = self.local_proj(local.flatten(0, 1).unsqueeze(1))  # (n * 3, embed_dim, height, width / 3)
-            merged = self.merge(tokens[longer], beside(local, len(longer), tokens.shape[3]))
-            tokens = tokens.index_copy(0, longer, merged.to(tokens.dtype))
+            local = concat_local_views(local, len(longer), tokens.shape[3])
+            tokens = merge_longer(self.merge, tokens, local, longer)
         return self.norm(tokens.permute(0, 2, 3, 1))

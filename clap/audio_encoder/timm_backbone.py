@@ -5,11 +5,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clap.audio import LogMelSpectrogram, SpecAugment
-from clap.audio_encoder.base import AudioEncoder
+from clap.audio_encoder.base import LogMelEncoder
 from clap.config.values import suggest
 
 
-class TimmBackbone(AudioEncoder):
+class TimmBackbone(LogMelEncoder):
     """Log-mel (batch, views, frames, n_mels) -> (batch, output_dim), the backbone's pooled features.
 
     The log-mel is one image of n_mels rows and `frames` columns; a backbone that takes images of one size only (most
@@ -22,6 +22,8 @@ class TimmBackbone(AudioEncoder):
     Raises:
         ValueError: unknown name, or a fusion that merges features inside the encoder (daf, aff, iaff).
     """
+
+    loads_weights = True
 
     def __init__(
         self,
@@ -54,6 +56,10 @@ class TimmBackbone(AudioEncoder):
         config = self.backbone.pretrained_cfg
         self.image_size = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None
         self.output_dim = self.backbone.head_hidden_size
+
+    @classmethod
+    def find_weights(cls, pretrained: bool | str, name: str | None) -> str | None:
+        return timm.get_pretrained_cfg(name).hf_hub_id if pretrained else None
 
     def encode(self, log_mel: Tensor, is_longer: Tensor) -> Tensor:
         image = log_mel.transpose(2, 3)  # (batch, views, n_mels, frames)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from clap.config.values import CHOICES
 from clap.corpus import AUDIO_SUFFIXES
-from clap.published.hub import find_source
+from clap.published.hub import fetch_source
 
 if TYPE_CHECKING:
     from clap.commands.embedder import Embedder
@@ -86,7 +86,7 @@ def check_checkpoint(source: str) -> None:
     """
     if Path(source + ".old").is_dir():  # its replacement was killed half way; from_ckpt knows what to do
         return
-    path = find_source(source)
+    path = fetch_source(source)
     if path.is_dir() and not any((path / name).exists() for name in CHECKPOINT_FILES):
         raise FileNotFoundError(
             f"{source}: no checkpoint in this folder, which holds none of {', '.join(CHECKPOINT_FILES)}"

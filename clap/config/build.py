@@ -19,6 +19,19 @@ from omegaconf import OmegaConf
 from clap.config import read_config
 from clap.config.values import suggest
 
+# Old names of classes in checkpoints and job.json files that were written before they moved.
+MOVED = {
+    "clap.evaluation.Retrieval": "clap.evaluation.retrieval.Retrieval",
+    "clap.evaluation.ZeroShot": "clap.evaluation.zero_shot.ZeroShot",
+}
+LOG_MEL = "clap.audio.LogMelSpectrogram"
+# Its old arguments: repr of a value -> the class that has it built in.
+LOG_MEL_ARGUMENTS = {
+    "float32_hann": {"False": LOG_MEL, "True": "clap.published.frontends.TorchaudioLogMel"},
+    "float64": {"False": LOG_MEL, "True": "clap.published.frontends.TransformersLogMel"},
+    "bank_rate": {"None": LOG_MEL, "32000": "clap.published.frontends.MSClap2023LogMel"},
+}
+
 
 def build(node: Mapping, expected: type, **runtime: Any) -> Any:
     """Build the object that a config node describes.
@@ -34,11 +47,9 @@ def build(node: Mapping, expected: type, **runtime: Any) -> Any:
         ValueError: the target or an argument is not allowed, unknown or missing. No code outside this package has run.
     """
     node = read_config(node) if OmegaConf.is_config(node) else node
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        given = f"the keys {', '.join(map(str, node))}" if isinstance(node, Mapping) else f"a {type(node).__name__}"
-        raise ValueError(f"{given}: there is no `_target_`; it must name a subclass of {expected.__name__}")
+    cls = find_target(node, expected)
+    node = update_node(node)
     target, partial = node["_target_"], node.get("_partial_", False)
-    cls = _find_class(target, expected)
     given = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
     if clash := sorted(given.keys() & runtime.keys()):
         raise ValueError(
@@ -49,11 +60,33 @@ def build(node: Mapping, expected: type, **runtime: Any) -> Any:
     return functools.partial(cls, **arguments) if partial else cls(**arguments)
 
 
-def takes(node: Mapping, name: str, expected: type) -> bool:
-    """Does the class that a config node names have this argument? The node is checked as `build` checks it."""
+def find_target(node: Any, expected: type) -> type:
+    """The class that a config node names, checked as `build` checks it.
+
+    Raises:
+        ValueError: there is no `_target_`, or it is refused.
+    """
     if not isinstance(node, Mapping) or "_target_" not in node:
-        return False
-    return name in inspect.signature(_find_class(node["_target_"], expected)).parameters
+        given = f"the keys {', '.join(map(str, node))}" if isinstance(node, Mapping) else f"a {type(node).__name__}"
+        raise ValueError(f"{given}: there is no `_target_`; it must name a subclass of {expected.__name__}")
+    return _find_class(update_node(node)["_target_"], expected)
+
+
+def update_node(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node that names a class by its old name, or gives it an argument that is now a class, as it is written now."""
+    node = dict(node)
+    node["_target_"] = update_target(node["_target_"])
+    if node["_target_"] == LOG_MEL:
+        for key, classes in LOG_MEL_ARGUMENTS.items():
+            if key in node and repr(node[key]) in classes:
+                moved = classes[repr(node.pop(key))]
+                node["_target_"] = node["_target_"] if moved == LOG_MEL else moved
+    return node
+
+
+def update_target(target: Any) -> Any:
+    """The present name of a class of this package that had another one."""
+    return MOVED.get(target, target) if isinstance(target, str) else target
 
 
 def _build_argument(value: Any, where: str) -> Any:

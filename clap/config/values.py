@@ -76,6 +76,23 @@ def suggest_key(key: str, keys: Iterable[str]) -> str:
     return f"; there are: {', '.join(beside)}" if beside else "; --cfg job prints all keys"
 
 
+def choose_weights(part: str, pretrained: bool | str, name: str | None) -> str | None:
+    """The weights that `pretrained` asks for: none (false), those of `name` (true), or a path or name of its own.
+
+    Args:
+        part: audio_encoder or text_encoder, for errors.
+
+    Raises:
+        ValueError: `pretrained` is true and there is no name.
+    """
+    if pretrained is True and name is None:
+        raise ValueError(
+            f"{part}.pretrained=true, but this {part} has no name of published weights; give a file, a folder or a hub "
+            f"name as {part}.pretrained, or false"
+        )
+    return name if pretrained is True else pretrained or None
+
+
 def check_value(line: str, key: str, value: Any, current: Any) -> None:
     """Refuse a value that is not of the type of the yaml value it replaces."""
     if value == "???":

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from clap.audio import AudioError
+from clap.audio_encoder.base import find_sample_rate
 from clap.config import read_config
 from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.cache import WaveformCache
@@ -95,7 +96,7 @@ class ClapDataset(Dataset):
                 )
             datasets, settings = open_corpus(config["dataset"]), read_dataset_settings(config["dataset"])
             seed = config.get("seed", seed)
-            sample_rate = sample_rate or config["audio_encoder"]["frontend"]["sample_rate"]
+            sample_rate = sample_rate or find_sample_rate(config["audio_encoder"])
         if datasets is None or sample_rate is None:
             raise ValueError("ClapDataset needs datasets=[...] and sample_rate=... (clap.sample_rate), or config=...")
         settings = settings or DatasetSettings()

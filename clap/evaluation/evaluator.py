@@ -63,7 +63,7 @@ def evaluate(clap: Clap, loader: DataLoader, evaluators: Mapping[str, Evaluator]
     The results are by evaluator, or by `<dataset>/<evaluator>` where there are several corpora.
     """
     check_evaluators(loader.dataset, evaluators)
-    clap.tokenizer.remember(loader.dataset.captions)
+    clap.tokenizer.cache_captions(loader.dataset.captions)
     parts = embed_split(clap, loader).by_corpus()
     results = {}
     with clap.inference():

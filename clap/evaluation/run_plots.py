@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
+from clap.audio_encoder.base import LogMelEncoder
 from clap.dataset.clips import ClapDataset, Item
 from clap.model import Clap
 from clap.plotting import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, draw_curve, dress, new_figure, save, save_empty
@@ -63,7 +64,8 @@ def plot_run(folder: Path, clap: Clap, dataset: ClapDataset, *, history: Sequenc
     captions = [clip.captions[0] for clip in clips]
     text = clap.get_text_embeddings(captions).cpu()
     plot_similarity(audio @ text.T, folder / "similarity.png", captions=captions, clip_ids=[clip.id for clip in clips])
-    plot_retrieved(folder / "retrieved.png", clap, items=items[:MAX_PANELS], audio=audio, dataset=dataset)
+    if isinstance(clap.audio_encoder, LogMelEncoder):
+        plot_retrieved(folder / "retrieved.png", clap, items=items[:MAX_PANELS], audio=audio, dataset=dataset)
 
 
 def plot_retrieved(path: Path, clap: Clap, *, items: Sequence[Item], audio: Tensor, dataset: ClapDataset) -> None:

@@ -18,6 +18,7 @@ from clap.audio_encoder.htsat import HTSAT
 from clap.checkpoint import WEIGHTS
 from clap.fusion import AFF, MeanOfWindows, OneWindow
 from clap.published.files import CONFIG
+from clap.published.frontends import MSClap2023LogMel, TorchaudioLogMel
 from clap.published.keys import FAMILIES, UNUSED, rename_key
 from clap.published.load import SCALES, no_weights
 
@@ -124,9 +125,8 @@ def describe_extractor(clap: nn.Module) -> tuple[ClapFeatureExtractor, list[str]
     window = frontend.num_samples / frontend.sample_rate
     unsaid = {
         f"int16={frontend.int16}": frontend.int16,
-        f"bank_rate={frontend.bank_rate}": frontend.bank_rate != frontend.sample_rate,
+        type(frontend).__name__: isinstance(frontend, TorchaudioLogMel | MSClap2023LogMel),
         f"amin={frontend.amin:g}": frontend.amin != AMIN,
-        f"float32_hann={frontend.float32_hann}": frontend.float32_hann,
         f"mel_scale={frontend.mel_scale}": frontend.mel_scale != ("htk" if fused else "slaney"),
         f"n_mels={frontend.n_mels} with fusion": fused and frontend.n_mels != FUSED_MELS,
         f"window={window:g} s, not whole seconds": not window.is_integer(),

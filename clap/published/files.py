@@ -62,7 +62,7 @@ CUSTOM_CLAP = [
 PLAIN = [collections.defaultdict, dict, *NUMPY, *CUSTOM_CLAP]
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The state dict of a file or of a Hugging Face folder, out of its wrappers, as float32 on the CPU.
 
     Raises:
@@ -138,7 +138,7 @@ def unwrap(values: Any, path: Path) -> list[tuple[str, Tensor]]:
     return [(key[cut:], value) for key, value in tensors.items()]
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_json_file(path: Path) -> dict[str, Any]:
     """A JSON file of a folder; nothing where there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

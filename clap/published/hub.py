@@ -15,7 +15,7 @@ FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", 
 HUB_FILES = (*FOLDER_FILES, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 
-def find_source(source: str) -> Path:
+def fetch_source(source: str) -> Path:
     """A path as it is, or files of the web or of the Hugging Face hub, from their cache or their server.
 
     Args:

@@ -16,14 +16,14 @@ Node = dict[str, Any]
 
 LAION = {"sample_rate": 48000, "hop_length": 480, "window": 10.0, "fill": "repeat_pad", "int16": True}
 MS = {"sample_rate": 44100, "hop_length": 320, "fill": "repeat"}
-FUSED = {"mel_scale": "htk", "float32_hann": True}  # torchaudio's spectrogram, outside of the published model
+FUSED = {"_target_": "clap.published.frontends.TorchaudioLogMel", "mel_scale": "htk"}
+MS_2023 = MS | {"_target_": "clap.published.frontends.MSClap2023LogMel", "window": 7.0}
 FRONTENDS: dict[str, Node] = {
     "laion": LAION,
     "laion fused": LAION | FUSED,
     "msclap cnn14": MS | {"window": 5.0},
-    # Its wrapper gives the audio settings of AudioSet to 44.1 kHz recordings: a bank for 32 kHz.
-    "msclap htsat": MS | {"window": 7.0, "bank_rate": 32000},
-    "clapcap htsat": MS | {"window": 7.0, "bank_rate": 32000},
+    "msclap htsat": MS_2023,
+    "clapcap htsat": MS_2023,
     "custom_clap": {"sample_rate": 48000, "hop_length": 480, "window": 10.0, "fill": "repeat"} | FUSED,
 }
 # AudioSet towers, told apart by the rows of their filter bank, n_fft / 2 + 1.
@@ -185,7 +185,7 @@ def read_preprocessor(values: Node, fused: bool) -> Node:
         "f_min": float(values.get("frequency_min", 50)),
         "f_max": float(values.get("frequency_max", 14000)),
         "window": float(values.get("max_length_s", 10)),
-        "float64": True,
+        "_target_": "clap.published.frontends.TransformersLogMel",
         "fill": {"repeatpad": "repeat_pad"}.get(values.get("padding", "repeatpad"), values.get("padding")),
     }
     is_fusion = values.get("truncation", "fusion" if fused else "rand_trunc") == "fusion"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from clap.audio import LogMelSpectrogram
 from clap.config import flatten
 from clap.config.values import suggest_key
-from clap.published.files import CONFIG, PREPROCESSOR, read_config, read_weights
-from clap.published.hub import find_source, is_address
+from clap.published.files import CONFIG, PREPROCESSOR, read_json_file, read_state_dict
+from clap.published.hub import fetch_source, is_address
 from clap.published.keys import MEL, UNUSED, recognise, rename
 from clap.published.layouts import describe
 
@@ -35,17 +35,17 @@ def read_published(source: str, settings: Mapping[str, Any] | None = None) -> tu
     Raises:
         FileNotFoundError, ValueError: there is no such checkpoint, it is damaged, refused, or of no known family.
     """
-    path = find_source(str(source))
-    weights = read_weights(path)
+    path = fetch_source(str(source))
+    weights = read_state_dict(path)
     folder = path if path.is_dir() else path.parent
-    files = {name: read_config(folder / name) if path.is_dir() else {} for name in (CONFIG, PREPROCESSOR)}
+    files = {name: read_json_file(folder / name) if path.is_dir() else {} for name in (CONFIG, PREPROCESSOR)}
     family = recognise(list(weights), str(source))
     with one_line_errors(str(source)):
         weights = rename(weights, family)
         config = describe(weights, family.name, files, str(source))
     if family.name == "huggingface" and (folder / "tokenizer_config.json").is_file():
         config["text_encoder"]["tokenizer"] = str(folder)
-    change(config, settings or {})
+    apply_overrides(config, settings or {})
     scales = {"audio": weights.get("logit_scale"), "text": weights.get("logit_scale_t")}
     if all(scale is not None and scale.numel() == 1 for scale in scales.values()):
         # The second has no part in embeddings or similarity; clap.published.export gives it back.
@@ -68,7 +68,7 @@ def one_line_errors(where: str) -> Iterator[None]:
         raise ValueError(f"{where}: its tensors and configs are those of no known model ({what})") from None
 
 
-def change(config: dict[str, Any], settings: Mapping[str, Any]) -> None:
+def apply_overrides(config: dict[str, Any], settings: Mapping[str, Any]) -> None:
     """Replace values of a nested config, under dotted keys.
 
     Raises:
@@ -99,7 +99,7 @@ def no_weights() -> Iterator[None]:
         nn.Module.register_parameter = register
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Give a model the weights, strictly: keys that no table leaves out must fit, each one.
 
     Raises:
@@ -111,7 +111,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     given = {key: value for key, value in weights.items() if not UNUSED.search(key) and key not in poolers}
     given = counters | given
     check_keys(own, given, where)
-    check_bank(model, weights, where)
+    check_filters(model, weights, where)
     model.load_state_dict(given, assign=True)
     for module in model.modules():
         if hasattr(module, "init_non_persistent_buffers"):  # of timm, made on its parameters' device
@@ -148,7 +148,7 @@ def group_keys(keys: Iterable[str]) -> str:
     return ", ".join([*shown[:SHOWN], *more])
 
 
-def check_bank(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+def check_filters(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Refuse a filter bank in the file other than the one that the frontend builds, where the model uses it."""
     stored = weights.get(MEL)
     frontend: LogMelSpectrogram = model.audio_encoder.frontend

@@ -33,16 +33,6 @@ FUSION_PARTS = {"merge", "local_proj"}
 FIRST_LAYERS = ("trunk.patch_embed.proj.weight", "conv_block1.conv1.weight")  # as many channels as the fusion has views
 
 
-def choose_source(pretrained: bool | str, name: str | None) -> str | None:
-    """What to take weights from, None for random ones: `pretrained` false, true (that of `name`), or a path or name."""
-    if pretrained is True and name is None:
-        raise ValueError(
-            "audio_encoder.pretrained=true, but this audio_encoder has no name of published weights; give a file, a "
-            "folder or a hub name as audio_encoder.pretrained, or false"
-        )
-    return name if pretrained is True else pretrained or None
-
-
 @dataclass
 class Tower:
     """An audio encoder of a checkpoint: the config node of its fusion, and weights under keys of `audio_encoder.`."""
@@ -64,7 +54,9 @@ def open_tower(source: str, node: Node) -> Tower:
     where = f"audio_encoder.pretrained={source}"
     theirs, fusion, weights = read_tower(source)
     check_sizes(node, theirs, where)
-    if differences := list_differences(fill_in(node["frontend"]), fill_in(theirs.get("frontend", {}))):
+    if differences := list_differences(
+        fill_defaults(node.get("frontend", {})), fill_defaults(theirs.get("frontend", {}))
+    ):
         log.info("%s: the frontend is the config's, which differs: %s", where, "; ".join(differences))
     return Tower(source, fusion, weights)
 
@@ -78,7 +70,7 @@ def load_tower(encoder: nn.Module, fusion: Node, tower: Tower) -> None:
     own = encoder.state_dict()
     given = {key.removeprefix(AUDIO): value for key, value in tower.weights.items() if not UNUSED.search(key)}
     new: set[str] = set()
-    if fuses_otherwise(fusion, tower.fusion):
+    if has_other_fusion(fusion, tower.fusion):
         given = {key: value for key, value in given.items() if not FUSION_PARTS & set(key.split("."))}
         new = {key for key in own if FUSION_PARTS & set(key.split("."))}
         new |= {key for key in FIRST_LAYERS if key in given and own[key].shape != given[key].shape}
@@ -113,7 +105,7 @@ def check_sizes(node: Node, theirs: Node, where: str) -> None:
         for key, value in named.items()
         if key in theirs and theirs[key] != value
     ]
-    mels, their_mels = (fill_in(item.get("frontend", {})).get("n_mels") for item in (node, theirs))
+    mels, their_mels = (fill_defaults(item.get("frontend", {})).get("n_mels") for item in (node, theirs))
     if mels != their_mels:
         differences.append(f"frontend.n_mels={their_mels}, the config has {mels}")
     if differences:
@@ -122,7 +114,7 @@ def check_sizes(node: Node, theirs: Node, where: str) -> None:
         raise ValueError(f"{where}: the weights have {'; '.join(differences)}; {hint}")
 
 
-def fill_in(frontend: Node) -> Node:
+def fill_defaults(frontend: Node) -> Node:
     """A frontend's node with the values that it leaves to their defaults."""
     known = signature(LogMelSpectrogram).parameters.values()
     return {item.name: item.default for item in known if item.default is not Parameter.empty} | frontend
@@ -133,7 +125,7 @@ def list_differences(config: Node, theirs: Node) -> list[str]:
     return [f"{key}={config[key]} (the weights were trained with {theirs[key]})" for key in keys]
 
 
-def fuses_otherwise(fusion: Node, theirs: Node) -> bool:
+def has_other_fusion(fusion: Node, theirs: Node) -> bool:
     """Do the fusions have other modules inside the encoder? Windows that are averaged need none."""
 
     def inside(node: Node) -> Any:

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from transformers import AutoConfig
 
 from clap import checkpoint
+from clap.audio_encoder.base import AudioEncoder
 from clap.config import find_absent
+from clap.config.build import find_target
+from clap.config.values import choose_weights
 from clap.dataset.clips import ClapDataset
 from clap.model import Clap
 from clap.parts import read_saved_config
@@ -25,14 +29,14 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt
 def list_missing(config: Mapping[str, Any]) -> Iterator[str]:
     """What a run would download or ask for: weights and tokenizers that are not in the cache, a corpus."""
     text, audio = config["text_encoder"], config["audio_encoder"]
-    source = find_source(text)
-    if source not in (None, "???") and not is_here(source, WEIGHTS):
+    source = choose_weights("text_encoder", text["pretrained"], text["name"])
+    if source not in (None, "???") and not is_cached(source, WEIGHTS):
         yield f"text encoder {source}, {describe_size(config)}"
     tokenizer = text["tokenizer"] or text["name"]
-    if tokenizer not in ("train", "???", source) and not is_here(tokenizer, TOKENIZER):
+    if tokenizer not in ("train", "???", source) and not is_cached(tokenizer, TOKENIZER):
         yield f"tokenizer {tokenizer}, a few MB"
-    source = find_audio_source(audio)
-    if source not in (None, "???") and not is_here(source, WEIGHTS):
+    source = find_target(audio, AudioEncoder).find_weights(audio.get("pretrained", False), audio.get("name"))
+    if source not in (None, "???") and not is_cached(source, WEIGHTS):
         yield f"audio encoder {source}, {describe_size(config, part='audio_encoder')}"
     try:
         open_train_set(config)
@@ -40,23 +44,7 @@ def list_missing(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"dataset {config['dataset']['_target_'].split('.')[-1]}: {error}"
 
 
-def find_source(text: Mapping[str, Any]) -> str | None:
-    """Hub name or folder of a text encoder's weights; None for random ones."""
-    return text["name"] if text["pretrained"] is True else text["pretrained"] or None
-
-
-def find_audio_source(audio: Mapping[str, Any]) -> str | None:
-    """Hub name, file or folder of an audio encoder's weights; None for random ones."""
-    if not audio.get("pretrained"):
-        return None
-    if audio["_target_"].endswith(".TimmBackbone"):
-        import timm
-
-        return timm.get_pretrained_cfg(audio["name"]).hf_hub_id
-    return find_source({"name": None} | audio)
-
-
-def is_here(name: str, files: Sequence[str]) -> bool:
+def is_cached(name: str, files: Sequence[str]) -> bool:
     """Is one of a hub name's files in the local cache, or is it a local path?"""
 
     if is_address(name):
@@ -110,10 +98,9 @@ def build_on_meta(config: Mapping[str, Any]) -> Clap:
     """The model with sizes but without weights, frozen parts included."""
 
     config = copy.deepcopy(dict(config))
-    text, source = config["text_encoder"], find_source(config["text_encoder"])
-    if source and not text["model"] and is_here(source, ("config.json",)):
-        from transformers import AutoConfig
-
+    text = config["text_encoder"]
+    source = choose_weights("text_encoder", text["pretrained"], text["name"])
+    if source and not text["model"] and is_cached(source, ("config.json",)):
         text["model"] = AutoConfig.from_pretrained(source, local_files_only=True).to_diff_dict()
     for part in ("audio_encoder", "text_encoder"):
         if "pretrained" in config[part]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from clap.config import find_absent
@@ -16,13 +15,12 @@ from clap.config.build import build
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import EpochSampler, make_loader
 from clap.device import choose_device
-from clap.fusion import MeanOfWindows, Views, window_starts
 from clap.model import Clap
 from clap.study.downloads import build_on_meta, count_parameters, open_train_set
+from clap.training.cost import count_flops, step_flops
 from clap.training.trainer import ClapTrainer, set_precision
 
 SMALL = 50_000_000  # parameters: up to here a model is built and timed
-CAPTION_TOKENS = 20  # in a counted model
 
 
 def estimate(config: dict[str, Any], *, ready: bool) -> tuple[float | None, str]:
@@ -41,7 +39,8 @@ def estimate(config: dict[str, Any], *, ready: bool) -> tuple[float | None, str]
     if ready and count_parameters(clap) <= SMALL:
         seconds = time_step(config, dataset)
         return steps * seconds, f"timed: {steps:.0f} steps of {seconds:.2f} s"
-    flops = count_flops(clap, config)
+    settings = config["dataset"]
+    flops = step_flops(clap, batch_size=settings["batch_size"], max_duration=settings.get("max_duration", 0))
     speed = measure_speed(config["device"], config["trainer"]["precision"])
     return (
         steps * flops / speed,
@@ -79,22 +78,6 @@ def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
     return time_calls(lambda: trainer.train_step(batch, tqdm(disable=True)), device=clap.device)
 
 
-def count_flops(clap: Clap, config: Mapping[str, Any]) -> int:
-    """Products and sums of one training step on the meta device: forward and backward, without the spectrogram."""
-
-    encoder, batch_size = clap.audio_encoder.eval(), config["dataset"]["batch_size"]
-    frontend, fusion = encoder.frontend, encoder.fusion
-    longest = round(config["dataset"].get("max_duration", 0) * frontend.sample_rate)
-    rows = batch_size * (len(window_starts(longest, frontend.num_samples)) if isinstance(fusion, MeanOfWindows) else 1)
-    log_mel = torch.zeros(rows, fusion.num_views, frontend.num_frames, frontend.n_mels, device="meta")
-    is_longer = torch.full((rows,), longest > frontend.num_samples and fusion.num_views > 1)  # its values are looked at
-    tokens = torch.ones(batch_size, CAPTION_TOKENS, dtype=torch.long, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        audio = clap.audio_projection(encoder.encode_views(Views(log_mel, is_longer, torch.arange(rows))))
-        (audio.sum() + clap.embed_text(tokens, tokens.bool()).sum()).backward()
-    return counter.get_total_flops()
-
-
 @functools.cache
 def measure_speed(device: str, precision: str) -> float:
     """Operations a second in a training step of one transformer layer as wide as BERT's."""
@@ -109,9 +92,7 @@ def measure_speed(device: str, precision: str) -> float:
             y = layer(x)
         y.float().square().mean().backward()
 
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops() / time_calls(step, device=device)
+    return count_flops(step) / time_calls(step, device=device)
 
 
 def time_calls(call: Callable[[], object], *, device: torch.device) -> float:

@@ -1,25 +1,30 @@
-"""What a model costs: memory, parameters, arithmetic."""
+"""The cost of a model: memory, parameters, arithmetic."""
 
 import os
 import re
 import resource
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from clap.audio_encoder.base import LogMelEncoder
+from clap.fusion import MeanOfWindows, Views, window_starts
 from clap.model import Clap
 
+CAPTION_TOKENS = 20  # in a counted training step
 
-def measure(clap: Clap) -> dict[str, float]:
+
+def measure_cost(clap: Clap) -> dict[str, float]:
     """Peak memory of this process in bytes, parameters, and gigaflops of one clip and caption forward."""
     parts = {"": clap, "audio_encoder_": clap.audio_encoder, "text_encoder_": clap.text_encoder}
     cost = {
         "peak_memory_bytes": peak_memory(),
         **{f"{name}parameters": sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
         "trainable_parameters": sum(p.numel() for p in clap.parameters() if p.requires_grad),
-        "gigaflops_per_clip": round(count_flops(clap) / 1e9, 3),
+        "gigaflops_per_clip": round(forward_flops(clap) / 1e9, 3),
     }
     if torch.cuda.is_available():
         cost["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
@@ -27,14 +32,14 @@ def measure(clap: Clap) -> dict[str, float]:
 
 
 def describe_machine(device: torch.device) -> str:
-    """What a run ran on, as `2 CPU cores, torch 2.11.0`."""
+    """The machine of a run, as `2 CPU cores, torch 2.11.0`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cores} CPU cores"
     return f"{name}, torch {torch.__version__}"
 
 
 def reset_peak_memory() -> None:
-    """Let the peaks count from here, so that the jobs of one process do not inherit each other's."""
+    """Reset the peaks, so that a job does not inherit those of earlier jobs in its process."""
     with suppress(OSError):  # other systems than Linux count from the start of the process
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():
@@ -49,11 +54,50 @@ def peak_memory() -> int:
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def count_flops(clap: Clap) -> int:
-    """Of a clip as long as the window and a caption of sixteen tokens: products and sums, without the spectrogram."""
-    frontend = clap.audio_encoder.frontend
-    waveform = torch.zeros(1, frontend.num_samples, device=clap.device)
+def forward_flops(clap: Clap) -> int:
+    """Of a clip as long as the window and a caption of sixteen tokens: products and sums, without the STFT."""
+    num_samples = round(clap.audio_encoder.window * clap.sample_rate)
+    waveform = torch.zeros(1, num_samples, device=clap.device)
     tokens = torch.ones(1, 16, dtype=torch.long, device=clap.device)
-    with clap.inference(), FlopCounterMode(display=False) as counter:
-        clap(waveform, torch.tensor([frontend.num_samples], device=clap.device), tokens, tokens)
+    with clap.inference():
+        return count_flops(lambda: clap(waveform, torch.tensor([num_samples], device=clap.device), tokens, tokens))
+
+
+def step_flops(clap: Clap, *, batch_size: int, max_duration: float) -> int:
+    """Of a training step on the meta device, forward and backward, without the spectrogram.
+
+    Args:
+        max_duration: seconds that training reads of a clip.
+    """
+    encoder = clap.audio_encoder.eval()
+    tokens = torch.ones(batch_size, CAPTION_TOKENS, dtype=torch.long, device="meta")
+
+    def step() -> None:
+        if isinstance(encoder, LogMelEncoder):
+            features = encoder.encode_views(make_meta_views(encoder, batch_size, max_duration))
+        else:
+            num_samples = round(encoder.window * encoder.sample_rate)
+            lengths = torch.full((batch_size,), num_samples)
+            features = encoder(torch.zeros(batch_size, num_samples, device="meta"), lengths)
+        audio, text = clap.audio_projection(features), clap.embed_text(tokens, tokens.bool())
+        (audio.sum() + text.sum()).backward()
+
+    return count_flops(step)
+
+
+def make_meta_views(encoder: LogMelEncoder, batch_size: int, max_duration: float) -> Views:
+    """Views of clips of `max_duration` seconds, without values."""
+    frontend, fusion = encoder.frontend, encoder.fusion
+    longest = round(max_duration * frontend.sample_rate)
+    windows = len(window_starts(longest, frontend.num_samples)) if isinstance(fusion, MeanOfWindows) else 1
+    rows = batch_size * windows
+    log_mel = torch.zeros(rows, fusion.num_views, frontend.num_frames, frontend.n_mels, device="meta")
+    is_longer = torch.full((rows,), longest > frontend.num_samples and fusion.num_views > 1)  # encoders read its values
+    return Views(log_mel, is_longer, torch.arange(rows))
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Products and sums of the matrix multiplications, convolutions and attention in a call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
     return counter.get_total_flops()

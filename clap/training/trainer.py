@@ -32,7 +32,7 @@ from clap.evaluation.retrieval import Retrieval
 from clap.model import Clap
 from clap.run_folder import COST, METRICS, count_clips, describe_clips, find_count, read_counts
 from clap.tracking.tracker import Tracker
-from clap.training.cost import measure, reset_peak_memory
+from clap.training.cost import measure_cost, reset_peak_memory
 from clap.training.interrupt import stop_on_signal
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class ClapTrainer:
         self.checkpoints = Path(out_path) / "checkpoints"
         self.fit_start = time.perf_counter()
         reset_peak_memory()
-        self.clap.tokenizer.remember(getattr(self.train_loader.dataset, "captions", []))  # a subset tells none
+        self.clap.tokenizer.cache_captions(getattr(self.train_loader.dataset, "captions", []))  # a subset tells none
         with stop_on_signal() as stop_requested:
             while not self.finished():
                 self.train_epoch(stop_requested)
@@ -307,7 +307,7 @@ class ClapTrainer:
             "seconds": round(self.seconds_before, 1),
             "clips_per_second": round(self.clips_seen / max(self.seconds_before, 1e-9), 1),
             "steps": self.step,
-            **measure(self.clap),
+            **measure_cost(self.clap),
         }
 
     def save(self, name: str) -> None:
