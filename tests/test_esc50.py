@@ -121,7 +121,7 @@ def test_braces_in_a_template_are_text(root):
         ({"val_folds": [5], "test_folds": [5]}, "fold 5 is in dataset.val_folds and in dataset.test_folds"),
         ({"templates": ["a dog"]}, r"templates=\['a dog'\]: each needs {} for the label; set dataset.templates"),
         ({"templates": []}, r"templates=\[\]: each needs {}"),
-        ({"val_fraction": 1.0}, "val_fraction=1.0 must be 0 or more and below 1; set dataset.val_fraction"),
+        ({"val_fraction": 1.0}, "dataset.val_fraction=1.0 must be 0 or more and below 1; the remaining clips"),
     ],
 )
 def test_wrong_option_is_one_clear_line(root, options, message):

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clap.corpus import Clip, Corpus, check_split
-from clap.dataset.csv import read_csv, require_columns
-from clap.dataset.index import check_words, find_index, list_audio, refuse_twice, require_root, show
+from clap.dataset.csv import read_csv
+from clap.dataset.index import check_number, check_words, find_index, list_audio, refuse_twice, require_root, show
 
 COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
 COUNTS = {  # clips; of v2's train list the captions are published, 91,256
@@ -63,29 +63,25 @@ class AudioCaps(Corpus):
     def read_list(self, split: str) -> tuple[dict[tuple[str, int], list[str]], dict[tuple[str, int], list[str]]]:
         """Captions and audiocap_ids of each (youtube_id, start in seconds), in the order of the list."""
         path = find_index(self, f"{split}.csv")
-        rows = read_csv(path)
-        require_columns(path, rows[0][1], COLUMNS)
         captions: dict[tuple[str, int], list[str]] = {}
         numbers: dict[tuple[str, int], list[str]] = {}
         first: dict[str, str] = {}
-        lines: dict[tuple[str, int], int] = {}
-        for line, row in rows:
-            where = f"{path}, line {line}"
+        places: dict[tuple[str, int], str] = {}
+        for where, row in read_csv(path, COLUMNS):
             number, clip = read_ids(row, where)
             refuse_twice(first, number, "audiocap_id", where)
             captions.setdefault(clip, []).append(check_words(row, "caption", where))
             numbers.setdefault(clip, []).append(number)
-            lines.setdefault(clip, line)
+            places.setdefault(clip, where)
         if split != "train":
-            check_five(path, captions, lines)
+            check_five(captions, places)
         return captions, numbers
 
 
 def read_ids(row: Mapping[str, str], where: str) -> tuple[str, tuple[str, int]]:
     """audiocap_id, and youtube_id with start_time in whole seconds."""
     number, video, start = (row[column].strip() for column in COLUMNS[:3])
-    if not number.isascii() or not number.isdecimal():
-        raise ValueError(f"{where}: audiocap_id={show(number)} is no number")
+    check_number(number, "audiocap_id", where)
     if not re.fullmatch(r"[A-Za-z0-9_-]{11}", video):
         raise ValueError(f"{where}: youtube_id={show(video)} is not eleven letters, digits, - or _")
     if not re.fullmatch(r"[0-9]{1,6}", start):
@@ -93,12 +89,12 @@ def read_ids(row: Mapping[str, str], where: str) -> tuple[str, tuple[str, int]]:
     return number, (video, int(start))
 
 
-def check_five(path: Path, captions: Mapping[tuple[str, int], list[str]], lines: Mapping[tuple[str, int], int]) -> None:
+def check_five(captions: Mapping[tuple[str, int], list[str]], places: Mapping[tuple[str, int], str]) -> None:
     """Refuse a clip of val or test with more or fewer captions; of two, that with fewer is where the wrong row is."""
     wrong = [clip for clip, texts in captions.items() if len(texts) != NUM_CAPTIONS]
     if wrong:
         clip = min(wrong, key=lambda clip: len(captions[clip]))
         raise ValueError(
-            f"{path}, line {lines[clip]}: the clip {clip[0]} from {clip[1]} s has {len(captions[clip])} captions, but "
+            f"{places[clip]}: the clip {clip[0]} from {clip[1]} s has {len(captions[clip])} captions, but "
             f"{NUM_CAPTIONS} are published; mend its id or start, or take the published list"
         )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clap.corpus import Clip, Corpus, check_split
-from clap.dataset.csv import read_csv, require_columns
+from clap.dataset.csv import read_csv
 from clap.dataset.index import check_name, check_recording, check_words, find_index, refuse_twice, require_root
 
 FOLDERS = {"train": "development", "val": "validation", "test": "evaluation"}
@@ -37,12 +37,10 @@ class Clotho(Corpus):
         check_split(split)
         folder = FOLDERS[split]
         path = find_index(self, f"clotho_captions_{folder}.csv")
-        rows, metadata = read_csv(path), self.read_metadata(folder)
-        require_columns(path, rows[0][1], ("file_name", *CAPTION_COLUMNS))
+        rows, metadata = read_csv(path, ("file_name", *CAPTION_COLUMNS)), self.read_metadata(folder)
         first: dict[str, str] = {}
         clips = []
-        for line, row in rows:
-            where = f"{path}, line {line}"
+        for where, row in rows:
             name = check_recording(row["file_name"], "file_name", where)
             refuse_twice(first, name, "file_name", where)
             captions = tuple(check_words(row, column, where) for column in CAPTION_COLUMNS)
@@ -55,11 +53,9 @@ class Clotho(Corpus):
         path = self.root / f"clotho_metadata_{folder}.csv"
         if not path.is_file():
             return {}
-        rows = read_csv(path, encoding="iso-8859-1")
-        require_columns(path, rows[0][1], ("file_name", "keywords", "sound_id"))
         found = {}
-        for line, row in rows:
-            name = check_name(row["file_name"], "file_name", f"{path}, line {line}").strip()
+        for where, row in read_csv(path, ("file_name", "keywords", "sound_id"), encoding="iso-8859-1"):
+            name = check_name(row["file_name"], "file_name", where).strip()
             keywords = tuple(word.strip() for word in row["keywords"].split(";") if word.strip())
             sound = row["sound_id"].strip()
             found[name] = (keywords, f"freesound:{sound}" if sound.isdecimal() else None)

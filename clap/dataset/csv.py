@@ -16,7 +16,7 @@ from typing import Any
 from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.index import check_length, show
 
-Row = tuple[int, dict]  # line in the file, columns
+Row = tuple[str, dict]  # "FILE, line N" for errors, columns
 LINE_END = re.compile(r"\r\n|\r|\n")
 NO_TEXT = re.compile(r"[\0-\x08\x0e-\x1f\x7f]")  # control characters, which binary files are full of
 NO_CHARACTER = re.compile(r"[\0\ud800-\udfff]")  # what JSON can escape and no file system or tokenizer takes
@@ -63,7 +63,7 @@ class CSV(Corpus):
         max_duration: float = 30.0,
     ) -> None:
         self.root, self.name, self.max_duration = Path(root), name, max_duration
-        self.fractions = check_fractions(val_fraction, test_fraction)
+        self.fractions = check_fractions(val=val_fraction, test=test_fraction)
         if not self.root.is_dir():
             raise FileNotFoundError(f"dataset.root={root} is not a folder; give the one that the paths are relative to")
         self.entries: dict[str, Entry] = {}
@@ -82,12 +82,9 @@ class CSV(Corpus):
         """Take in one file; rows of one path become one clip with several captions."""
         if file_split is not None and file_split not in SPLITS:
             raise ValueError(f"dataset.metadata: {file_split!r} is not one of {', '.join(SPLITS)}")
-        rows = read_jsonl(path) if path.suffix == ".jsonl" else read_csv(path)
-        if path.suffix != ".jsonl":
-            require_columns(path, rows[0][1], ("path",))
+        rows = read_jsonl(path) if path.suffix == ".jsonl" else read_csv(path, ("path",))
         has_split = file_split is None and any("split" in row for _, row in rows)
-        for line, row in rows:
-            where = f"{path}, line {line}"
+        for where, row in rows:
             name = self.find_name(read_text(row, "path", where), where)
             split = file_split or (read_split(row, where) if has_split else draw_fraction(name, self.fractions))
             label = read_text(row, "label", where)
@@ -117,14 +114,17 @@ class CSV(Corpus):
         return path.relative_to(root).as_posix()
 
 
-def check_fractions(val_fraction: float, test_fraction: float) -> dict[str, float]:
-    """The shares of two splits; some must remain to train on."""
-    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-        raise ValueError(
-            f"dataset.val_fraction={val_fraction} and test_fraction={test_fraction} must be 0 or more, "
-            "and together less than 1"
-        )
-    return {"val": val_fraction, "test": test_fraction}
+def check_fractions(**fractions: float) -> dict[str, float]:
+    """{split: share of the clips}, of which some must remain for training.
+
+    Raises:
+        ValueError: a share is negative, or the sum is 1 or more.
+    """
+    if not (min(fractions.values()) >= 0 and sum(fractions.values()) < 1):
+        given = " and ".join(f"dataset.{split}_fraction={fraction}" for split, fraction in fractions.items())
+        together = ", and together" if len(fractions) > 1 else " and"
+        raise ValueError(f"{given} must be 0 or more{together} below 1; the remaining clips are the training split")
+    return fractions
 
 
 def draw_fraction(name: str, fractions: Mapping[str, float]) -> str:
@@ -182,30 +182,33 @@ def check_characters(text: str, column: str, where: str) -> str:
     return text
 
 
-def read_csv(path: Path, encoding: str = "utf-8-sig") -> list[Row]:
-    """Rows of a CSV with a header line, each with the number of the line in which it begins."""
+def read_csv(path: Path, columns: Sequence[str] = (), *, encoding: str = "utf-8-sig") -> list[Row]:
+    """Rows of a CSV with a header line that names at least `columns`, each with the line in which it begins."""
     reader = csv.reader(io.StringIO(read_index_file(path, encoding), newline=""), strict=True)
     rows: list[Row] = []
     header: list[str] | None = None
     following = 1
     try:
         for fields in reader:
-            line, following = following, reader.line_num + 1
+            where, following = f"{path}, line {following}", reader.line_num + 1
             if not fields:
                 continue
             if header is None:
                 header = check_header(path, [name.strip() for name in fields])
             elif len(fields) != len(header):
                 raise ValueError(
-                    f"{path}, line {line}: {len(fields)} fields, but the header names {len(header)} "
+                    f"{where}: {len(fields)} fields, but the header names {len(header)} "
                     f"({', '.join(header)}); quote a caption that holds a comma"
                 )
             else:
-                check_lengths(fields, f"{path}, line {line}")
-                rows.append((line, dict(zip(header, fields, strict=True))))
+                check_lengths(fields, where)
+                rows.append((where, dict(zip(header, fields, strict=True))))
     except csv.Error as error:
         raise ValueError(f"{path}, line {following}: not CSV ({error}); look for a lone quote") from None
-    return require_rows(path, rows)
+    require_rows(path, rows)
+    if missing := [column for column in columns if column not in header]:
+        raise ValueError(f"{path}: column {missing[0]} is missing; the columns are {', '.join(header)}")
+    return rows
 
 
 def check_lengths(fields: Sequence[str], where: str) -> None:
@@ -236,8 +239,9 @@ def read_jsonl(path: Path) -> list[Row]:
         row = parse_json(text, path, line)
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {line}: not a JSON object")
-        rows.append((line, row))
-    return require_rows(path, rows)
+        rows.append((f"{path}, line {line}", row))
+    require_rows(path, rows)
+    return rows
 
 
 def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
@@ -279,12 +283,6 @@ def read_index_file(path: Path, encoding: str = "utf-8-sig") -> str:
     return text.replace("\ufeff", "")  # files put together have some inside
 
 
-def require_rows(path: Path, rows: list[Row]) -> list[Row]:
+def require_rows(path: Path, rows: Sequence[Row]) -> None:
     if not rows:
         raise ValueError(f"{path} has no rows")
-    return rows
-
-
-def require_columns(path: Path, row: Mapping, columns: Sequence[str]) -> None:
-    if missing := [column for column in columns if column not in row]:
-        raise ValueError(f"{path}: column {missing[0]} is missing; the columns are {', '.join(row)}")

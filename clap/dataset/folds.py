@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from clap.corpus import Clip, Corpus
-from clap.dataset.csv import read_csv, require_columns
-from clap.dataset.index import check_recording, check_words, find_index, refuse_twice, show
+from clap.dataset.csv import check_fractions, read_csv
+from clap.dataset.index import check_number, check_recording, check_words, find_index, refuse_twice, show
 from clap.dataset.keywords import fill_keyword_templates
 from clap.prompts import TEMPLATES, check_templates
 
@@ -51,8 +51,7 @@ class Folds(Corpus):
         test = [self.num_folds] if test_folds is None else test_folds
         self.folds = {"train": list(train), "val": list(val_folds), "test": list(test)}
         self.templates = check_templates(templates, what="label", key="dataset.templates")
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction} must be 0 or more and below 1; set dataset.val_fraction")
+        check_fractions(val=val_fraction)
         self.rows = self.read_index()
 
     @property
@@ -71,19 +70,15 @@ class Folds(Corpus):
         raise NotImplementedError
 
     def read_index(self) -> list[dict[str, str]]:
-        path = find_index(self, self.index)
-        rows = read_csv(path)
-        require_columns(path, rows[0][1], (self.file_column, "fold", self.label_column, self.recording_column))
+        columns = (self.file_column, "fold", self.label_column, self.recording_column)
+        rows = read_csv(find_index(self, self.index), columns)
         folds = {str(fold) for fold in range(1, self.num_folds + 1)}
         first: dict[str, str] = {}
-        for line, row in rows:
-            where = f"{path}, line {line}"
+        for where, row in rows:
             if row["fold"] not in folds:
                 raise ValueError(f"{where}: fold={show(row['fold'])} is not one of 1 ... {self.num_folds}")
             check_words(row, self.label_column, where)
-            number = row[self.recording_column]
-            if not number.isascii() or not number.isdecimal():
-                raise ValueError(f"{where}: {self.recording_column}={show(number)} is no number")
+            check_number(row[self.recording_column], self.recording_column, where)
             name = check_recording(row[self.file_column], self.file_column, where)
             refuse_twice(first, name, self.file_column, where)
         self.check_folds({int(row["fold"]) for _, row in rows})

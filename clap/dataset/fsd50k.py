@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clap.corpus import Clip, Corpus, check_split
-from clap.dataset.csv import read_csv, require_columns
-from clap.dataset.index import check_length, check_words, find_index, refuse_twice, require_root, show
+from clap.dataset.csv import read_csv
+from clap.dataset.index import check_length, check_number, check_words, find_index, refuse_twice, require_root, show
 from clap.dataset.keywords import fill_keyword_templates
 from clap.prompts import TEMPLATES, check_templates
 
@@ -45,21 +45,18 @@ class FSD50K(Corpus):
         check_split(split)
         part = "eval" if split == "test" else "dev"
         path = find_index(self, f"FSD50K.ground_truth/{part}.csv")
-        rows = read_csv(path)
-        require_columns(path, rows[0][1], ("fname", "labels", *(("split",) if part == "dev" else ())))
+        columns = ("fname", "labels", *(("split",) if part == "dev" else ()))
         first: dict[str, str] = {}
         clips = []
-        for line, row in rows:
-            clip = self.make_clip(row, part, f"{path}, line {line}")
-            refuse_twice(first, clip.id, "fname", f"{path}, line {line}")
+        for where, row in read_csv(path, columns):
+            clip = self.make_clip(row, part, where)
+            refuse_twice(first, clip.id, "fname", where)
             if part == "eval" or row["split"].strip() == split:
                 clips.append(clip)
         return clips
 
     def make_clip(self, row: Mapping[str, str], part: str, where: str) -> Clip:
-        number = row["fname"].strip()
-        if not number.isascii() or not number.isdecimal():
-            raise ValueError(f"{where}: fname={show(number)} is no number")
+        number = check_number(row["fname"].strip(), "fname", where)
         check_length(number, "fname", where)
         if part == "dev" and row["split"].strip() not in PARTS:
             raise ValueError(f"{where}: split={show(row['split'])} is not one of {', '.join(PARTS)}")

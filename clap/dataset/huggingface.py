@@ -51,7 +51,7 @@ class HuggingFace(Corpus):
         max_duration: float = 30.0,
     ) -> None:
         self.root, self.name, self.max_duration = Path(root), name, max_duration
-        self.fractions = check_fractions(val_fraction, test_fraction)
+        self.fractions = check_fractions(val=val_fraction, test=test_fraction)
         require_root(self)
         self.rows: dict[str, tuple[Path, int]] = {}  # clip id -> folder and row
 

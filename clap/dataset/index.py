@@ -61,6 +61,13 @@ def check_recording(name: str, column: str, where: str) -> str:
     return name
 
 
+def check_number(number: str, column: str, where: str) -> str:
+    """The digits of a column."""
+    if not number.isascii() or not number.isdecimal():
+        raise ValueError(f"{where}: {column}={show(number)} is no number")
+    return number
+
+
 def check_text(row: Mapping[str, str], column: str, where: str) -> str:
     """The text in a column without spaces at its ends; an empty one is refused."""
     if not (text := row[column].strip()):

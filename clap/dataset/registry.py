@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clap.config.build import build
-from clap.corpus import SPLITS, Corpus, find_folder, plain_name
+from clap.corpus import Corpus, find_folder, plain_name
 from clap.dataset.dataset_settings import SETTINGS_KEYS
 from clap.download.addresses import read_addresses
 
@@ -21,13 +21,6 @@ log = logging.getLogger(__name__)
 def open_corpus(config: Mapping) -> Corpus:
     """The corpus that a `dataset` config node describes; the other keys in it are `DatasetSettings`."""
     return build({key: value for key, value in config.items() if key not in SETTINGS_KEYS}, Corpus)
-
-
-def count_clips(corpus: Corpus) -> dict[str, int]:
-    """Read the index of each split, log its size, and return it."""
-    sizes = {split: len(corpus.clips(split)) for split in SPLITS}
-    log.info("%s: %s", corpus.name, ", ".join(f"{size} {split}" for split, size in sizes.items()))
-    return sizes
 
 
 def find_corpus(name: str, root: str | Path | None, options: Mapping | None = None) -> Corpus:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clap.corpus import Clip, Corpus
-from clap.dataset.csv import check_characters, draw_fraction, parse_json, read_index_file
+from clap.dataset.csv import check_characters, check_fractions, draw_fraction, parse_json, read_index_file
 from clap.dataset.index import check_name, find_index, refuse_twice, require_root, show
 
 log = logging.getLogger(__name__)
@@ -58,18 +58,15 @@ class WavCaps(Corpus):
         max_duration: float = 30.0,
     ) -> None:
         self.root, self.subsets, self.max_duration = Path(root), list(subsets), max_duration
-        self.exclusion_lists, self.val_fraction = list(exclusion_lists), val_fraction
+        self.exclusion_lists, self.fractions = list(exclusion_lists), check_fractions(val=val_fraction)
         if unknown := [name for name in self.subsets if name not in INDEXES]:
             raise ValueError(f"subset {unknown[0]!r} is not one of {', '.join(INDEXES)}; set dataset.subsets")
         if not self.subsets or len(set(self.subsets)) < len(self.subsets):
             raise ValueError(f"subsets={self.subsets}: name one or more, none twice; set dataset.subsets")
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction} must be 0 or more and below 1; set dataset.val_fraction")
         require_root(self)
 
     def clips(self, split: str) -> list[Clip]:
-        fractions = {"val": self.val_fraction}
-        return [clip for clip in self.all_clips if draw_fraction(clip.id, fractions) == split]
+        return [clip for clip in self.all_clips if draw_fraction(clip.id, self.fractions) == split]
 
     @functools.cached_property
     def all_clips(self) -> list[Clip]:
