@@ -16,7 +16,7 @@ class WaveformReader(Protocol):
 
     def load(self, path: Path, sample_rate: int, **options: Any) -> np.ndarray: ...
 
-    def read(self, path: Path, sample_rate: int, **options: Any) -> tuple[np.ndarray, np.float32]: ...
+    def load_samples(self, path: Path, sample_rate: int, **options: Any) -> tuple[np.ndarray, np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Corpus:
         if self.cache is None or clip.path is None:
             waveform = self.load(clip, sample_rate=sample_rate, max_duration=max_duration, rng=rng)
             return waveform, np.float32(1)
-        return self.cache.read(clip.path, sample_rate, max_duration=max_duration, rng=rng)
+        return self.cache.load_samples(clip.path, sample_rate, max_duration=max_duration, rng=rng)
 
 
 def check_split(split: str) -> None:

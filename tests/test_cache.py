@@ -33,13 +33,13 @@ def test_cached_waveform_equals_the_file_to_16_bits(recording: Path, tmp_path: P
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recordings count as old enough at once."""
-    monkeypatch.setattr("clap.dataset.cache.SETTLED", -60.0)
+    monkeypatch.setattr("clap.dataset.cache.MIN_AGE", -60.0)
 
 
 def test_from_the_cache_it_is_still_16_bits(recording: Path, tmp_path: Path):
     cache = WaveformCache(tmp_path / "cache")
-    samples, step = cache.read(recording, 16000)
-    assert samples.dtype == np.int16 and np.array_equal(samples * step, cache.load(recording, 16000))
+    samples, scale = cache.load_samples(recording, 16000)
+    assert samples.dtype == np.int16 and np.array_equal(samples * scale, cache.load(recording, 16000))
 
 
 def test_second_time_nothing_is_decoded(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -121,8 +121,8 @@ def test_root_may_be_the_working_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,caption\na.wav,x\n../b.wav,y\n", "metadata.csv, line 3: '../b.wav' lies outside dataset.root="),
-        ("path,caption\n/etc/b.wav,y\n", "metadata.csv, line 2: '/etc/b.wav' lies outside"),
+        ("path,caption\na.wav,x\n../b.wav,y\n", "metadata.csv, line 3: path='../b.wav' is outside dataset.root="),
+        ("path,caption\n/etc/b.wav,y\n", "metadata.csv, line 2: path='/etc/b.wav' is outside"),
         ("path,caption\na.wav,x\nb.wav, \n", "metadata.csv, line 3: the caption is empty"),
         ("path,caption_1,caption_2\na.wav,,\n", "metadata.csv, line 2: the caption is empty"),
         ("path,caption\n,x\n", "metadata.csv, line 2: path is empty"),

@@ -11,7 +11,7 @@ from clap.corpus import SPLITS
 from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.esc50 import ESC50
-from clap.dataset.folds import choose_recordings
+from clap.dataset.folds import choose_val_recordings
 from clap.dataset.scenes.sounds import SOUNDS
 
 NUM_CLIPS = 4 * 5 * len(SOUNDS)  # two recordings of two takes in each fold of each class
@@ -87,7 +87,7 @@ def test_recording_in_two_classes_is_not_torn(tmp_path):
 )
 def test_held_back_recordings_come_near_the_fraction(sizes, fraction, count):
     for order in (list(sizes), list(sizes)[::-1]):
-        chosen = choose_recordings(sizes, order, fraction, set())
+        chosen = choose_val_recordings(sizes, order, fraction, set())
         assert sum(sizes[name] for name in chosen) == count
 
 

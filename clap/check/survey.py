@@ -10,7 +10,7 @@ from clap.check.overlap import find_overlap
 from clap.check.report import CheckedSplit, Overlap, Report
 from clap.check.sources import find_sources
 from clap.corpus import SPLITS, Clip, Corpus
-from clap.dataset.exclude import is_named, read_exclusions
+from clap.dataset.exclude import is_excluded, read_exclusions
 from clap.dataset.registry import open_corpus
 
 
@@ -58,7 +58,7 @@ def open_splits(settings: Mapping, names: Sequence[str], *, workers: int) -> lis
     splits = []
     for name in names:
         listed = corpus.clips(name)
-        clips = [clip for clip in listed if not (name == "train" and is_named(clip, excluded))]
+        clips = [clip for clip in listed if not (name == "train" and is_excluded(clip, excluded))]
         splits.append(make_split(corpus, name, clips[: settings["max_clips"]], listed=len(listed), workers=workers))
     return splits
 

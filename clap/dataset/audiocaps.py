@@ -7,7 +7,15 @@ from pathlib import Path
 
 from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import read_csv
-from clap.dataset.index import check_number, check_words, find_index, list_audio, refuse_twice, require_root, show
+from clap.dataset.index import (
+    check_has_letters,
+    check_number,
+    check_unique,
+    find_index,
+    list_audio,
+    require_root,
+    shorten_repr,
+)
 
 COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
 COUNTS = {  # clips; of v2's train list the captions are published, 91,256
@@ -69,12 +77,12 @@ class AudioCaps(Corpus):
         places: dict[tuple[str, int], str] = {}
         for where, row in read_csv(path, COLUMNS):
             number, clip = read_ids(row, where)
-            refuse_twice(first, number, "audiocap_id", where)
-            captions.setdefault(clip, []).append(check_words(row, "caption", where))
+            check_unique(first, number, "audiocap_id", where)
+            captions.setdefault(clip, []).append(check_has_letters(row, "caption", where))
             numbers.setdefault(clip, []).append(number)
             places.setdefault(clip, where)
         if split != "train":
-            check_five(captions, places)
+            check_num_captions(captions, places)
         return captions, numbers
 
 
@@ -83,13 +91,13 @@ def read_ids(row: Mapping[str, str], where: str) -> tuple[str, tuple[str, int]]:
     number, video, start = (row[column].strip() for column in COLUMNS[:3])
     check_number(number, "audiocap_id", where)
     if not re.fullmatch(r"[A-Za-z0-9_-]{11}", video):
-        raise ValueError(f"{where}: youtube_id={show(video)} is not eleven letters, digits, - or _")
+        raise ValueError(f"{where}: youtube_id={shorten_repr(video)} is not eleven letters, digits, - or _")
     if not re.fullmatch(r"[0-9]{1,6}", start):
-        raise ValueError(f"{where}: start_time={show(start)} is no whole number of seconds")
+        raise ValueError(f"{where}: start_time={shorten_repr(start)} is no whole number of seconds")
     return number, (video, int(start))
 
 
-def check_five(captions: Mapping[tuple[str, int], list[str]], places: Mapping[tuple[str, int], str]) -> None:
+def check_num_captions(captions: Mapping[tuple[str, int], list[str]], places: Mapping[tuple[str, int], str]) -> None:
     """Refuse a clip of val or test with more or fewer captions; of two, that with fewer is where the wrong row is."""
     wrong = [clip for clip, texts in captions.items() if len(texts) != NUM_CAPTIONS]
     if wrong:

@@ -16,7 +16,7 @@ from clap.audio import choose_part, load_waveform
 log = logging.getLogger(__name__)
 
 HEADER = 4  # of the file's 16-bit words: the float32 that full scale stands for, and the number of samples, uint32
-SETTLED = 2.0  # seconds: the coarsest clock of a file system; a younger file may change and keep its time
+MIN_AGE = 2.0  # seconds: the coarsest clock of a file system; a younger file may change and keep its time
 
 
 class WaveformCache:
@@ -43,10 +43,10 @@ class WaveformCache:
         rng: np.random.Generator | None = None,
     ) -> np.ndarray:
         """Mono float32 (samples,) at `sample_rate`, rounded to 16 bits; see `load_waveform`."""
-        samples, step = self.read(path, sample_rate, max_duration=max_duration, rng=rng)
-        return samples * step
+        samples, scale = self.load_samples(path, sample_rate, max_duration=max_duration, rng=rng)
+        return samples * scale
 
-    def read(
+    def load_samples(
         self,
         path: str | os.PathLike,
         sample_rate: int,
@@ -54,42 +54,42 @@ class WaveformCache:
         max_duration: float | None = None,
         rng: np.random.Generator | None = None,
     ) -> tuple[np.ndarray, np.float32]:
-        """As `load`, but still the memory-mapped int16 (samples,), and what a step of them is worth."""
-        found = self.find(path, sample_rate)
+        """As `load`, but still the memory-mapped int16 (samples,), and what a scale of them is worth."""
+        found = self.find_samples(path, sample_rate)
         if found is None:
             return load_waveform(path, sample_rate, max_duration=max_duration, rng=rng), np.float32(1)
-        samples, step = found
+        samples, scale = found
         start, count = choose_part(len(samples), sample_rate, max_duration, rng)
-        return samples[start : start + count], step
+        return samples[start : start + count], scale
 
-    def find(self, path: str | os.PathLike, sample_rate: int) -> tuple[np.ndarray, np.float32] | None:
-        """All samples of a recording, and their step; None if they cannot be kept.
+    def find_samples(self, path: str | os.PathLike, sample_rate: int) -> tuple[np.ndarray, np.float32] | None:
+        """All samples of a recording, and their scale; None if they cannot be kept.
 
         Raises:
             AudioError: the recording cannot be used.
         """
         now = time.time()
         try:
-            identity, changed = identify(path)
+            identity, changed = read_identity(path)
             link = f"{self.folder}/known/{identity[:2]}/{identity}-{sample_rate}"
-            if (found := map_samples(link)) is not None:
+            if (found := map_file(link)) is not None:
                 return found
-            content = digest(Path(path).read_bytes())
+            content = hash_bytes(Path(path).read_bytes())
             file = self.folder / "samples" / content[:2] / f"{content}-{sample_rate}"
-            if (found := map_samples(file)) is None:
+            if (found := map_file(file)) is None:
                 waveform = load_waveform(path, sample_rate)
-                if identify(path) == (identity, changed):  # it was not replaced meanwhile
-                    self.write(file, waveform)
-                    found = map_samples(file)
+                if read_identity(path) == (identity, changed):  # it was not replaced meanwhile
+                    self.write_samples(file, waveform)
+                    found = map_file(file)
         except OSError:
             return None  # load_waveform says what is wrong
-        if found is not None and changed < now - SETTLED:
+        if found is not None and changed < now - MIN_AGE:
             with contextlib.suppress(OSError):  # another process was first, or there are no links here
                 os.makedirs(os.path.dirname(link), exist_ok=True)
                 os.symlink(os.path.relpath(file, os.path.dirname(link)), link)
         return found
 
-    def write(self, file: Path, waveform: np.ndarray) -> None:
+    def write_samples(self, file: Path, waveform: np.ndarray) -> None:
         """Write to a file of another name first: a process that reads or is killed never sees half of one."""
         full_scale = max(1.0, np.abs(waveform).max())
         header = np.float32(full_scale).tobytes() + np.uint32(len(waveform)).tobytes()
@@ -105,20 +105,20 @@ class WaveformCache:
             log.warning("dataset.cache=%s cannot be written to (%s); going on without", self.folder, error)
 
 
-def identify(path: str | os.PathLike) -> tuple[str, float]:
+def read_identity(path: str | os.PathLike) -> tuple[str, float]:
     """What tells a recording from others without reading it, and when it was last changed, seconds since 1970."""
     status = os.stat(path)
     times = (status.st_mtime_ns, status.st_ctime_ns)  # nothing sets the second back, not even copying with times
     text = f"{os.path.abspath(path)} {status.st_size} {times} {status.st_ino}"
-    return digest(os.fsencode(text)), max(times) / 1e9
+    return hash_bytes(os.fsencode(text)), max(times) / 1e9
 
 
-def digest(content: bytes) -> str:
+def hash_bytes(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def map_samples(file: str | os.PathLike) -> tuple[np.ndarray, np.float32] | None:
-    """Int16 (samples,) and the size of their step; None where there is no such file, or not all of it after a crash.
+def map_file(file: str | os.PathLike) -> tuple[np.ndarray, np.float32] | None:
+    """Int16 (samples,) and the size of their scale; None where there is no such file, or not all of it after a crash.
 
     torch maps it, for numpy would keep the file open, and a large batch has more clips than a process may open files.
     """

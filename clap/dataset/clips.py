@@ -20,7 +20,7 @@ from clap.config import read_config
 from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.cache import WaveformCache
 from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
-from clap.dataset.exclude import is_named, read_exclusions
+from clap.dataset.exclude import is_excluded, read_exclusions
 from clap.dataset.keywords import fill_keyword_templates
 from clap.dataset.registry import check_weights, download_named, find_corpus, open_corpus
 
@@ -33,7 +33,7 @@ class Item:
 
     Args:
         samples: (samples,) float32, or int16 of a cache, which a batch turns into floats without a copy in between.
-        step: what one of `samples` is worth.
+        scale: what one of `samples` is worth.
     """
 
     index: int
@@ -41,12 +41,12 @@ class Item:
     caption: str
     group: int
     problem: str | None = None
-    step: np.float32 = np.float32(1)
+    scale: np.float32 = np.float32(1)
 
     @property
     def waveform(self) -> np.ndarray | None:
         """Float32 (samples,)."""
-        return None if self.samples is None else self.samples * self.step
+        return None if self.samples is None else self.samples * self.scale
 
 
 class ClapDataset(Dataset):
@@ -129,10 +129,10 @@ class ClapDataset(Dataset):
         self.set_listed(listed)
         self.check_missing()
         if self.training and settings.captions == "keywords":
-            self.clips = caption_by_keywords(self.clips, self.name)
+            self.clips = use_keyword_captions(self.clips, self.name)
         numbers: dict[tuple[str, ...], int] = {}
         self.groups = [numbers.setdefault(clip.captions, len(numbers)) for clip in self.clips]
-        self.sections = self.make_sections(every_caption=settings.captions == "all") if self.training else []
+        self.epoch_pairs = self.build_epoch_pairs(every_caption=settings.captions == "all") if self.training else []
 
     def set_listed(self, listed: "Sequence[tuple[Corpus, Clip]]") -> None:
         """Divide the listed clips into those whose recording exists and those that are missing."""
@@ -189,7 +189,7 @@ class ClapDataset(Dataset):
         Clips of other splits stay, though the list may name them: an evaluation of fewer clips is another task.
         """
         names = read_exclusions(exclude)
-        kept = [[clip for clip in own if not is_named(clip, names)] for own in clips]
+        kept = [[clip for clip in own if not is_excluded(clip, names)] for own in clips]
         listed, left = sum(map(len, clips)), sum(map(len, kept))
         log.info(
             "left out %d of %d training clips of %s, dataset.exclude=%s", listed - left, listed, self.name, exclude
@@ -222,44 +222,44 @@ class ClapDataset(Dataset):
             )
         log.warning("%s are missing; going on without %s", share, ", ".join(str(clip.path) for clip in self.missing))
 
-    def make_sections(self, *, every_caption: bool) -> "list[Section]":
+    def build_epoch_pairs(self, *, every_caption: bool) -> "list[EpochPairs]":
         """What an epoch of training draws from each corpus."""
         pairs: list[list[tuple[int, int | None]]] = [[] for _ in self.corpora]
         for index, (corpus, clip) in enumerate(zip(self.owners, self.clips, strict=True)):
             numbers = range(len(clip.captions)) if every_caption else [None]
             pairs[self.corpora.index(corpus)] += [(index, number) for number in numbers]
         drawn = enumerate(zip(pairs, self.weights, strict=True))
-        return [Section(own, weight, seed=(self.seed, place)) for place, (own, weight) in drawn]
+        return [EpochPairs(own, weight, seed=(self.seed, place)) for place, (own, weight) in drawn]
 
-    def find_pair(self, position: int, epoch: int) -> tuple[int, int | None]:
+    def locate_pair(self, position: int, epoch: int) -> tuple[int, int | None]:
         """Index of a clip and number of its caption, None for any."""
         if not self.training:
             return position, 0
-        for section in self.sections:
-            if position < len(section):
-                return section.find(position, epoch)
-            position -= len(section)
+        for pairs in self.epoch_pairs:
+            if position < len(pairs):
+                return pairs.locate(position, epoch)
+            position -= len(pairs)
         raise IndexError(position)
 
     def __len__(self) -> int:
-        return sum(map(len, self.sections)) if self.training else len(self.clips)
+        return sum(map(len, self.epoch_pairs)) if self.training else len(self.clips)
 
     def __getitem__(self, position: int | tuple[int, int]) -> Item:
         """`position`: an index, or (epoch, index) as EpochSampler draws them."""
         epoch, position = position if isinstance(position, tuple) else (int(torch.randint(2**31, ())), position)
         rng = np.random.default_rng([self.seed, epoch, position]) if self.training else None
-        index, number = self.find_pair(position, epoch)
+        index, number = self.locate_pair(position, epoch)
         clip, corpus = self.clips[index], self.owners[index]
         caption = clip.captions[rng.integers(len(clip.captions)) if number is None else number]
         duration = min(self.window or math.inf, corpus.max_duration) if self.training else self.window
         try:
-            samples, step = corpus.load_samples(clip, sample_rate=self.sample_rate, max_duration=duration, rng=rng)
+            samples, scale = corpus.load_samples(clip, sample_rate=self.sample_rate, max_duration=duration, rng=rng)
         except AudioError as error:
             return Item(index, None, caption, self.groups[index], problem=str(error))
-        return Item(index, samples, caption, self.groups[index], step=step)
+        return Item(index, samples, caption, self.groups[index], scale=scale)
 
 
-class Section:
+class EpochPairs:
     """What an epoch draws from one corpus: each pair `weight` times, the fraction from a part that moves on by epoch.
 
     Args:
@@ -274,12 +274,12 @@ class Section:
     def __len__(self) -> int:
         return round(self.weight * len(self.pairs))
 
-    def find(self, position: int, epoch: int) -> tuple[int, int | None]:
+    def locate(self, position: int, epoch: int) -> tuple[int, int | None]:
         first = 0 if self.weight == 1 else np.random.default_rng([*self.seed, epoch]).integers(len(self.pairs))
         return self.pairs[(first + position) % len(self.pairs)]
 
 
-def caption_by_keywords(clips: Sequence[Clip], name: str) -> list[Clip]:
+def use_keyword_captions(clips: Sequence[Clip], name: str) -> list[Clip]:
     """Clips whose keywords, told by templates, take the place of their captions; those without keep theirs."""
     told = sum(bool(clip.keywords) for clip in clips)
     if not told:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import read_csv
-from clap.dataset.index import check_name, check_recording, check_words, find_index, refuse_twice, require_root
+from clap.dataset.index import check_has_letters, check_name, check_recording, check_unique, find_index, require_root
 
 FOLDERS = {"train": "development", "val": "validation", "test": "evaluation"}
 CAPTION_COLUMNS = tuple(f"caption_{i}" for i in range(1, 6))
@@ -42,8 +42,8 @@ class Clotho(Corpus):
         clips = []
         for where, row in rows:
             name = check_recording(row["file_name"], "file_name", where)
-            refuse_twice(first, name, "file_name", where)
-            captions = tuple(check_words(row, column, where) for column in CAPTION_COLUMNS)
+            check_unique(first, name, "file_name", where)
+            captions = tuple(check_has_letters(row, column, where) for column in CAPTION_COLUMNS)
             keywords, source = metadata.get(name.strip(), ((), None))
             clips.append(Clip(name, captions, self.root / folder / name, keywords=keywords, source=source))
         return clips

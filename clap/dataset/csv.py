@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from clap.corpus import SPLITS, Clip, Corpus
-from clap.dataset.index import check_length, show
+from clap.dataset.index import check_name_length, shorten_repr
 
 Row = tuple[str, dict]  # "FILE, line N" for errors, columns
 LINE_END = re.compile(r"\r\n|\r|\n")
-NO_TEXT = re.compile(r"[\0-\x08\x0e-\x1f\x7f]")  # control characters, which binary files are full of
-NO_CHARACTER = re.compile(r"[\0\ud800-\udfff]")  # what JSON can escape and no file system or tokenizer takes
-LONGEST_FIELD = 20_000  # characters
+CONTROL_CHARACTERS = re.compile(r"[\0-\x08\x0e-\x1f\x7f]")  # control characters, which binary files are full of
+INVALID_CHARACTERS = re.compile(r"[\0\ud800-\udfff]")  # what JSON can escape and no file system or tokenizer takes
+MAX_FIELD_LENGTH = 20_000  # characters
 
 
 @dataclass
-class Entry:
+class IndexEntry:
     """What the rows of one path say together; `where` is the first of them, for errors."""
 
     split: str
@@ -66,7 +66,7 @@ class CSV(Corpus):
         self.fractions = check_fractions(val=val_fraction, test=test_fraction)
         if not self.root.is_dir():
             raise FileNotFoundError(f"dataset.root={root} is not a folder; give the one that the paths are relative to")
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, IndexEntry] = {}
         files = metadata if isinstance(metadata, Mapping) else {None: metadata}
         for split, path in files.items():
             self.read_index(Path(path), split)
@@ -85,12 +85,12 @@ class CSV(Corpus):
         rows = read_jsonl(path) if path.suffix == ".jsonl" else read_csv(path, ("path",))
         has_split = file_split is None and any("split" in row for _, row in rows)
         for where, row in rows:
-            name = self.find_name(read_text(row, "path", where), where)
-            split = file_split or (read_split(row, where) if has_split else draw_fraction(name, self.fractions))
+            name = self.resolve_name(read_text(row, "path", where), where)
+            split = file_split or (read_split(row, where) if has_split else assign_split(name, self.fractions))
             label = read_text(row, "label", where)
-            self.add(name, Entry(split, read_captions(row, label, where), label, where))
+            self.merge_row(name, IndexEntry(split, read_captions(row, label, where), label, where))
 
-    def add(self, name: str, entry: Entry) -> None:
+    def merge_row(self, name: str, entry: IndexEntry) -> None:
         """Join a row with earlier ones of the same path, which must agree with it."""
         known = self.entries.setdefault(name, entry)
         if known is entry:
@@ -101,15 +101,15 @@ class CSV(Corpus):
                 raise ValueError(f"{entry.where}: {name} has {column} {here}, but {there} in {known.where}; choose one")
         known.captions += entry.captions
 
-    def find_name(self, name: str | None, where: str) -> str:
+    def resolve_name(self, name: str | None, where: str) -> str:
         """A path relative to the root, in one spelling; absolute ones may lead into the root."""
         if name is None:
             raise ValueError(f"{where}: path is empty")
-        check_length(name, "path", where)
+        check_name_length(name, "path", where)
         path, root = Path(os.path.abspath(self.root / name)), Path(os.path.abspath(self.root))
         if path == root or not path.is_relative_to(root):
             raise ValueError(
-                f"{where}: {show(name)} lies outside dataset.root={self.root}; set it to a folder that holds all"
+                f"{where}: {shorten_repr(name)} is outside dataset.root={self.root}; set it to a folder that holds all"
             )
         return path.relative_to(root).as_posix()
 
@@ -127,7 +127,7 @@ def check_fractions(**fractions: float) -> dict[str, float]:
     return fractions
 
 
-def draw_fraction(name: str, fractions: Mapping[str, float]) -> str:
+def assign_split(name: str, fractions: Mapping[str, float]) -> str:
     """The split of a name by its hash: each of `fractions` gets its share of all names, train the rest."""
     draw = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 16**8
     for split, fraction in fractions.items():
@@ -140,7 +140,7 @@ def draw_fraction(name: str, fractions: Mapping[str, float]) -> str:
 def read_split(row: Mapping, where: str) -> str:
     split = read_text(row, "split", where)
     if split not in SPLITS:
-        raise ValueError(f"{where}: split={show(split or '')} is not one of {', '.join(SPLITS)}")
+        raise ValueError(f"{where}: split={shorten_repr(split or '')} is not one of {', '.join(SPLITS)}")
     return split
 
 
@@ -169,16 +169,16 @@ def read_text(row: Mapping, column: str, where: str) -> str | None:
     """The text in a column, stripped; None where it is blank or the column is missing."""
     value = row.get(column)
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{where}: {column}={show(value)} is no text; put it in quotes")
+        raise ValueError(f"{where}: {column}={shorten_repr(value)} is no text; put it in quotes")
     return check_characters((value or "").strip(), column, where) or None
 
 
 def check_characters(text: str, column: str, where: str) -> str:
     """Refuse what is no text though it is called so."""
-    if found := NO_CHARACTER.search(text):
-        raise ValueError(f"{where}: {column}={show(text)} holds {found[0]!r}, which is no character")
-    if len(text) > LONGEST_FIELD:
-        raise ValueError(f"{where}: {column} has {len(text)} characters, more than {LONGEST_FIELD}")
+    if found := INVALID_CHARACTERS.search(text):
+        raise ValueError(f"{where}: {column}={shorten_repr(text)} holds {found[0]!r}, which is no character")
+    if len(text) > MAX_FIELD_LENGTH:
+        raise ValueError(f"{where}: {column} has {len(text)} characters, more than {MAX_FIELD_LENGTH}")
     return text
 
 
@@ -194,30 +194,32 @@ def read_csv(path: Path, columns: Sequence[str] = (), *, encoding: str = "utf-8-
             if not fields:
                 continue
             if header is None:
-                header = check_header(path, [name.strip() for name in fields])
+                header = check_column_names(path, [name.strip() for name in fields])
             elif len(fields) != len(header):
                 raise ValueError(
                     f"{where}: {len(fields)} fields, but the header names {len(header)} "
                     f"({', '.join(header)}); quote a caption that holds a comma"
                 )
             else:
-                check_lengths(fields, where)
+                check_field_lengths(fields, where)
                 rows.append((where, dict(zip(header, fields, strict=True))))
     except csv.Error as error:
         raise ValueError(f"{path}, line {following}: not CSV ({error}); look for a lone quote") from None
-    require_rows(path, rows)
+    check_not_empty(path, rows)
     if missing := [column for column in columns if column not in header]:
         raise ValueError(f"{path}: column {missing[0]} is missing; the columns are {', '.join(header)}")
     return rows
 
 
-def check_lengths(fields: Sequence[str], where: str) -> None:
+def check_field_lengths(fields: Sequence[str], where: str) -> None:
     longest = max(map(len, fields))
-    if longest > LONGEST_FIELD:
-        raise ValueError(f"{where}: a field has {longest} characters, more than {LONGEST_FIELD}; look for a lone quote")
+    if longest > MAX_FIELD_LENGTH:
+        raise ValueError(
+            f"{where}: a field has {longest} characters, more than {MAX_FIELD_LENGTH}; look for a lone quote"
+        )
 
 
-def check_header(path: Path, header: list[str]) -> list[str]:
+def check_column_names(path: Path, header: list[str]) -> list[str]:
     if len(header) == 1 and (found := re.search(r"[;\t|]", header[0])):
         raise ValueError(
             f"{path}, line 1: its columns are parted by {found[0]!r}; save it with commas, as spreadsheets do under "
@@ -240,7 +242,7 @@ def read_jsonl(path: Path) -> list[Row]:
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {line}: not a JSON object")
         rows.append((f"{path}, line {line}", row))
-    require_rows(path, rows)
+    check_not_empty(path, rows)
     return rows
 
 
@@ -277,12 +279,12 @@ def read_index_file(path: Path, encoding: str = "utf-8-sig") -> str:
     except UnicodeDecodeError as error:
         line = len(LINE_END.findall(data[: error.start].decode("latin-1"))) + 1
         raise ValueError(f"{path}, line {line}: not UTF-8; save the file in that encoding") from None
-    if found := NO_TEXT.search(text):
+    if found := CONTROL_CHARACTERS.search(text):
         line = len(LINE_END.findall(text[: found.start()])) + 1
         raise ValueError(f"{path}, line {line}: {found[0]!r} is no text; mend the line or save the file anew")
     return text.replace("\ufeff", "")  # files put together have some inside
 
 
-def require_rows(path: Path, rows: Sequence[Row]) -> None:
+def check_not_empty(path: Path, rows: Sequence[Row]) -> None:
     if not rows:
         raise ValueError(f"{path} has no rows")

@@ -37,7 +37,7 @@ def read_exclusions(path: str | Path) -> dict[str, str]:
     return exclusions
 
 
-def is_named(clip: "Clip", names: Collection[str]) -> bool:
+def is_excluded(clip: "Clip", names: Collection[str]) -> bool:
     """Is a clip's id or path among these names?"""
     return clip.id in names or str(clip.path) in names
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from clap.corpus import Clip, Corpus
 from clap.dataset.csv import check_fractions, read_csv
-from clap.dataset.index import check_number, check_recording, check_words, find_index, refuse_twice, show
+from clap.dataset.index import check_has_letters, check_number, check_recording, check_unique, find_index, shorten_repr
 from clap.dataset.keywords import fill_keyword_templates
 from clap.prompts import TEMPLATES, check_templates
 
@@ -76,11 +76,11 @@ class Folds(Corpus):
         first: dict[str, str] = {}
         for where, row in rows:
             if row["fold"] not in folds:
-                raise ValueError(f"{where}: fold={show(row['fold'])} is not one of 1 ... {self.num_folds}")
-            check_words(row, self.label_column, where)
+                raise ValueError(f"{where}: fold={shorten_repr(row['fold'])} is not one of 1 ... {self.num_folds}")
+            check_has_letters(row, self.label_column, where)
             check_number(row[self.recording_column], self.recording_column, where)
             name = check_recording(row[self.file_column], self.file_column, where)
-            refuse_twice(first, name, self.file_column, where)
+            check_unique(first, name, self.file_column, where)
         self.check_folds({int(row["fold"]) for _, row in rows})
         return [row for _, row in rows]
 
@@ -92,7 +92,7 @@ class Folds(Corpus):
                     f"{', '.join(map(str, sorted(present)))}"
                 )
 
-    def check_apart(self) -> None:
+    def check_disjoint(self) -> None:
         """A fold trained on is never validated or tested on; evaluation alone asks for no training clips."""
         for split, other in (("train", "val"), ("train", "test"), ("val", "test")):
             if shared := set(self.folds[split]) & set(self.folds[other]):
@@ -102,28 +102,30 @@ class Folds(Corpus):
 
     def clips(self, split: str) -> list[Clip]:
         if split == "train":
-            self.check_apart()
+            self.check_disjoint()
         if split == "test" or self.folds["val"]:
-            rows = self.rows_of(split)
+            rows = self.select_rows(split)
         else:
-            held_back = self.held_back()
+            held_back = self.find_val_recordings()
             rows = [
-                row for row in self.rows_of("train") if (row[self.recording_column] in held_back) == (split == "val")
+                row
+                for row in self.select_rows("train")
+                if (row[self.recording_column] in held_back) == (split == "val")
             ]
         return [self.make_clip(row) for row in rows]
 
-    def rows_of(self, split: str) -> list[dict[str, str]]:
+    def select_rows(self, split: str) -> list[dict[str, str]]:
         return [row for row in self.rows if int(row["fold"]) in self.folds[split]]
 
-    def held_back(self) -> set[str]:
+    def find_val_recordings(self) -> set[str]:
         """Recordings of the training folds that are held back for validation, drawn class by class by a fixed seed."""
         sizes: dict[str, Counter] = defaultdict(Counter)  # class -> recording -> clips
-        for row in self.rows_of("train"):
+        for row in self.select_rows("train"):
             sizes[row[self.label_column]][row[self.recording_column]] += 1
         held_back: set[str] = set()
         for number, category in enumerate(sorted(sizes)):
             order = np.random.default_rng([0, number]).permutation(sorted(sizes[category])).tolist()
-            held_back |= choose_recordings(sizes[category], order, self.val_fraction, held_back)
+            held_back |= choose_val_recordings(sizes[category], order, self.val_fraction, held_back)
         return held_back
 
     def make_clip(self, row: dict[str, str]) -> Clip:
@@ -133,7 +135,9 @@ class Folds(Corpus):
         return Clip(row[self.file_column], captions, self.find_path(row), label, keywords=(label,), source=source)
 
 
-def choose_recordings(sizes: Mapping[str, int], order: Sequence[str], fraction: float, held_back: Set[str]) -> set[str]:
+def choose_val_recordings(
+    sizes: Mapping[str, int], order: Sequence[str], fraction: float, held_back: Set[str]
+) -> set[str]:
     """Recordings of one class with `fraction` of its clips, one clip at least, as near as whole recordings allow.
 
     First those that fit, in order, then one more if that comes nearer. One recording always remains for training.

@@ -5,7 +5,15 @@ from pathlib import Path
 
 from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import read_csv
-from clap.dataset.index import check_length, check_number, check_words, find_index, refuse_twice, require_root, show
+from clap.dataset.index import (
+    check_has_letters,
+    check_name_length,
+    check_number,
+    check_unique,
+    find_index,
+    require_root,
+    shorten_repr,
+)
 from clap.dataset.keywords import fill_keyword_templates
 from clap.prompts import TEMPLATES, check_templates
 
@@ -50,19 +58,19 @@ class FSD50K(Corpus):
         clips = []
         for where, row in read_csv(path, columns):
             clip = self.make_clip(row, part, where)
-            refuse_twice(first, clip.id, "fname", where)
+            check_unique(first, clip.id, "fname", where)
             if part == "eval" or row["split"].strip() == split:
                 clips.append(clip)
         return clips
 
     def make_clip(self, row: Mapping[str, str], part: str, where: str) -> Clip:
         number = check_number(row["fname"].strip(), "fname", where)
-        check_length(number, "fname", where)
+        check_name_length(number, "fname", where)
         if part == "dev" and row["split"].strip() not in PARTS:
-            raise ValueError(f"{where}: split={show(row['split'])} is not one of {', '.join(PARTS)}")
+            raise ValueError(f"{where}: split={shorten_repr(row['split'])} is not one of {', '.join(PARTS)}")
         labels = tuple(label.strip() for label in row["labels"].split(","))
         for label in labels:
-            check_words({"labels": label}, "labels", where)
+            check_has_letters({"labels": label}, "labels", where)
         words = tuple(label.replace("_", " ").lower() for label in labels)
         path = self.root / f"FSD50K.{part}_audio" / f"{number}.wav"
         label = words[0] if len(words) == 1 else None

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 
 from clap.audio import AudioError
 from clap.corpus import Clip, Corpus, check_split
-from clap.dataset.csv import check_fractions, draw_fraction, read_captions, read_text
+from clap.dataset.csv import assign_split, check_fractions, read_captions, read_text
 from clap.dataset.index import require_root
 
-NAMES = {  # split -> what its folder may be called
+SPLIT_FOLDERS = {  # split -> what its folder may be called
     "train": ("train",),
     "val": ("validation", "val", "valid", "dev"),
     "test": ("test", "evaluation", "eval"),
@@ -58,16 +58,16 @@ class HuggingFace(Corpus):
     def clips(self, split: str) -> list[Clip]:
         check_split(split)
         if (self.root / "state.json").is_file():
-            return [clip for clip in self.read(self.root) if draw_fraction(clip.id, self.fractions) == split]
+            return [clip for clip in self.read_clips(self.root) if assign_split(clip.id, self.fractions) == split]
         if not (self.root / "dataset_dict.json").is_file():
             raise FileNotFoundError(
                 f"dataset.root={self.root} holds neither state.json nor dataset_dict.json; give a folder that "
                 "save_to_disk wrote (parquet: load_dataset('parquet', data_dir=...).save_to_disk(...))"
             )
-        folders = [self.root / name for name in NAMES[split] if (self.root / name / "state.json").is_file()]
-        return [clip for folder in folders for clip in self.read(folder)]
+        folders = [self.root / name for name in SPLIT_FOLDERS[split] if (self.root / name / "state.json").is_file()]
+        return [clip for folder in folders for clip in self.read_clips(folder)]
 
-    def read(self, folder: Path) -> list[Clip]:
+    def read_clips(self, folder: Path) -> list[Clip]:
         """The clips of one saved Dataset."""
         table = open_table(folder)
         column, classes = find_audio_column(folder, table.schema), read_class_names(table.schema)
@@ -79,7 +79,7 @@ class HuggingFace(Corpus):
                 row["label"] = name_class(row["label"], classes, where)
             label = read_text(row, "label", where)
             key = f"{folder.name}/{paths[number] or number}"
-            if key in clips and not self.is_same(key, table[column][number]):
+            if key in clips and not self.has_same_audio(key, table[column][number]):
                 key = f"{folder.name}/{number}"
             captions = tuple(read_captions(row, label, where))
             if key in clips:
@@ -88,7 +88,7 @@ class HuggingFace(Corpus):
             clips[key] = Clip(key, captions, label=label)
         return list(clips.values())
 
-    def is_same(self, key: str, other: pa.StructScalar) -> bool:
+    def has_same_audio(self, key: str, other: pa.StructScalar) -> bool:
         """Has a row the recording of a clip that is known?"""
         return self.read_audio(key)["bytes"] == other.as_py()["bytes"]
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from clap.corpus import AUDIO_SUFFIXES, Corpus
 from clap.download.addresses import list_downloads
 
-SHOWN = 80  # characters of a value in an error
-LONGEST_NAME = 255  # bytes, of a file on any common file system
+MAX_REPR_LENGTH = 80  # characters of a value in an error
+MAX_NAME_BYTES = 255  # bytes, of a file on any common file system
 
 
 def require_root(corpus: Corpus) -> None:
     if not corpus.root.is_dir():
         raise FileNotFoundError(
             f"dataset.root={corpus.root} is not a folder; give the one that the corpus was unpacked in"
-            + tell_source(corpus)
+            + describe_source(corpus)
         )
 
 
@@ -24,12 +24,13 @@ def find_index(corpus: Corpus, name: str) -> Path:
     path = corpus.root / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing; dataset.root={corpus.root} must be the folder that holds {name}{tell_source(corpus)}"
+            f"{path} is missing; dataset.root={corpus.root} must be the folder that holds {name}"
+            + describe_source(corpus)
         )
     return path
 
 
-def tell_source(corpus: Corpus) -> str:
+def describe_source(corpus: Corpus) -> str:
     """Where a published corpus comes from, in brackets."""
     source = getattr(corpus, "source", None)
     if source is None:
@@ -43,28 +44,30 @@ def check_name(name: str, column: str, where: str) -> str:
     if not name.strip():
         raise ValueError(f"{where}: {column} is empty")
     if name in (".", "..") or "/" in name or "\\" in name:
-        raise ValueError(f"{where}: {column}={show(name)} is no file name; it must not lead to another folder")
-    check_length(name, column, where)
+        raise ValueError(f"{where}: {column}={shorten_repr(name)} is no file name; it must not lead to another folder")
+    check_name_length(name, column, where)
     return name
 
 
-def check_length(name: str, column: str, where: str) -> None:
+def check_name_length(name: str, column: str, where: str) -> None:
     """Refuse a path with a part that is too long to be a file's name."""
-    if len(os.fsencode(max(name.split("/"), key=len))) > LONGEST_NAME:
-        raise ValueError(f"{where}: {column}={show(name)} is longer than the {LONGEST_NAME} bytes of a file name")
+    if len(os.fsencode(max(name.split("/"), key=len))) > MAX_NAME_BYTES:
+        raise ValueError(
+            f"{where}: {column}={shorten_repr(name)} is longer than the {MAX_NAME_BYTES} bytes of a file name"
+        )
 
 
 def check_recording(name: str, column: str, where: str) -> str:
     """The name of a recording."""
     if Path(check_name(name, column, where)).suffix.lower() not in AUDIO_SUFFIXES:
-        raise ValueError(f"{where}: {column}={show(name)} is no recording ({', '.join(AUDIO_SUFFIXES)})")
+        raise ValueError(f"{where}: {column}={shorten_repr(name)} is no recording ({', '.join(AUDIO_SUFFIXES)})")
     return name
 
 
 def check_number(number: str, column: str, where: str) -> str:
     """The digits of a column."""
     if not number.isascii() or not number.isdecimal():
-        raise ValueError(f"{where}: {column}={show(number)} is no number")
+        raise ValueError(f"{where}: {column}={shorten_repr(number)} is no number")
     return number
 
 
@@ -75,24 +78,24 @@ def check_text(row: Mapping[str, str], column: str, where: str) -> str:
     return text
 
 
-def check_words(row: Mapping[str, str], column: str, where: str) -> str:
+def check_has_letters(row: Mapping[str, str], column: str, where: str) -> str:
     """The text in a column, which must hold a letter."""
     text = check_text(row, column, where)
     if not any(map(str.isalpha, text)):
-        raise ValueError(f"{where}: {column}={show(text)} has no words")
+        raise ValueError(f"{where}: {column}={shorten_repr(text)} has no words")
     return text
 
 
-def show(value: object) -> str:
+def shorten_repr(value: object) -> str:
     """A value in an error, cut where it is long."""
     text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= MAX_REPR_LENGTH else f"{text[:MAX_REPR_LENGTH]}…"
 
 
-def refuse_twice(first: dict[str, str], key: str, column: str, where: str) -> None:
+def check_unique(first: dict[str, str], key: str, column: str, where: str) -> None:
     """Note where a key is seen first, and refuse it the next time."""
     if first.setdefault(key, where) != where:
-        raise ValueError(f"{where}: {column}={show(key)} is there twice, first in {first[key]}; take one away")
+        raise ValueError(f"{where}: {column}={shorten_repr(key)} is there twice, first in {first[key]}; take one away")
 
 
 def list_audio(folder: Path) -> dict[str, Path]:

@@ -62,9 +62,9 @@ class Collate:
             return Batch(torch.zeros(0, 0), empty, empty[:, None], empty[:, None], empty, empty, problems)
         token_ids, token_mask = self.tokenize([item.caption for item in good])
         lengths = [len(item.samples) for item in good]
-        waveform = allocate(len(good), max(lengths))
+        waveform = allocate_waveform(len(good), max(lengths))
         for row, length, item in zip(waveform.numpy(), lengths, good, strict=True):
-            np.multiply(item.samples, item.step, out=row[:length])
+            np.multiply(item.samples, item.scale, out=row[:length])
             row[length:] = 0
         return Batch(
             waveform=waveform,
@@ -77,7 +77,7 @@ class Collate:
         )
 
 
-def allocate(*shape: int) -> Tensor:
+def allocate_waveform(*shape: int) -> Tensor:
     """Memory for float32: in huge pages, which numpy asks for and torch does not; in a worker shared at once."""
     tensor = torch.from_numpy(np.empty(shape, dtype=np.float32))
     return tensor if get_worker_info() is None else tensor.share_memory_()
@@ -158,10 +158,10 @@ def make_loader(
 def prepare_worker(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; only the trainer acts on it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_memory()
+    keep_freed_memory()
 
 
-def keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep what a clip frees for the next one; pages from the system cost up to a third of decoding."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library has no such options
         libc = ctypes.CDLL(None)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clap.corpus import Clip, Corpus
-from clap.dataset.csv import check_characters, check_fractions, draw_fraction, parse_json, read_index_file
-from clap.dataset.index import check_name, find_index, refuse_twice, require_root, show
+from clap.dataset.csv import assign_split, check_characters, check_fractions, parse_json, read_index_file
+from clap.dataset.index import check_name, check_unique, find_index, require_root, shorten_repr
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ INDEXES = {
     "AudioSet_SL": "json_files/AudioSet_SL/as_final.json",
 }
 SIZES = {"FreeSound": 262_300, "BBC_Sound_Effects": 31_201, "SoundBible": 1_232, "AudioSet_SL": 108_317}
-LISTED = {"FreeSound": "FreeSound", "AudioSet_SL": "AudioSet"}  # subset -> its key in an exclusion list
+EXCLUSION_KEYS = {"FreeSound": "FreeSound", "AudioSet_SL": "AudioSet"}  # subset -> its key in an exclusion list
 UNPACKED = "mnt/fast/nobackup/scratch4weeks/xm00178/WavCaps/data/waveforms"  # the path inside the published zips
 FOLDERS = ("{}_flac", "waveforms/{}_flac", "Audio/{}", f"{UNPACKED}/{{}}_flac")
 
@@ -66,7 +66,7 @@ class WavCaps(Corpus):
         require_root(self)
 
     def clips(self, split: str) -> list[Clip]:
-        return [clip for clip in self.all_clips if draw_fraction(clip.id, self.fractions) == split]
+        return [clip for clip in self.all_clips if assign_split(clip.id, self.fractions) == split]
 
     @functools.cached_property
     def all_clips(self) -> list[Clip]:
@@ -78,8 +78,8 @@ class WavCaps(Corpus):
         excluded: dict[str, set[str]] = {subset: set() for subset in INDEXES}
         for name in self.exclusion_lists:
             path = find_index(self, name)
-            found = read_json(path)
-            for subset, key in LISTED.items():
+            found = read_json_index(path)
+            for subset, key in EXCLUSION_KEYS.items():
                 ids = found.get(key, []) if isinstance(found, Mapping) else None
                 if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids):
                     raise ValueError(f"{path}: {key} is no list of ids; an exclusion list is {{{key!r}: [ids]}}")
@@ -88,24 +88,24 @@ class WavCaps(Corpus):
 
     def read_subset(self, subset: str, excluded: set[str]) -> list[Clip]:
         path = find_index(self, INDEXES[subset])
-        found = read_json(path)
+        found = read_json_index(path)
         entries = found.get("data") if isinstance(found, Mapping) else found
         if not isinstance(entries, list) or not entries:
             raise ValueError(f'{path}: neither a list of entries nor {{"data": [entries]}}')
         if len(entries) < SIZES[subset]:
             log.warning("%s lists %d of %d published clips", path, len(entries), SIZES[subset])
-        folder = next((known for known in self.folders(subset) if known.is_dir()), self.folders(subset)[0])
+        folder = next((known for known in self.list_folders(subset) if known.is_dir()), self.list_folders(subset)[0])
         first: dict[str, str] = {}
         clips = []
         for number, entry in enumerate(entries, start=1):
             where = f"{path}, entry {number}"
-            name = check_name(read_text(entry, "id", where), "id", where)
-            refuse_twice(first, name, "id", where)
+            name = check_name(require_text(entry, "id", where), "id", where)
+            check_unique(first, name, "id", where)
             if name not in excluded:
                 clips.append(make_clip(subset, name, entry, folder, where))
         return clips
 
-    def folders(self, subset: str) -> list[Path]:
+    def list_folders(self, subset: str) -> list[Path]:
         return [self.root / folder.format(subset) for folder in FOLDERS]
 
 
@@ -116,17 +116,17 @@ def make_clip(subset: str, name: str, entry: Mapping[str, Any], folder: Path, wh
     tags = entry.get("tags") or []
     tags = [tag for tag in tags if isinstance(tag, str) and tag.strip()] if isinstance(tags, list) else []
     keywords = tuple(check_characters(tag, "tags", where) for tag in tags)
-    caption = read_text(entry, "caption", where)
+    caption = require_text(entry, "caption", where)
     return Clip(f"{subset}/{name}", (caption,), folder / f"{stem}.flac", keywords=keywords, source=sources.get(subset))
 
 
-def read_text(entry: Any, key: str, where: str) -> str:
+def require_text(entry: Any, key: str, where: str) -> str:
     """A text of an entry, which must be an object that has it."""
     value = entry.get(key) if isinstance(entry, Mapping) else None
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: {key}={show(value)} is no text")
+        raise ValueError(f"{where}: {key}={shorten_repr(value)} is no text")
     return check_characters(value.strip(), key, where)
 
 
-def read_json(path: Path) -> Any:
+def read_json_index(path: Path) -> Any:
     return parse_json(read_index_file(path), path)

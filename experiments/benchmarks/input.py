@@ -49,7 +49,7 @@ import torch
 from clap.dataset.cache import WaveformCache
 from clap.dataset.clips import ClapDataset
 from clap.dataset.csv import CSV
-from clap.dataset.loader import Collate, keep_memory, make_loader
+from clap.dataset.loader import Collate, keep_freed_memory, make_loader
 from clap.dataset.synthetic import Synthetic
 from clap.tokenizer import Tokenizer
 
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     formats = parser.parse_args().formats
     torch.set_num_threads(1)
-    keep_memory()
+    keep_freed_memory()
     print(
         "| | bare, clips/s | ours | / bare | 30 s / 10 s | 1 worker | 2 | scaling | cached | / ours | its 1 | its 2 |"
     )
