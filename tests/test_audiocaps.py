@@ -1,4 +1,4 @@
-"""AudioCaps in its published layout: the replica, the real lists, and one line that is wrong."""
+"""AudioCaps in its published layout: the replica, the real lists, and invalid lines."""
 
 from collections import Counter
 from pathlib import Path
@@ -58,13 +58,13 @@ def test_recording_is_found_under_the_names_of_common_tools(tmp_path: Path, name
     assert AudioCaps(tmp_path).clips("train")[0].path == path
 
 
-def test_name_without_start_is_not_taken_for_two_clips_of_a_video(tmp_path: Path):
+def test_name_without_start_is_ignored_for_two_clips_of_a_video(tmp_path: Path):
     write_list(tmp_path, f"1,{VIDEO},30,a dog", f"2,{VIDEO},40,a cat")
     touch(tmp_path / "audio" / "train" / f"{VIDEO}.wav")
     assert not any(clip.path.exists() for clip in AudioCaps(tmp_path).clips("train"))
 
 
-def test_other_files_are_no_recordings(tmp_path: Path):
+def test_files_with_other_suffixes_are_ignored(tmp_path: Path):
     write_list(tmp_path, f"1,{VIDEO},30,a dog")
     touch(tmp_path / "audio" / "train" / f"{VIDEO}_30.json")
     assert AudioCaps(tmp_path).clips("train")[0].path.name == f"{VIDEO}_30.wav"
@@ -73,20 +73,20 @@ def test_other_files_are_no_recordings(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (f"2,{OTHER},0", "line 3: 3 fields, but the header names 4"),
-        (f"2,{OTHER},0,rain, wind", "line 3: 5 fields, but the header names 4"),
+        (f"2,{OTHER},0", "line 3: 3 fields, but the header has 4"),
+        (f"2,{OTHER},0,rain, wind", "line 3: 5 fields, but the header has 4"),
         (f"2,{OTHER},0,", "line 3: caption is empty"),
-        (f"x,{OTHER},0,rain", "line 3: audiocap_id='x' is no number"),
-        (f"1,{OTHER},0,rain", "line 3: audiocap_id='1' is there twice, first in"),
+        (f"x,{OTHER},0,rain", "line 3: audiocap_id='x' is not a number"),
+        (f"1,{OTHER},0,rain", "line 3: audiocap_id='1' is already in"),
         ("2,../../x,0,rain", "line 3: youtube_id='../../x' is not eleven letters"),
         ("2,,0,rain", "line 3: youtube_id='' is not eleven letters"),
-        (f"2,{OTHER},1:30,rain", "line 3: start_time='1:30' is no whole number of seconds"),
-        (f"2,{OTHER},-1,rain", "line 3: start_time='-1' is no whole number of seconds"),
+        (f"2,{OTHER},1:30,rain", "line 3: start_time='1:30' is not a whole number of seconds"),
+        (f"2,{OTHER},-1,rain", "line 3: start_time='-1' is not a whole number of seconds"),
         (f'2,{OTHER},0,"rain', "line 3: not CSV (unexpected end of data)"),
         (f"2,{OTHER},0,caf\xe9", "line 3: not UTF-8"),
     ],
 )
-def test_wrong_line_names_file_and_line(tmp_path: Path, line: str, message: str):
+def test_invalid_line_names_file_and_line(tmp_path: Path, line: str, message: str):
     write_list(tmp_path, f"1,{VIDEO},30,a dog", line, "3,ccccccccccc,0,wind")
     with pytest.raises(ValueError) as error:
         AudioCaps(tmp_path).clips("train")
@@ -94,7 +94,7 @@ def test_wrong_line_names_file_and_line(tmp_path: Path, line: str, message: str)
     assert "\n" not in str(error.value)
 
 
-def test_caption_that_fell_to_another_clip_is_noticed(tmp_path: Path):
+def test_caption_with_the_id_of_another_clip_is_an_error(tmp_path: Path):
     rows = [f"{i},{VIDEO},30,dog {i}" for i in range(5)]
     rows[3] = f"3,{OTHER},30,dog 3"
     write_list(tmp_path, *rows, split="test")
@@ -112,7 +112,7 @@ def test_unknown_version_is_named(tmp_path: Path):
         AudioCaps(tmp_path, version="v3")
 
 
-def test_shorter_list_than_published_is_told(tmp_path: Path, caplog):
+def test_shorter_list_than_published_is_a_warning(tmp_path: Path, caplog):
     write_list(tmp_path, *(f"{i},{VIDEO},30,dog {i}" for i in range(5)), split="test")
     touch(tmp_path / "audio" / "test" / f"{VIDEO}.wav")
     ClapDataset(AudioCaps(tmp_path), "test", sample_rate=8_000)

@@ -1,4 +1,4 @@
-"""Clotho v2.1 in its published layout: the replica, the real captions, and one line that is wrong."""
+"""Clotho v2.1 in its published layout: the replica, the real captions, and invalid lines."""
 
 from collections import Counter
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_metadata_gives_keywords_and_freesound_id(tmp_path: Path):
     assert (second.keywords, second.source) == ((), None)
 
 
-def test_space_before_a_name_belongs_to_it(tmp_path: Path):
+def test_leading_space_is_part_of_a_name(tmp_path: Path):
     write_captions(tmp_path, " e ieio.wav,a,b,c,d,e")
     assert Clotho(tmp_path).clips("test")[0].path == tmp_path / "evaluation" / " e ieio.wav"
 
@@ -51,17 +51,17 @@ def test_space_before_a_name_belongs_to_it(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("b.wav,a,b,c,d", "line 3: 5 fields, but the header names 6"),
-        ("b.wav,a,b,c,d,e,f", "line 3: 7 fields, but the header names 6"),
+        ("b.wav,a,b,c,d", "line 3: 5 fields, but the header has 6"),
+        ("b.wav,a,b,c,d,e,f", "line 3: 7 fields, but the header has 6"),
         ("b.wav,a,b, ,d,e", "line 3: caption_3 is empty"),
         (",a,b,c,d,e", "line 3: file_name is empty"),
-        ("../b.wav,a,b,c,d,e", "line 3: file_name='../b.wav' is no file name"),
-        ("a.wav,a,b,c,d,e", "line 3: file_name='a.wav' is there twice, first in"),
+        ("../b.wav,a,b,c,d,e", "line 3: file_name='../b.wav' is not a file name"),
+        ("a.wav,a,b,c,d,e", "line 3: file_name='a.wav' is already in"),
         ('b.wav,"a,b,c,d,e', "line 3: not CSV (unexpected end of data)"),
         ("b.wav,caf\xe9,b,c,d,e", "line 3: not UTF-8"),
     ],
 )
-def test_wrong_line_names_file_and_line(tmp_path: Path, line: str, message: str):
+def test_invalid_line_names_file_and_line(tmp_path: Path, line: str, message: str):
     write_captions(tmp_path, "a.wav,a,b,c,d,e", line, "c.wav,a,b,c,d,e")
     with pytest.raises(ValueError) as error:
         Clotho(tmp_path).clips("test")

@@ -1,4 +1,4 @@
-"""Own data from CSV and JSONL: what is read, and one line with file and row for what is wrong."""
+"""Own data from CSV and JSONL: the clips of a valid index, and one-line errors with file and line."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_numbered_caption_columns_are_read_in_order(tmp_path):
     assert clips["a.wav"].captions == ("a dog", "a bark")
 
 
-def test_some_captions_may_be_blank(tmp_path):
+def test_some_captions_can_be_blank(tmp_path):
     clips = all_clips(read(tmp_path, "path,caption_1,caption_2,caption_3\na.wav,a dog, ,\nb.wav,one,two,three\n"))
     assert clips["a.wav"].captions == ("a dog",) and len(clips["b.wav"].captions) == 3
 
@@ -50,12 +50,12 @@ def test_other_columns_that_start_with_caption_are_not_captions(tmp_path):
     assert clips["a.wav"].captions == ("a dog",)
 
 
-def test_jsonl_takes_lists_of_captions(tmp_path):
+def test_jsonl_accepts_lists_of_captions(tmp_path):
     clips = all_clips(read_lines(tmp_path, {"path": "a.wav", "caption": ["a dog", "a bark"]}))
     assert clips["a.wav"].captions == ("a dog", "a bark")
 
 
-def test_split_column_decides(tmp_path):
+def test_split_column_sets_the_split(tmp_path):
     corpus = read(tmp_path, "path,caption,split\na.wav,x,test\nb.wav,y,train\nc.wav,z,val\n")
     assert [corpus.clips(split)[0].id for split in SPLITS] == ["b.wav", "c.wav", "a.wav"]
 
@@ -73,7 +73,7 @@ def test_hash_gives_each_split_its_share(tmp_path):
     assert [len(corpus.clips(split)) / 2000 for split in SPLITS] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
 
 
-def test_added_clip_moves_no_other(tmp_path):
+def test_added_clip_does_not_move_other_clips(tmp_path):
     rows = [f"{i}.wav,x\n" for i in range(50)]
     before = read(tmp_path, "path,caption\n" + "".join(rows))
     after = read(tmp_path, "path,caption\nnew.wav,x\n" + "".join(reversed(rows)))
@@ -94,12 +94,12 @@ def test_byte_order_mark_is_dropped(tmp_path):
     assert "a.wav" in all_clips(read(tmp_path, "\ufeffpath,caption\na.wav,é\n".encode()))
 
 
-def test_quoted_caption_may_hold_commas_and_lines(tmp_path):
+def test_quoted_caption_can_contain_commas_and_line_breaks(tmp_path):
     clips = all_clips(read(tmp_path, 'path,caption\na.wav,"a dog, then\na ""cat"""\n'))
     assert clips["a.wav"].captions == ('a dog, then\na "cat"',)
 
 
-def test_windows_line_ends_and_blank_lines_are_fine(tmp_path):
+def test_windows_line_ends_and_blank_lines_are_accepted(tmp_path):
     assert len(all_clips(read(tmp_path, "path, caption\r\na.wav,x\r\n\r\nb.wav,y\r\n"))) == 2
 
 
@@ -112,7 +112,7 @@ def test_spellings_of_a_path_are_one_clip(tmp_path):
     assert list(clips) == ["a/b.wav"] and clips["a/b.wav"].path == tmp_path / "a" / "b.wav"
 
 
-def test_root_may_be_the_working_folder(tmp_path, monkeypatch):
+def test_root_can_be_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("m.csv").write_text("path,caption\nb.wav,x\n")
     assert list(all_clips(CSV(".", "m.csv"))) == ["b.wav"]
@@ -134,17 +134,20 @@ def test_root_may_be_the_working_folder(tmp_path, monkeypatch):
         ("file,caption\na.wav,x\n", "metadata.csv: column path is missing; the columns are file, caption"),
         (
             "path,caption\na.wav,x\nb.wav,rain, wind\n",
-            "metadata.csv, line 3: 3 fields, but the header names 2 (path, cap",
+            "metadata.csv, line 3: 3 fields, but the header has 2 (path, cap",
         ),
-        ("path,caption,label\na.wav,x\n", "metadata.csv, line 2: 2 fields, but the header names 3"),
-        ("path,caption,caption\na.wav,x,y\n", "metadata.csv, line 1: column 'caption' is there twice"),
+        ("path,caption,label\na.wav,x\n", "metadata.csv, line 2: 2 fields, but the header has 3"),
+        (
+            "path,caption,caption\na.wav,x,y\n",
+            "metadata.csv, line 1: column 'caption' is repeated; name several captions caption_1",
+        ),
         ("path,caption,split\na.wav,x,dev\n", "metadata.csv, line 2: split='dev' is not one of train, val, test"),
         ("path,caption,split\na.wav,x,\n", "metadata.csv, line 2: split='' is not one of train, val, test"),
         ('path,caption\na.wav,x\nb.wav,"y\n', "metadata.csv, line 3: not CSV (unexpected end of data)"),
         ('path,caption\na.wav,"x\nb.wav,y\nc.wav,"z"\n', "metadata.csv, line 2: not CSV"),
         (
             "path;caption\na.wav;rain, wind\n",
-            "metadata.csv, line 1: its columns are parted by ';'; save it with commas",
+            "metadata.csv, line 1: the delimiter is ';'; save the file with commas",
         ),
         ("", "metadata.csv has no rows"),
         ("path,caption\n", "metadata.csv has no rows"),
@@ -153,7 +156,7 @@ def test_root_may_be_the_working_folder(tmp_path, monkeypatch):
         ("path,caption,label\na.wav,x,dog\na.wav,y,cat\n", "line 3: a.wav has label cat, but dog in"),
     ],
 )
-def test_wrong_csv_names_file_and_line(tmp_path, text, message):
+def test_invalid_csv_names_file_and_line(tmp_path, text, message):
     assert message in find_error(tmp_path, text)
 
 
@@ -162,9 +165,9 @@ def test_wrong_csv_names_file_and_line(tmp_path, text, message):
     [
         ('{"path": "a.wav", "caption": "x"}\n{"path": \n', "metadata.jsonl, line 2: not JSON"),
         ("[1]\n", "metadata.jsonl, line 1: not a JSON object"),
-        ("[" * 100_000, "metadata.jsonl, line 1: not JSON (brackets in brackets without end)"),
-        ('{"path": "a.wav", "caption": 3}', "metadata.jsonl, line 1: caption=3 is no text"),
-        ('{"path": 3, "caption": "x"}', "metadata.jsonl, line 1: path=3 is no text"),
+        ("[" * 100_000, "metadata.jsonl, line 1: not JSON (nested too deeply)"),
+        ('{"path": "a.wav", "caption": 3}', "metadata.jsonl, line 1: caption=3 is not a string; put it in quotes"),
+        ('{"path": 3, "caption": "x"}', "metadata.jsonl, line 1: path=3 is not a string; put it in quotes"),
         ('{"path": "a.wav", "caption": []}', "metadata.jsonl, line 1: the caption is empty"),
         ('{"path": "a.wav", "caption": "x"}\n{"caption": "y"}', "metadata.jsonl, line 2: path is empty"),
         (
@@ -173,7 +176,7 @@ def test_wrong_csv_names_file_and_line(tmp_path, text, message):
         ),
     ],
 )
-def test_wrong_jsonl_names_file_and_line(tmp_path, text, message):
+def test_invalid_jsonl_names_file_and_line(tmp_path, text, message):
     assert message in find_error(tmp_path, text, "metadata.jsonl")
 
 
@@ -193,6 +196,8 @@ def test_unknown_split_of_a_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("val", "test"), [(-0.1, 0.1), (0.5, 0.5)])
-def test_fractions_must_leave_something_to_train_on(tmp_path, val, test):
-    with pytest.raises(ValueError, match="dataset.val_fraction=.* must be 0 or more"):
+def test_fractions_must_leave_training_clips(tmp_path, val, test):
+    with pytest.raises(
+        ValueError, match="dataset.val_fraction=.* and dataset.test_fraction=.* must be 0 or more, and together below 1"
+    ):
         read(tmp_path, "path,caption\na.wav,x\n", val_fraction=val, test_fraction=test)

@@ -14,7 +14,7 @@ from clap.dataset.esc50 import ESC50
 from clap.dataset.folds import choose_val_recordings
 from clap.dataset.scenes.sounds import SOUNDS
 
-NUM_CLIPS = 4 * 5 * len(SOUNDS)  # two recordings of two takes in each fold of each class
+NUM_CLIPS = 4 * 5 * len(SOUNDS)  # two recordings of two clips in each fold of each class
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,13 @@ def test_train_and_val_share_no_recording(root, sources):
     assert val and not train & val
 
 
-def test_val_has_a_tenth_of_each_class_as_near_as_pairs_allow(root):
-    """Of 16 clips 1.6 are wanted, and they come in pairs."""
+def test_val_has_about_a_tenth_of_each_class(root):
+    """A tenth of 16 clips is 1.6, and every recording has two clips."""
     labels = Counter(clip.label for clip in ESC50(root).clips("val"))
     assert labels == dict.fromkeys(SOUNDS, 2)
 
 
-def test_recording_in_two_classes_is_not_torn(tmp_path):
+def test_recording_in_two_classes_stays_in_one_split(tmp_path):
     rows = [f"{label}{i}.wav,1,{label},{i}" for label in "ab" for i in range(20)]
     corpus = ESC50(write_index(tmp_path, rows), train_folds=[1], test_folds=[])
     train, val = ({clip.id[1:] for clip in corpus.clips(split)} for split in ("train", "val"))
@@ -77,15 +77,15 @@ def test_recording_in_two_classes_is_not_torn(tmp_path):
 @pytest.mark.parametrize(
     ("sizes", "fraction", "count"),
     [
-        ({"a": 4, "b": 1, "c": 1, "d": 1, "e": 1, "f": 24}, 0.1, 3),  # of 32, whatever the order
-        ({"a": 2, "b": 2}, 0.1, 2),  # one at least, and a pair is as near as it gets
+        ({"a": 4, "b": 1, "c": 1, "d": 1, "e": 1, "f": 24}, 0.1, 3),  # of 32, in any order
+        ({"a": 2, "b": 2}, 0.1, 2),  # at least one clip, and a recording of two is the closest
         ({"a": 1, "b": 9}, 0.1, 1),
         ({"a": 3}, 0.1, 0),  # the only recording remains for training
         ({"a": 1, "b": 1}, 0.0, 0),
-        ({"a": 6, "b": 6}, 0.1, 0),  # a whole half is farther from one than nothing
+        ({"a": 6, "b": 6}, 0.1, 0),  # six clips are farther from one than none
     ],
 )
-def test_held_back_recordings_come_near_the_fraction(sizes, fraction, count):
+def test_held_out_recordings_are_close_to_the_fraction(sizes, fraction, count):
     for order in (list(sizes), list(sizes)[::-1]):
         chosen = choose_val_recordings(sizes, order, fraction, set())
         assert sum(sizes[name] for name in chosen) == count
@@ -115,27 +115,30 @@ def test_braces_in_a_template_are_text(root):
     [
         (
             {"train_folds": [1, 7]},
-            r"dataset.train_folds=\[1, 7\]: fold 7 does not exist in .*, which has 1, 2, 3, 4, 5",
+            r"dataset.train_folds=\[1, 7\]: fold 7 is not in the index of .*; choose from 1, 2, 3, 4, 5",
         ),
-        ({"test_folds": [4, 5]}, "fold 4 is in dataset.train_folds and in dataset.test_folds; keep them apart"),
+        (
+            {"test_folds": [4, 5]},
+            "fold 4 is in dataset.train_folds and in dataset.test_folds; remove it from one of them",
+        ),
         ({"val_folds": [5], "test_folds": [5]}, "fold 5 is in dataset.val_folds and in dataset.test_folds"),
         ({"templates": ["a dog"]}, r"templates=\['a dog'\]: each needs {} for the label; set dataset.templates"),
         ({"templates": []}, r"templates=\[\]: each needs {}"),
         ({"val_fraction": 1.0}, "dataset.val_fraction=1.0 must be 0 or more and below 1; the remaining clips"),
     ],
 )
-def test_wrong_option_is_one_clear_line(root, options, message):
+def test_invalid_option_is_a_one_line_error(root, options, message):
     with pytest.raises(ValueError, match=message) as error:
         ESC50(root, **options).clips("train")
     assert "\n" not in str(error.value)
 
 
-def test_evaluation_may_test_on_a_fold_that_training_would_use(root):
+def test_evaluation_can_use_a_fold_of_the_train_split(root):
     assert ESC50(root, test_folds=[4]).clips("test")
 
 
 @pytest.mark.parametrize("fold", ["x", "", "1.0", "²"])
-def test_fold_that_is_no_number_names_its_line(tmp_path, fold):
+def test_invalid_fold_names_its_line(tmp_path, fold):
     write_index(tmp_path, ["a.wav,1,dog,1", f"b.wav,{fold},dog,2"])
     with pytest.raises(ValueError, match=f"esc50.csv, line 3: fold='{fold}' is not one of 1 ... 5"):
         ESC50(tmp_path)
@@ -153,7 +156,7 @@ def test_missing_index_names_the_key_and_the_source(tmp_path, folder):
         ESC50(tmp_path / folder)
 
 
-def test_absent_audio_is_named(root):
+def test_missing_recording_is_named(root):
     corpus = ESC50(root)
     path = corpus.clips("test")[3].path
     path.rename(path.with_suffix(".gone"))
@@ -164,13 +167,13 @@ def test_absent_audio_is_named(root):
         path.with_suffix(".gone").rename(path)
 
 
-def test_published_count_follows_folds_and_classes(root):
+def test_published_count_depends_on_folds_and_classes(root):
     corpus = ESC50(root, train_folds=[1, 2, 3], val_folds=[4])
     fold = 8 * len(SOUNDS)
     assert corpus.counts == {"train": 3 * fold, "val": fold, "test": fold}
     assert ESC50(root).counts == {"train": None, "val": None, "test": fold}
 
 
-def test_fewer_clips_than_published_are_told(root, caplog):
+def test_fewer_clips_than_published_is_a_warning(root, caplog):
     ClapDataset(ESC50(root), "test", sample_rate=16_000)
     assert f"esc50 (test) lists {NUM_CLIPS // 5} of {8 * len(SOUNDS)} published clips" in caplog.text

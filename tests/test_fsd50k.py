@@ -1,4 +1,4 @@
-"""FSD50K in its published layout: several labels a clip, and one line that is wrong."""
+"""FSD50K in its published layout: several labels per clip, and invalid lines."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def test_replica_is_read(tmp_path: Path):
     assert sum(corpus.counts.values()) == 51_197
 
 
-def test_captions_tell_all_labels(tmp_path: Path):
+def test_captions_name_all_labels(tmp_path: Path):
     clips = FSD50K(write_fsd50k(tmp_path), templates=["the sound of {}", "{}"]).clips("train")
     assert clips[1].captions == ("the sound of bark, dog and animal", "bark, dog and animal")
     assert clips[0].captions == ("the sound of rain", "rain")
@@ -32,15 +32,15 @@ def test_only_a_single_label_is_a_class(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("x,Rain,/m/x,train", "line 3: fname='x' is no number"),
-        ("101,Rain,/m/x,train", "line 3: fname='101' is there twice"),
+        ("x,Rain,/m/x,train", "line 3: fname='x' is not a number"),
+        ("101,Rain,/m/x,train", "line 3: fname='101' is already in"),
         ("102,,/m/x,train", "line 3: labels is empty"),
         ('102,"Rain,,Water",/m/x,train', "line 3: labels is empty"),
         ("102,Rain,/m/x,test", "line 3: split='test' is not one of train, val"),
-        ("102,Rain,Water,/m/x,train", "line 3: 5 fields, but the header names 4"),
+        ("102,Rain,Water,/m/x,train", "line 3: 5 fields, but the header has 4"),
     ],
 )
-def test_wrong_line_names_file_and_line(tmp_path: Path, line: str, message: str):
+def test_invalid_line_names_file_and_line(tmp_path: Path, line: str, message: str):
     path = write_fsd50k(tmp_path) / "FSD50K.ground_truth" / "dev.csv"
     path.write_text(f"fname,labels,mids,split\n101,Rain,/m/x,train\n{line}\n")
     with pytest.raises(ValueError) as error:

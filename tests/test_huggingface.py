@@ -1,4 +1,4 @@
-"""A Hugging Face dataset on disk, written here as `datasets` writes it."""
+"""A Hugging Face dataset on disk, written in the format of `datasets`."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def encode(number: int, suffix: str = "wav") -> bytes:
 
 
 def save(folder: Path, rows: list[dict], names: list[str] | None = None) -> Path:
-    """Two files of Arrow streams and their state.json, as Dataset.save_to_disk leaves them."""
+    """Two files of Arrow streams and their state.json, as Dataset.save_to_disk writes them."""
     folder.mkdir(parents=True)
     features = {"label": {"names": names, "_type": "ClassLabel"}} if names else {}
     columns = [pa.field("audio", AUDIO), *pa.Table.from_pylist([{**row, "audio": None} for row in rows]).schema]
@@ -74,7 +74,7 @@ def test_rows_of_one_recording_are_one_clip(tmp_path: Path):
     assert first.captions == ("sound 0", "the same again") and second.captions == ("sound 1",)
 
 
-def test_equal_names_of_other_recordings_stay_apart(tmp_path: Path):
+def test_equal_names_of_different_recordings_are_separate_clips(tmp_path: Path):
     rows = make_rows(3)
     for row in rows:
         row["audio"]["path"] = "audio.wav"
@@ -103,7 +103,7 @@ def test_unreadable_row_is_named(tmp_path: Path):
     assert dataset[0, 1].problem.startswith(f"{root}: data/1.wav: cannot be decoded")
 
 
-def test_recording_may_lie_beside_the_table(tmp_path: Path):
+def test_recording_can_be_outside_the_arrow_files(tmp_path: Path):
     rows = make_rows(2)
     rows[0]["audio"]["bytes"] = None
     root = save(tmp_path / "data", rows)
@@ -125,7 +125,7 @@ def test_folder_of_parquet_says_how_to_convert(tmp_path: Path):
         HuggingFace(tmp_path).clips("train")
 
 
-def test_torn_file_is_named(tmp_path: Path):
+def test_damaged_file_is_named(tmp_path: Path):
     root = save(tmp_path / "data", make_rows(2))
     (root / "data-00001-of-00002.arrow").write_bytes(b"\x00" * 64)
     open_table.cache_clear()
@@ -133,12 +133,12 @@ def test_torn_file_is_named(tmp_path: Path):
         HuggingFace(root).clips("train")
 
 
-def test_table_without_audio_is_refused(tmp_path: Path):
+def test_table_without_audio_is_an_error(tmp_path: Path):
     folder = tmp_path / "data"
     folder.mkdir()
     table = pa.table({"caption": ["x"]})
     with pa.ipc.new_stream(str(folder / "data.arrow"), table.schema) as writer:
         writer.write_table(table)
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
-    with pytest.raises(ValueError, match="0 columns are Audio, one is needed; the columns are caption"):
+    with pytest.raises(ValueError, match="0 Audio columns, exactly one is required; the columns are caption"):
         HuggingFace(folder).clips("train")

@@ -1,4 +1,4 @@
-"""One line of an index changed to nonsense: the same clips are read, or an error names the file and the line."""
+"""An index with one corrupted line: the clips do not change, or an error names file and line."""
 
 import csv
 import io
@@ -25,12 +25,12 @@ INDEXES = {
     "wavcaps": "json_files/FreeSound/fsd_final.json",
     "jsonl": "metadata.jsonl",
 }
-LINE = 3  # the changed one, as an editor counts
+LINE = 3  # the corrupted line, counted from 1
 HARMLESS = {
     "byte order mark": lambda line: b"\xef\xbb\xbf" + line,
     "Windows line end": lambda line: line + b"\r",
 }
-NONSENSE = {
+CORRUPTIONS = {
     "empty": lambda line: b"",
     "blank": lambda line: b" \t ",
     "cut off": lambda line: line[:20],
@@ -43,8 +43,8 @@ NONSENSE = {
     "NUL": lambda line: line[:9] + b"\0" + line[9:],
     "lone quote": lambda line: b'"' + line,
     "number": lambda line: b"9" * 5000,
-    "endless": lambda line: line + b"x" * 200_000,
-    "twice": lambda line: line + b"\n" + line,
+    "very long": lambda line: line + b"x" * 200_000,
+    "repeated": lambda line: line + b"\n" + line,
 }
 VALUES = [
     ("clotho", "file_name", "../../secret.wav"),
@@ -83,7 +83,7 @@ VALUES = [
 
 @pytest.fixture(scope="module")
 def lines_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[bytes]]:
-    """`lines_of("clotho")` -> lines of the index of its replica; of WavCaps, one an entry."""
+    """`lines_of("clotho")` -> lines of the index of its replica; for WavCaps, one per entry."""
     folder, known = tmp_path_factory.mktemp("replicas"), {}
 
     def write(name: str) -> str:
@@ -115,14 +115,14 @@ def open_index(folder: Path, name: str, lines: list[bytes]) -> Corpus:
 
 
 def read_clips(folder: Path, name: str, lines: list[bytes]) -> list[Clip]:
-    """All that comes from this one index."""
+    """All clips of this index."""
     corpus = open_index(folder, name, lines)
     splits = {"clotho": SPLITS[:1], "audiocaps": SPLITS[:1], "fsd50k": SPLITS[:2]}.get(name, SPLITS)
     return [clip for split in splits for clip in corpus.clips(split)]
 
 
 def check(folder: Path, name: str, lines: list[bytes], new: bytes) -> None:
-    """The changed index gives the same clips, without the line if it is blank, or one short line of error."""
+    """The corrupted index gives the same clips (a blank line removes one), or a short one-line error."""
     before = [*lines[: LINE - 1], *lines[LINE - (bool(new.strip())) :]]
     changed = [*lines[: LINE - 1], new, *lines[LINE:]]
     try:
@@ -137,7 +137,7 @@ def check(folder: Path, name: str, lines: list[bytes], new: bytes) -> None:
 
 @pytest.mark.parametrize("name", INDEXES)
 @pytest.mark.parametrize("kind", HARMLESS)
-def test_harmless_bytes_change_no_clip(lines_of: Callable, tmp_path: Path, name: str, kind: str):
+def test_harmless_bytes_do_not_change_the_clips(lines_of: Callable, tmp_path: Path, name: str, kind: str):
     lines = lines_of(name)
     expected = read_clips(tmp_path, name, lines)
     lines[LINE - 1] = HARMLESS[kind](lines[LINE - 1])
@@ -145,16 +145,18 @@ def test_harmless_bytes_change_no_clip(lines_of: Callable, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", INDEXES)
-@pytest.mark.parametrize("kind", NONSENSE)
-def test_nonsense_is_harmless_or_named_with_file_and_line(lines_of: Callable, tmp_path: Path, name: str, kind: str):
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_corrupted_line_is_harmless_or_named_with_file_and_line(
+    lines_of: Callable, tmp_path: Path, name: str, kind: str
+):
     lines = lines_of(name)
-    check(tmp_path, name, lines, NONSENSE[kind](lines[LINE - 1]))
+    check(tmp_path, name, lines, CORRUPTIONS[kind](lines[LINE - 1]))
 
 
 @pytest.mark.parametrize(
     ("name", "column", "value"), VALUES, ids=[f"{n}-{c}-{i}" for i, (n, c, _) in enumerate(VALUES)]
 )
-def test_wrong_value_is_named_with_file_and_line(lines_of: Callable, tmp_path: Path, name: str, column: str, value):
+def test_invalid_value_is_named_with_file_and_line(lines_of: Callable, tmp_path: Path, name: str, column: str, value):
     lines = lines_of(name)
     if name in ("wavcaps", "jsonl"):
         entry = json.loads(lines[LINE - 1].strip(b",")) | {column: value}

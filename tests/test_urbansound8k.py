@@ -1,4 +1,4 @@
-"""UrbanSound8K in its published layout and its own folds."""
+"""UrbanSound8K in its published layout and folds."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_every_fold_can_be_the_test(root: Path, fold: int):
     assert corpus.counts["test"] == FOLD_SIZES[fold]
 
 
-def test_published_folds_hold_8732_clips():
+def test_published_folds_have_8732_clips():
     assert sum(FOLD_SIZES.values()) == 8_732
 
 
@@ -55,14 +55,14 @@ def test_clip_has_label_caption_and_source(root: Path):
     [
         ("b.wav,7,0,4,1,x,0,dog_bark", "line 3: fold='x' is not one of 1 ... 10"),
         ("b.wav,7,0,4,1,1,0,", "line 3: class is empty"),
-        ("b.wav,,0,4,1,1,0,dog_bark", "line 3: fsID='' is no number"),
-        ("../b.wav,7,0,4,1,1,0,dog_bark", "line 3: slice_file_name='../b.wav' is no file name"),
+        ("b.wav,,0,4,1,1,0,dog_bark", "line 3: fsID='' is not a number"),
+        ("../b.wav,7,0,4,1,1,0,dog_bark", "line 3: slice_file_name='../b.wav' is not a file name"),
         (",7,0,4,1,1,0,dog_bark", "line 3: slice_file_name is empty"),
-        ("a.wav,7,0,4,1,1,0,dog_bark", "line 3: slice_file_name='a.wav' is there twice"),
-        ("b.wav,7,0,4,1,1,0", "line 3: 7 fields, but the header names 8"),
+        ("a.wav,7,0,4,1,1,0,dog_bark", "line 3: slice_file_name='a.wav' is already in"),
+        ("b.wav,7,0,4,1,1,0", "line 3: 7 fields, but the header has 8"),
     ],
 )
-def test_wrong_line_names_file_and_line(tmp_path: Path, line: str, message: str):
+def test_invalid_line_names_file_and_line(tmp_path: Path, line: str, message: str):
     write_index(tmp_path, "a.wav,6,0,4,1,1,0,dog_bark", line)
     with pytest.raises(ValueError) as error:
         UrbanSound8K(tmp_path)

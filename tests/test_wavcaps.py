@@ -1,4 +1,4 @@
-"""WavCaps in its published layout: subsets, exclusion lists, and one entry that is wrong."""
+"""WavCaps in its published layout: subsets, exclusion lists, and invalid entries."""
 
 import json
 from pathlib import Path
@@ -40,12 +40,12 @@ def test_subsets_are_chosen(root: Path):
     assert ids(WavCaps(root, subsets=["SoundBible"], val_fraction=0.0)) == ["SoundBible/2219", "SoundBible/2218"]
 
 
-def test_exclusion_lists_take_clips_away(root: Path):
+def test_exclusion_lists_remove_clips(root: Path):
     left = ids(WavCaps(root, exclusion_lists=LISTS, val_fraction=0.0))
     assert len(left) == 7 and not {"FreeSound/12", "FreeSound/14", "AudioSet_SL/Ybbbbbbbbbb2.wav"} & set(left)
 
 
-def test_validation_is_held_back(root: Path):
+def test_validation_is_held_out(root: Path):
     corpus = WavCaps(root, val_fraction=0.5)
     assert len(ids(corpus)) + len(ids(corpus, "val")) == 10 and ids(corpus, "val") and not ids(corpus, "test")
 
@@ -54,14 +54,14 @@ def test_validation_is_held_back(root: Path):
     ("text", "message"),
     [
         ('{"data": [\n{"id": "1", "caption": "x"},\n{"id": }]}', "line 3: not JSON"),
-        ('{"data": {}}', 'neither a list of entries nor {"data": [entries]}'),
-        ('[{"id": "1", "caption": "x"}, 3]', "entry 2: id=None is no text"),
-        ('[{"id": "1", "caption": "x"}, {"id": "2", "caption": " "}]', "entry 2: caption=' ' is no text"),
-        ('[{"id": "1", "caption": "x"}, {"id": "1", "caption": "y"}]', "entry 2: id='1' is there twice, first in"),
-        ('[{"id": "../1", "caption": "x"}]', "entry 1: id='../1' is no file name"),
+        ('{"data": {}}', 'not a list of entries; write [entries] or {"data": [entries]}'),
+        ('[{"id": "1", "caption": "x"}, 3]', "entry 2: id=None is not a text"),
+        ('[{"id": "1", "caption": "x"}, {"id": "2", "caption": " "}]', "entry 2: caption=' ' is not a text"),
+        ('[{"id": "1", "caption": "x"}, {"id": "1", "caption": "y"}]', "entry 2: id='1' is already in"),
+        ('[{"id": "../1", "caption": "x"}]', "entry 1: id='../1' is not a file name"),
     ],
 )
-def test_wrong_entry_names_file_and_entry(tmp_path: Path, text: str, message: str):
+def test_invalid_entry_names_file_and_entry(tmp_path: Path, text: str, message: str):
     path = tmp_path / "json_files" / "SoundBible" / "sb_final.json"
     path.parent.mkdir(parents=True)
     path.write_text(text)
@@ -70,9 +70,9 @@ def test_wrong_entry_names_file_and_entry(tmp_path: Path, text: str, message: st
     assert str(error.value).startswith(str(path)) and message in str(error.value)
 
 
-def test_exclusion_list_of_another_form_is_refused(tmp_path: Path):
+def test_invalid_exclusion_list_is_an_error(tmp_path: Path):
     (tmp_path / "list.json").write_text(json.dumps(["12"]))
-    with pytest.raises(ValueError, match="list.json: FreeSound is no list of ids"):
+    with pytest.raises(ValueError, match="list.json: FreeSound is not a list of ids"):
         WavCaps(tmp_path, exclusion_lists=["list.json"]).clips("train")
 
 
@@ -89,6 +89,6 @@ def test_missing_exclusion_list_is_named(root: Path):
         ({"val_fraction": 1.0}, "dataset.val_fraction=1.0 must be 0 or more and below 1"),
     ],
 )
-def test_wrong_option_is_named(root: Path, options: dict, message: str):
+def test_invalid_option_is_named(root: Path, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         WavCaps(root, **options)

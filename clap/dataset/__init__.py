@@ -1,1 +1,1 @@
-"""Corpora, one file each, and what turns them into batches."""
+"""Corpora, one file each, and the dataset and loader that turn them into batches."""

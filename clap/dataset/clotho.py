@@ -1,4 +1,4 @@
-"""Clotho v2.1 (Drossos et al. 2020) as its archives unpack: captions beside development/, validation/, evaluation/."""
+"""Clotho v2.1 (Drossos et al. 2020) in the layout of its unpacked archives."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +14,15 @@ CAPTION_COLUMNS = tuple(f"caption_{i}" for i in range(1, 6))
 class Clotho(Corpus):
     """Clips of 15 to 30 seconds from Freesound with five captions each.
 
-    The metadata CSVs are optional: they give a clip its keywords and Freesound id.
+    Layout of root: clotho_captions_FOLDER.csv and FOLDER/, where FOLDER is development, validation or evaluation.
+    clotho_metadata_FOLDER.csv is optional and adds keywords and Freesound ids.
 
     Args:
-        root: folder that holds clotho_captions_development.csv, development/ and their like for the other splits.
+        max_duration: seconds; training reads only this much of a longer clip.
 
     Raises:
-        FileNotFoundError: root, or a split's captions, are missing. ValueError: a row is wrong; it names file and line.
+        FileNotFoundError: root or the captions of a split are missing.
+        ValueError: a row is invalid; the message names file and line.
     """
 
     name, title = "clotho", "Clotho"
@@ -38,18 +40,18 @@ class Clotho(Corpus):
         folder = FOLDERS[split]
         path = find_index(self, f"clotho_captions_{folder}.csv")
         rows, metadata = read_csv(path, ("file_name", *CAPTION_COLUMNS)), self.read_metadata(folder)
-        first: dict[str, str] = {}
+        seen: dict[str, str] = {}
         clips = []
         for where, row in rows:
             name = check_recording(row["file_name"], "file_name", where)
-            check_unique(first, name, "file_name", where)
+            check_unique(seen, name, "file_name", where)
             captions = tuple(check_has_letters(row, column, where) for column in CAPTION_COLUMNS)
             keywords, source = metadata.get(name.strip(), ((), None))
             clips.append(Clip(name, captions, self.root / folder / name, keywords=keywords, source=source))
         return clips
 
     def read_metadata(self, folder: str) -> Mapping[str, tuple[tuple[str, ...], str | None]]:
-        """{file name: (keywords, Freesound id as freesound:ID)}; empty where the file is not there."""
+        """{file name: (keywords, `freesound:ID` or None)}; empty if there is no metadata file."""
         path = self.root / f"clotho_metadata_{folder}.csv"
         if not path.is_file():
             return {}

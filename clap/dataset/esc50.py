@@ -1,7 +1,4 @@
-"""ESC-50 (Piczak 2015) in its published layout: audio/ and meta/esc50.csv.
-
-Fewer classes in the same layout, such as those of ESC-10, are read as well.
-"""
+"""ESC-50 (Piczak 2015) in its published layout, or a subset of its classes such as ESC-10."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +7,10 @@ from clap.dataset.folds import Folds
 
 
 class ESC50(Folds):
-    """Five-second clips of 50 classes in five folds; see `Folds` for the arguments."""
+    """Five-second clips of 50 classes in five folds; see `Folds` for the arguments.
+
+    Layout of root: meta/esc50.csv and audio/NAME.wav.
+    """
 
     name, title = "esc50", "ESC-50"
     source = "github.com/karolpiczak/ESC-50"
@@ -22,7 +22,7 @@ class ESC50(Folds):
 
     @property
     def fold_sizes(self) -> dict[int, int]:
-        """Eight clips of each class that is there."""
+        """Eight clips of each class in the index."""
         return dict.fromkeys(range(1, self.num_folds + 1), 8 * len({row["category"] for row in self.rows}))
 
     def find_path(self, row: Mapping[str, str]) -> Path:

@@ -1,4 +1,4 @@
-"""Block lists: names of clips that training leaves out, one a line, each with its reason."""
+"""Block lists: text files with the clips that training skips, one per line, and the reason for each."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -9,17 +9,18 @@ if TYPE_CHECKING:
 
 
 def read_exclusions(path: str | Path) -> dict[str, str]:
-    """Names of clips (id or path) and reasons, from a text file: NAME, or NAME, a tab and REASON.
+    """{clip id or path: reason} from a text file with lines of NAME, or NAME, a tab and REASON.
 
-    Blank lines and lines that begin with "# " are passed over; a # inside a line belongs to the name, as in Clotho's.
+    Blank lines and lines that start with "# " are comments; any other # is part of the name (Clotho has such names).
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: a line is wrong; it names file and line.
+        FileNotFoundError: the file is missing.
+        ValueError: a line is invalid; the message names file and line.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"dataset.exclude={path} is missing; give a text file with one clip id or path a line, such as "
+            f"dataset.exclude={path} is missing; set it to a text file with one clip id or path per line, such as "
             "`python -m clap check` writes"
         )
     try:
@@ -32,17 +33,17 @@ def read_exclusions(path: str | Path) -> dict[str, str]:
         if not line.strip() or line.startswith("# ") or line.strip() == "#":
             continue
         if not name:
-            raise ValueError(f"{path}, line {number}: no clip is named before the tab; write NAME, a tab, REASON")
+            raise ValueError(f"{path}, line {number}: no clip name before the tab; write NAME, a tab, REASON")
         exclusions[name] = reason
     return exclusions
 
 
 def is_excluded(clip: "Clip", names: Collection[str]) -> bool:
-    """Is a clip's id or path among these names?"""
+    """Whether the id or path of a clip is in `names`."""
     return clip.id in names or str(clip.path) in names
 
 
 def write_exclusions(path: Path, exclusions: Mapping[str, str], *, comment: str) -> None:
-    """What `read_exclusions` reads; `comment` goes to the first line."""
+    """Write a file for `read_exclusions`, with `comment` in the first line."""
     lines = [f"# {comment}", *(f"{name}\t{' '.join(reason.split())}" for name, reason in exclusions.items())]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Labelled clips in published folds: what ESC-50 and UrbanSound8K share."""
+"""Labelled clips in published folds, the base of ESC-50 and UrbanSound8K."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
@@ -14,24 +14,26 @@ from clap.prompts import TEMPLATES, check_templates
 
 
 class Folds(Corpus):
-    """Labelled clips in folds, from one CSV; captions are made from labels by templates.
+    """Labelled clips in folds, from one CSV; templates turn the labels into captions.
+
+    Layout of root: audio/ and the CSV at `index`.
 
     Args:
-        root: folder that holds audio/ and the index.
-        train_folds, val_folds, test_folds: folds of each split; by default the last one is the test.
-        val_fraction: without val_folds, the share of each class's training clips that is held back for validation;
-            clips cut from one recording stay together.
-        templates: each makes one caption, `{}` standing for the label.
-        max_duration: seconds; by default the longest published clip's.
+        train_folds, val_folds, test_folds: folds of each split; by default the last fold is the test split.
+        val_fraction: without val_folds, the share of each class's training clips that is held out for validation;
+            clips cut from one recording stay in one split.
+        templates: one caption each, with `{}` in place of the label.
+        max_duration: seconds; by default the duration of the longest published clip.
 
     Raises:
-        FileNotFoundError: the index is missing. ValueError: a row, fold, fraction or template is wrong.
+        FileNotFoundError: the index is missing.
+        ValueError: a row, fold, fraction or template is invalid.
     """
 
     index: str  # relative to the root
     file_column: str
     label_column: str
-    recording_column: str  # Freesound id; clips with the same one were cut from one recording
+    recording_column: str  # Freesound id; clips with the same id are cut from one recording
     num_folds: int
 
     def __init__(
@@ -62,25 +64,26 @@ class Folds(Corpus):
     @property
     def counts(self) -> dict[str, int | None]:
         counts = {split: sum(self.fold_sizes.get(fold, 0) for fold in folds) for split, folds in self.folds.items()}
-        held_back = not self.folds["val"] and self.val_fraction
-        return counts | {"train": None, "val": None} if held_back else counts
+        depends_on_recordings = not self.folds["val"] and self.val_fraction
+        return counts | {"train": None, "val": None} if depends_on_recordings else counts
 
     def find_path(self, row: Mapping[str, str]) -> Path:
-        """Where the recording of a row lies."""
+        """Path of the recording of a row."""
         raise NotImplementedError
 
     def read_index(self) -> list[dict[str, str]]:
+        """The checked rows of all folds."""
         columns = (self.file_column, "fold", self.label_column, self.recording_column)
         rows = read_csv(find_index(self, self.index), columns)
         folds = {str(fold) for fold in range(1, self.num_folds + 1)}
-        first: dict[str, str] = {}
+        seen: dict[str, str] = {}
         for where, row in rows:
             if row["fold"] not in folds:
                 raise ValueError(f"{where}: fold={shorten_repr(row['fold'])} is not one of 1 ... {self.num_folds}")
             check_has_letters(row, self.label_column, where)
             check_number(row[self.recording_column], self.recording_column, where)
             name = check_recording(row[self.file_column], self.file_column, where)
-            check_unique(first, name, self.file_column, where)
+            check_unique(seen, name, self.file_column, where)
         self.check_folds({int(row["fold"]) for _, row in rows})
         return [row for _, row in rows]
 
@@ -88,16 +91,17 @@ class Folds(Corpus):
         for split, folds in self.folds.items():
             if unknown := sorted(set(folds) - present):
                 raise ValueError(
-                    f"dataset.{split}_folds={folds}: fold {unknown[0]} does not exist in {self.root}, which has "
+                    f"dataset.{split}_folds={folds}: fold {unknown[0]} is not in the index of {self.root}; choose from "
                     f"{', '.join(map(str, sorted(present)))}"
                 )
 
     def check_disjoint(self) -> None:
-        """A fold trained on is never validated or tested on; evaluation alone asks for no training clips."""
+        """ValueError if two splits share a fold. An evaluation never reads training clips, so it skips this check."""
         for split, other in (("train", "val"), ("train", "test"), ("val", "test")):
             if shared := set(self.folds[split]) & set(self.folds[other]):
                 raise ValueError(
-                    f"fold {min(shared)} is in dataset.{split}_folds and in dataset.{other}_folds; keep them apart"
+                    f"fold {min(shared)} is in dataset.{split}_folds and in dataset.{other}_folds; "
+                    "remove it from one of them"
                 )
 
     def clips(self, split: str) -> list[Clip]:
@@ -106,27 +110,23 @@ class Folds(Corpus):
         if split == "test" or self.folds["val"]:
             rows = self.select_rows(split)
         else:
-            held_back = self.find_val_recordings()
-            rows = [
-                row
-                for row in self.select_rows("train")
-                if (row[self.recording_column] in held_back) == (split == "val")
-            ]
+            held_out, rows = self.find_val_recordings(), self.select_rows("train")
+            rows = [row for row in rows if (row[self.recording_column] in held_out) == (split == "val")]
         return [self.make_clip(row) for row in rows]
 
     def select_rows(self, split: str) -> list[dict[str, str]]:
         return [row for row in self.rows if int(row["fold"]) in self.folds[split]]
 
     def find_val_recordings(self) -> set[str]:
-        """Recordings of the training folds that are held back for validation, drawn class by class by a fixed seed."""
+        """Recordings of the training folds that are held out for validation, drawn per class with a fixed seed."""
         sizes: dict[str, Counter] = defaultdict(Counter)  # class -> recording -> clips
         for row in self.select_rows("train"):
             sizes[row[self.label_column]][row[self.recording_column]] += 1
-        held_back: set[str] = set()
+        held_out: set[str] = set()
         for number, category in enumerate(sorted(sizes)):
             order = np.random.default_rng([0, number]).permutation(sorted(sizes[category])).tolist()
-            held_back |= choose_val_recordings(sizes[category], order, self.val_fraction, held_back)
-        return held_back
+            held_out |= choose_val_recordings(sizes[category], order, self.val_fraction, held_out)
+        return held_out
 
     def make_clip(self, row: dict[str, str]) -> Clip:
         label = row[self.label_column].replace("_", " ")
@@ -136,19 +136,21 @@ class Folds(Corpus):
 
 
 def choose_val_recordings(
-    sizes: Mapping[str, int], order: Sequence[str], fraction: float, held_back: Set[str]
+    sizes: Mapping[str, int], order: Sequence[str], fraction: float, held_out: Set[str]
 ) -> set[str]:
-    """Recordings of one class with `fraction` of its clips, one clip at least, as near as whole recordings allow.
+    """Recordings of one class with about `fraction` of its clips, at least one clip if possible.
 
-    First those that fit, in order, then one more if that comes nearer. One recording always remains for training.
+    Takes the recordings that fit, in order, then one more if the total gets closer to the fraction. At least one
+    recording remains for training.
 
     Args:
-        sizes: clips of each recording. held_back: recordings that other classes share with this one.
+        sizes: number of clips of each recording.
+        held_out: recordings that are already held out, since another class shares them.
     """
-    chosen = {name for name in order if name in held_back}
+    chosen = {name for name in order if name in held_out}
     count, total = sum(sizes[name] for name in chosen), sum(sizes.values())
     wanted = max(fraction * total, 1) if fraction else 0
-    for share in (1.0, 0.5):  # a recording that fits; one of which half fits, for then taking it comes nearer
+    for share in (1.0, 0.5):  # recordings that fit; then one that overshoots by at most half its size, which is closer
         for name in order:
             if name not in chosen and count + share * sizes[name] <= wanted and count + sizes[name] < total:
                 chosen.add(name)

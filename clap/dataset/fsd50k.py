@@ -1,4 +1,4 @@
-"""FSD50K (Fonseca et al. 2022) as its archives unpack: FSD50K.dev_audio/, FSD50K.eval_audio/, FSD50K.ground_truth/."""
+"""FSD50K (Fonseca et al. 2022) in the layout of its unpacked archives."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,22 +17,25 @@ from clap.dataset.index import (
 from clap.dataset.keywords import fill_keyword_templates
 from clap.prompts import TEMPLATES, check_templates
 
-PARTS = ("train", "val")  # of the development set, in its column split
+DEV_SPLITS = ("train", "val")  # values of the split column of dev.csv
 
 
 class FSD50K(Corpus):
-    """Clips of 0.3 to 30 seconds from Freesound with one or more of 200 labels; captions tell all of them by templates.
+    """Clips of 0.3 to 30 seconds from Freesound with one or more of 200 labels, all of which are in the captions.
 
-    Labels come with all that stand above them in the AudioSet ontology (Electric_guitar with Guitar and Music), so more
-    than one is right for most clips. Only a clip with a single label has `Clip.label`: zero-shot classification, which
-    takes one class for right and all others for wrong, leaves out the rest.
+    A clip also has the ancestors of its labels in the AudioSet ontology (Electric_guitar: Guitar and Music), so most
+    clips have several correct labels. Only a clip with a single label has `Clip.label`; the others are skipped by
+    zero-shot classification, which counts one class as correct.
+
+    Layout of root: FSD50K.dev_audio/, FSD50K.eval_audio/ and FSD50K.ground_truth/ with dev.csv and eval.csv.
 
     Args:
-        root: folder that holds the FSD50K.* folders.
-        templates: each makes one caption, `{}` standing for the labels.
+        templates: one caption each, with `{}` in place of the labels.
+        max_duration: seconds; training reads only this much of a longer clip.
 
     Raises:
-        FileNotFoundError: root or an index is missing. ValueError: a row or template is wrong.
+        FileNotFoundError: root or an index is missing.
+        ValueError: a row or template is invalid.
     """
 
     name, title = "fsd50k", "FSD50K"
@@ -54,11 +57,11 @@ class FSD50K(Corpus):
         part = "eval" if split == "test" else "dev"
         path = find_index(self, f"FSD50K.ground_truth/{part}.csv")
         columns = ("fname", "labels", *(("split",) if part == "dev" else ()))
-        first: dict[str, str] = {}
+        seen: dict[str, str] = {}
         clips = []
         for where, row in read_csv(path, columns):
             clip = self.make_clip(row, part, where)
-            check_unique(first, clip.id, "fname", where)
+            check_unique(seen, clip.id, "fname", where)
             if part == "eval" or row["split"].strip() == split:
                 clips.append(clip)
         return clips
@@ -66,8 +69,8 @@ class FSD50K(Corpus):
     def make_clip(self, row: Mapping[str, str], part: str, where: str) -> Clip:
         number = check_number(row["fname"].strip(), "fname", where)
         check_name_length(number, "fname", where)
-        if part == "dev" and row["split"].strip() not in PARTS:
-            raise ValueError(f"{where}: split={shorten_repr(row['split'])} is not one of {', '.join(PARTS)}")
+        if part == "dev" and row["split"].strip() not in DEV_SPLITS:
+            raise ValueError(f"{where}: split={shorten_repr(row['split'])} is not one of {', '.join(DEV_SPLITS)}")
         labels = tuple(label.strip() for label in row["labels"].split(","))
         for label in labels:
             check_has_letters({"labels": label}, "labels", where)

@@ -1,4 +1,4 @@
-"""A Hugging Face dataset with an Audio column on disk, as save_to_disk of `datasets` writes it; pyarrow reads it."""
+"""A Hugging Face dataset with an Audio column, saved with save_to_disk of `datasets` and read with pyarrow."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import assign_split, check_fractions, read_captions, read_text
 from clap.dataset.index import require_root
 
-SPLIT_FOLDERS = {  # split -> what its folder may be called
+SPLIT_FOLDERS = {  # split -> accepted folder names
     "train": ("train",),
     "val": ("validation", "val", "valid", "dev"),
     "test": ("test", "evaluation", "eval"),
@@ -24,19 +24,21 @@ SPLIT_FOLDERS = {  # split -> what its folder may be called
 
 
 class HuggingFace(Corpus):
-    """Clips from a saved Dataset or DatasetDict: an Audio column, and caption, caption_1 ... caption_n, or label.
+    """Clips from a saved Dataset or DatasetDict with an Audio column, and caption, caption_1 ... caption_n, or label.
 
-    Recordings stay in the Arrow files, which are memory-mapped; one row is read at a time. Rows with the same file name
-    and content are one clip with several captions. A caption column may hold lists.
+    Recordings are read one row at a time from the memory-mapped Arrow files. Rows with the same file name and content
+    are one clip with several captions. A caption column may contain lists.
+
+    Layout of root: dataset_dict.json and a folder with state.json per split (DatasetDict), or state.json (Dataset).
 
     Args:
-        root: folder that save_to_disk wrote: dataset_dict.json with a folder for each split, or state.json.
-        name: in the names of metrics.
-        val_fraction, test_fraction: shares of the clips of a Dataset without splits, by a hash of their names.
-        max_duration: seconds; in training only this much of a longer clip is read.
+        name: the corpus in metric names.
+        val_fraction, test_fraction: shares of the clips of a Dataset without splits, chosen by a hash of their names.
+        max_duration: seconds; training reads only this much of a longer clip.
 
     Raises:
-        FileNotFoundError: root or a file is missing. ValueError: not such a folder, or a row is wrong.
+        FileNotFoundError: root or a file is missing.
+        ValueError: a file or row is invalid, or a fraction is out of range.
     """
 
     name = "huggingface"
@@ -61,8 +63,8 @@ class HuggingFace(Corpus):
             return [clip for clip in self.read_clips(self.root) if assign_split(clip.id, self.fractions) == split]
         if not (self.root / "dataset_dict.json").is_file():
             raise FileNotFoundError(
-                f"dataset.root={self.root} holds neither state.json nor dataset_dict.json; give a folder that "
-                "save_to_disk wrote (parquet: load_dataset('parquet', data_dir=...).save_to_disk(...))"
+                f"dataset.root={self.root} contains neither state.json nor dataset_dict.json; set it to a folder "
+                "that save_to_disk wrote (parquet: load_dataset('parquet', data_dir=...).save_to_disk(...))"
             )
         folders = [self.root / name for name in SPLIT_FOLDERS[split] if (self.root / name / "state.json").is_file()]
         return [clip for folder in folders for clip in self.read_clips(folder)]
@@ -89,7 +91,7 @@ class HuggingFace(Corpus):
         return list(clips.values())
 
     def has_same_audio(self, key: str, other: pa.StructScalar) -> bool:
-        """Has a row the recording of a clip that is known?"""
+        """Whether the audio of a row equals that of the clip with this id."""
         return self.read_audio(key)["bytes"] == other.as_py()["bytes"]
 
     def read_audio(self, key: str) -> dict[str, Any]:
@@ -100,34 +102,34 @@ class HuggingFace(Corpus):
     def load(
         self, clip: Clip, *, sample_rate: int, max_duration: float | None, rng: np.random.Generator | None = None
     ) -> np.ndarray:
-        """As any recording; one that is embedded goes through a temporary file, which the decoders need."""
+        """See `Corpus.load`; embedded bytes are written to a temporary file, because the decoders require a path."""
         audio = self.read_audio(clip.id)
         if audio["bytes"] is None:
             if not audio["path"]:
-                raise AudioError(f"{clip.id}: neither bytes nor a path")
-            outside = Clip(clip.id, clip.captions, self.root / audio["path"])
-            return super().load(outside, sample_rate=sample_rate, max_duration=max_duration, rng=rng)
+                raise AudioError(f"{clip.id}: the Audio column has neither bytes nor a path; save the audio")
+            external = Clip(clip.id, clip.captions, self.root / audio["path"])
+            return super().load(external, sample_rate=sample_rate, max_duration=max_duration, rng=rng)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, Path(audio["path"] or "audio").name)
             path.write_bytes(audio["bytes"])
             try:
-                inside = Clip(clip.id, clip.captions, path)
-                return super().load(inside, sample_rate=sample_rate, max_duration=max_duration, rng=rng)
+                embedded = Clip(clip.id, clip.captions, path)
+                return super().load(embedded, sample_rate=sample_rate, max_duration=max_duration, rng=rng)
             except AudioError as error:
                 raise AudioError(str(error).replace(str(path), f"{self.root}: {clip.id}")) from None
 
 
 @functools.lru_cache(maxsize=8)
 def open_table(folder: Path) -> pa.Table:
-    """The rows of a saved Dataset, memory-mapped; each process opens its own."""
+    """The memory-mapped rows of a saved Dataset; cached per process."""
     path = folder / "state.json"
     try:
         state = json.loads(path.read_text())
         names = [Path(entry["filename"]).name for entry in state["_data_files"]]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not what save_to_disk writes ({error})") from None
+        raise ValueError(f"{path}: not a state.json of save_to_disk ({error}); save the dataset again") from None
     if state.get("_indices_data_files"):
-        raise ValueError(f"{path}: rows are chosen by an index; save dataset.flatten_indices() instead")
+        raise ValueError(f"{path}: the dataset has an indices mapping; save dataset.flatten_indices() instead")
     tables = []
     for name in names:
         try:
@@ -135,16 +137,16 @@ def open_table(folder: Path) -> pa.Table:
         except pa.ArrowInvalid as error:
             raise ValueError(f"{folder / name}: not an Arrow stream ({error}); save the dataset again") from None
     if not tables or not sum(map(len, tables)):
-        raise ValueError(f"{folder} has no rows")
+        raise ValueError(f"{folder} has no rows; save a dataset with clips")
     return pa.concat_tables(tables)
 
 
 def find_audio_column(folder: Path, schema: pa.Schema) -> str:
-    """The one column whose values have bytes and a path."""
+    """The name of the only Audio column, a struct of bytes and path; ValueError if there is none or several."""
     found = [field.name for field in schema if is_audio(field.type)]
     if len(found) != 1:
         raise ValueError(
-            f"{folder}: {len(found)} columns are Audio, one is needed; the columns are {', '.join(schema.names)}"
+            f"{folder}: {len(found)} Audio columns, exactly one is required; the columns are {', '.join(schema.names)}"
         )
     return found[0]
 
@@ -154,14 +156,14 @@ def is_audio(kind: pa.DataType) -> bool:
 
 
 def read_class_names(schema: pa.Schema) -> list[str]:
-    """Of a ClassLabel column called label, from the metadata that `datasets` keeps in the schema."""
+    """Class names of a ClassLabel column `label`, from the metadata that `datasets` stores in the schema, or []."""
     metadata: Mapping = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     label = metadata.get("info", {}).get("features", {}).get("label", {})
     return list(label.get("names") or []) if isinstance(label, Mapping) else []
 
 
 def name_class(number: int, classes: Sequence[str], where: str) -> str | None:
-    """The name of a class; -1 stands for none, as in `datasets`."""
+    """The name of a class; None for -1, the missing label of `datasets`."""
     if not -1 <= number < len(classes):
         raise ValueError(f"{where}: label={number} is not one of -1 ... {len(classes) - 1}")
     return None if number == -1 else classes[number]

@@ -1,4 +1,4 @@
-"""What the index files of published corpora are checked for, with file and line in every error."""
+"""Checks for the index files of published corpora; every error names file and line."""
 
 import os
 from collections.abc import Mapping
@@ -8,30 +8,31 @@ from clap.corpus import AUDIO_SUFFIXES, Corpus
 from clap.download.addresses import list_downloads
 
 MAX_REPR_LENGTH = 80  # characters of a value in an error
-MAX_NAME_BYTES = 255  # bytes, of a file on any common file system
+MAX_NAME_BYTES = 255  # of a file name on common file systems
 
 
 def require_root(corpus: Corpus) -> None:
+    """FileNotFoundError if the root of the corpus is not a folder; the message says where the corpus is published."""
     if not corpus.root.is_dir():
         raise FileNotFoundError(
-            f"dataset.root={corpus.root} is not a folder; give the one that the corpus was unpacked in"
+            f"dataset.root={corpus.root} is not a folder; set it to the folder of the unpacked corpus"
             + describe_source(corpus)
         )
 
 
 def find_index(corpus: Corpus, name: str) -> Path:
-    """The path of an index file under the corpus's root, which must be there."""
+    """The path of an index file below the root of the corpus; FileNotFoundError if it is missing."""
     path = corpus.root / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing; dataset.root={corpus.root} must be the folder that holds {name}"
+            f"{path} is missing; dataset.root={corpus.root} must be the folder that contains {name}"
             + describe_source(corpus)
         )
     return path
 
 
 def describe_source(corpus: Corpus) -> str:
-    """Where a published corpus comes from, in brackets."""
+    """Where a corpus is published and the command that downloads it, in brackets; empty if it is not published."""
     source = getattr(corpus, "source", None)
     if source is None:
         return ""
@@ -40,66 +41,70 @@ def describe_source(corpus: Corpus) -> str:
 
 
 def check_name(name: str, column: str, where: str) -> str:
-    """A file's name, which leads into no other folder; spaces at its ends belong to it."""
+    """Return a file name without folders, spaces at its ends included; ValueError for anything else."""
     if not name.strip():
-        raise ValueError(f"{where}: {column} is empty")
+        raise ValueError(f"{where}: {column} is empty; write a file name, or delete the row")
     if name in (".", "..") or "/" in name or "\\" in name:
-        raise ValueError(f"{where}: {column}={shorten_repr(name)} is no file name; it must not lead to another folder")
+        raise ValueError(f"{where}: {column}={shorten_repr(name)} is not a file name; remove the folders from it")
     check_name_length(name, column, where)
     return name
 
 
 def check_name_length(name: str, column: str, where: str) -> None:
-    """Refuse a path with a part that is too long to be a file's name."""
+    """ValueError if a part of a path is too long for a file name."""
     if len(os.fsencode(max(name.split("/"), key=len))) > MAX_NAME_BYTES:
         raise ValueError(
-            f"{where}: {column}={shorten_repr(name)} is longer than the {MAX_NAME_BYTES} bytes of a file name"
+            f"{where}: {column}={shorten_repr(name)} is longer than the {MAX_NAME_BYTES} bytes of a file name; "
+            "shorten it"
         )
 
 
 def check_recording(name: str, column: str, where: str) -> str:
-    """The name of a recording."""
+    """Return the file name of a recording; ValueError if its suffix is not one of AUDIO_SUFFIXES."""
     if Path(check_name(name, column, where)).suffix.lower() not in AUDIO_SUFFIXES:
-        raise ValueError(f"{where}: {column}={shorten_repr(name)} is no recording ({', '.join(AUDIO_SUFFIXES)})")
+        raise ValueError(
+            f"{where}: {column}={shorten_repr(name)} is not a recording; the suffix must be one of "
+            f"{', '.join(AUDIO_SUFFIXES)}"
+        )
     return name
 
 
 def check_number(number: str, column: str, where: str) -> str:
-    """The digits of a column."""
+    """Return a text of ASCII digits; ValueError for anything else."""
     if not number.isascii() or not number.isdecimal():
-        raise ValueError(f"{where}: {column}={shorten_repr(number)} is no number")
+        raise ValueError(f"{where}: {column}={shorten_repr(number)} is not a number; write digits only")
     return number
 
 
 def check_text(row: Mapping[str, str], column: str, where: str) -> str:
-    """The text in a column without spaces at its ends; an empty one is refused."""
+    """The stripped text in a column; ValueError if it is empty."""
     if not (text := row[column].strip()):
-        raise ValueError(f"{where}: {column} is empty")
+        raise ValueError(f"{where}: {column} is empty; write a text, or delete the row")
     return text
 
 
 def check_has_letters(row: Mapping[str, str], column: str, where: str) -> str:
-    """The text in a column, which must hold a letter."""
+    """The stripped text in a column; ValueError if it has no letters."""
     text = check_text(row, column, where)
     if not any(map(str.isalpha, text)):
-        raise ValueError(f"{where}: {column}={shorten_repr(text)} has no words")
+        raise ValueError(f"{where}: {column}={shorten_repr(text)} has no letters; write words, or delete the row")
     return text
 
 
 def shorten_repr(value: object) -> str:
-    """A value in an error, cut where it is long."""
+    """The repr of a value for an error, cut off after 80 characters."""
     text = repr(value)
     return text if len(text) <= MAX_REPR_LENGTH else f"{text[:MAX_REPR_LENGTH]}…"
 
 
-def check_unique(first: dict[str, str], key: str, column: str, where: str) -> None:
-    """Note where a key is seen first, and refuse it the next time."""
-    if first.setdefault(key, where) != where:
-        raise ValueError(f"{where}: {column}={shorten_repr(key)} is there twice, first in {first[key]}; take one away")
+def check_unique(seen: dict[str, str], key: str, column: str, where: str) -> None:
+    """Add a key to `seen`, {key: its first row}; ValueError if an earlier row has it."""
+    if seen.setdefault(key, where) != where:
+        raise ValueError(f"{where}: {column}={shorten_repr(key)} is already in {seen[key]}; delete one of the rows")
 
 
 def list_audio(folder: Path) -> dict[str, Path]:
-    """The recordings of a folder by name without suffix; none where there is no such folder."""
+    """{name without suffix: path} of the recordings in a folder; empty if there is no such folder."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:

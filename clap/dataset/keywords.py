@@ -1,4 +1,4 @@
-"""Labels and tags as a sentence, by templates (Wu et al. 2023, section 3.3, without the language model)."""
+"""Captions from labels and tags by templates (Wu et al. 2023, section 3.3, without the language model)."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from clap.prompts import TEMPLATES
 
 
 def fill_keyword_templates(keywords: Sequence[str], templates: Sequence[str] = TEMPLATES) -> tuple[str, ...]:
-    """One caption a template, `{}` standing for all keywords: "the sound of rain, wind and thunder"."""
+    """One caption per template, with all keywords in place of `{}`: "the sound of rain, wind and thunder"."""
     *rest, last = keywords
-    together = f"{', '.join(rest)} and {last}" if rest else last
-    return tuple(template.replace("{}", together) for template in templates)
+    joined = f"{', '.join(rest)} and {last}" if rest else last
+    return tuple(template.replace("{}", joined) for template in templates)

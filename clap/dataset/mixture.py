@@ -1,4 +1,4 @@
-"""Several corpora trained on together, each under its own name in evaluation."""
+"""A mixture of corpora for training; each is evaluated separately."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,15 +8,17 @@ from clap.dataset.registry import check_weights, find_corpus
 
 
 class Mixture(Corpus):
-    """The clips of several corpora, weighted in training.
+    """The clips of several corpora, with a sampling weight for each in training.
+
+    Layout of root: a folder for each corpus, named after it in any case: clotho/ or Clotho/.
 
     Args:
-        root: folder that holds one of each corpus under its name, clotho/ or Clotho/.
-        corpora: {name: its options}, such as {audiocaps: {version: v2}}.
-        weights: {name: how often each of its clips comes in an epoch of training}; 1 where it is not given.
+        corpora: {name: options}, such as {audiocaps: {version: v2}}.
+        weights: {name: draws of each of its clips per training epoch}; 1 by default.
 
     Raises:
-        FileNotFoundError: the folder of a corpus is missing. ValueError: unknown name, option or weight.
+        FileNotFoundError: the folder of a corpus is missing.
+        ValueError: a name, option or weight is invalid.
     """
 
     def __init__(
@@ -24,12 +26,12 @@ class Mixture(Corpus):
     ) -> None:
         weights = dict(weights or {})
         if not corpora:
-            raise ValueError("corpora={}: name one or more; set dataset.corpora")
+            raise ValueError("corpora={} is empty; name one or more in dataset.corpora")
         if unknown := sorted(weights.keys() - corpora.keys()):
             raise ValueError(f"weights: {unknown[0]} is not one of {', '.join(corpora)}; set dataset.weights")
         if absent := [name for name in corpora if find_folder(root, name) is None]:
             raise FileNotFoundError(
-                f"{Path(root) / absent[0]} is missing; dataset.root={root} must be a folder that holds one each for "
+                f"{Path(root) / absent[0]} is missing; dataset.root={root} must contain one folder for each of "
                 f"{', '.join(corpora)}"
             )
         found = [find_corpus(name, root, options) for name, options in corpora.items()]

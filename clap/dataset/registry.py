@@ -1,4 +1,4 @@
-"""Corpora by name or from a config."""
+"""Create corpora by name or from a config."""
 
 import functools
 import importlib
@@ -19,15 +19,19 @@ log = logging.getLogger(__name__)
 
 
 def open_corpus(config: Mapping) -> Corpus:
-    """The corpus that a `dataset` config node describes; the other keys in it are `DatasetSettings`."""
+    """Build the corpus of a `dataset` config node, whose other keys are `DatasetSettings`."""
     return build({key: value for key, value in config.items() if key not in SETTINGS_KEYS}, Corpus)
 
 
 def find_corpus(name: str, root: str | Path | None, options: Mapping | None = None) -> Corpus:
-    """A corpus by name, with its options at their defaults but for those given.
+    """Build a corpus by name.
 
     Args:
-        root: its folder, or one that holds its folder under its name.
+        root: the folder of the corpus, or a folder that contains one with its name.
+        options: keyword arguments of the corpus; others keep their defaults.
+
+    Raises:
+        ValueError: the name or an option is unknown, or a required option is missing.
     """
     make = find_class(plain_name(name))
     if make is None:
@@ -45,7 +49,7 @@ def find_corpus(name: str, root: str | Path | None, options: Mapping | None = No
 
 
 def find_class(name: str) -> type[Corpus] | None:
-    """The corpus of clap/dataset/NAME.py: the class whose `name` is that of its module."""
+    """The Corpus class in clap/dataset/NAME.py whose `name` equals the module's, or None."""
     if name not in {module.name for module in pkgutil.iter_modules([Path(__file__).parent])}:
         return None
     module = importlib.import_module(f"{__package__}.{name}")
@@ -56,13 +60,13 @@ def find_class(name: str) -> type[Corpus] | None:
 
 
 def list_corpora() -> list[str]:
-    """Names of all corpora of clap/dataset/, as their classes spell them."""
+    """Class names of all corpora in clap/dataset/."""
     modules = (module.name for module in pkgutil.iter_modules([Path(__file__).parent]))
     return [found.__name__ for name in modules if (found := find_class(name)) is not None]
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
-    """One weight for each corpus, 1 where none are given."""
+    """One weight for each of `count` corpora, 1 by default; ValueError unless all are positive and finite."""
     weights = [1.0] * count if weights is None else list(weights)
     if len(weights) != count or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(f"weights={weights}: give a positive number for each of {count} corpora; set dataset.weights")
@@ -70,15 +74,17 @@ def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def download_named(names: Sequence[Any], root: str | Path | None, split: str) -> None:
-    """Fetch what is missing of a split of corpora, as `ClapDataset(download=True)` does; the log says what is there.
+    """Download the missing files of a split of each corpus into `root` and log the result.
 
     Raises:
-        ValueError: something other than a name, one that cannot be downloaded, or no root.
+        ValueError: root is missing, an item is not a name, or the corpus cannot be downloaded.
     """
-    from clap.download.run import download_corpus  # yt-dlp and 7z, a second
+    from clap.download.run import download_corpus  # imports yt-dlp and 7z, which takes a second
 
     if root is None or not all(isinstance(name, str) for name in names):
-        raise ValueError('download=True needs names of corpora and a folder for them: datasets=["Clotho"], root="data"')
+        raise ValueError(
+            'download=True needs names of corpora and a folder for them, such as datasets=["Clotho"], root="data"'
+        )
     for name in map(plain_name, names):
         result = download_corpus(name, root, read_addresses(name), functools.partial(find_corpus, name), splits=[split])
         log.log(logging.WARNING if result.missing or result.failures else logging.INFO, "%s", result)

@@ -1,4 +1,4 @@
-"""UrbanSound8K (Salamon et al. 2014) in its published layout: audio/fold1/ to fold10/, metadata/UrbanSound8K.csv."""
+"""UrbanSound8K (Salamon et al. 2014) in its published layout and folds."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,9 @@ FOLD_SIZES = {1: 873, 2: 888, 3: 925, 4: 990, 5: 936, 6: 823, 7: 838, 8: 806, 9:
 class UrbanSound8K(Folds):
     """Clips of up to four seconds, ten classes, in ten folds; see `Folds` for the arguments.
 
-    Clips of one recording (`fsID`) lie in one published fold: another division would test on recordings trained on.
+    All clips of a recording (`fsID`) are in one published fold, so that no recording is in both training and test.
+
+    Layout of root: metadata/UrbanSound8K.csv and audio/fold1/ to audio/fold10/.
     """
 
     name, title = "urbansound8k", "UrbanSound8K"

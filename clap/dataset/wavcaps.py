@@ -1,4 +1,4 @@
-"""WavCaps (Mei et al. 2024): json_files/ as published, and the FLAC files of its zips, one folder a subset."""
+"""WavCaps (Mei et al. 2024): the published json_files/ and the FLAC files of the unpacked zips."""
 
 import functools
 import logging
@@ -19,25 +19,27 @@ INDEXES = {
     "AudioSet_SL": "json_files/AudioSet_SL/as_final.json",
 }
 SIZES = {"FreeSound": 262_300, "BBC_Sound_Effects": 31_201, "SoundBible": 1_232, "AudioSet_SL": 108_317}
-EXCLUSION_KEYS = {"FreeSound": "FreeSound", "AudioSet_SL": "AudioSet"}  # subset -> its key in an exclusion list
-UNPACKED = "mnt/fast/nobackup/scratch4weeks/xm00178/WavCaps/data/waveforms"  # the path inside the published zips
+EXCLUSION_KEYS = {"FreeSound": "FreeSound", "AudioSet_SL": "AudioSet"}  # subset -> key in an exclusion list
+UNPACKED = "mnt/fast/nobackup/scratch4weeks/xm00178/WavCaps/data/waveforms"  # path inside the published zips
 FOLDERS = ("{}_flac", "waveforms/{}_flac", "Audio/{}", f"{UNPACKED}/{{}}_flac")
 
 
 class WavCaps(Corpus):
-    """Clips of any length with one caption each, weakly labelled; there is no published validation or test set.
+    """Weakly labelled clips of any length with one caption each; no validation or test set is published.
 
-    Recordings lie in SUBSET_flac/, waveforms/SUBSET_flac/, Audio/SUBSET/ (aac-datasets), or where the zips unpack to.
+    Layout of root: json_files/, and for each subset one of SUBSET_flac/, waveforms/SUBSET_flac/, Audio/SUBSET/
+    (aac-datasets), or the folder that its zips unpack to.
 
     Args:
-        root: folder that holds json_files/.
-        subsets: some of FreeSound, BBC_Sound_Effects, SoundBible, AudioSet_SL.
-        exclusion_lists: JSON files relative to the root, {"FreeSound": [ids], "AudioSet": [ids]}; what they name is
-            left out, so that sets to be evaluated on have no clip in training.
-        val_fraction: share of the clips held back for validation, by a hash of their ids.
+        subsets: one or more of FreeSound, BBC_Sound_Effects, SoundBible, AudioSet_SL.
+        exclusion_lists: JSON files relative to root, {"FreeSound": [ids], "AudioSet": [ids]}, with the ids of clips to
+            skip, so that evaluation sets share no clip with training.
+        val_fraction: share of the clips for validation, chosen by a hash of their ids.
+        max_duration: seconds; training reads only this much of a longer clip.
 
     Raises:
-        FileNotFoundError: root, an index or an exclusion list is missing. ValueError: an entry or option is wrong.
+        FileNotFoundError: root, an index or an exclusion list is missing.
+        ValueError: an entry or option is invalid.
     """
 
     name, title = "wavcaps", "WavCaps"
@@ -62,7 +64,7 @@ class WavCaps(Corpus):
         if unknown := [name for name in self.subsets if name not in INDEXES]:
             raise ValueError(f"subset {unknown[0]!r} is not one of {', '.join(INDEXES)}; set dataset.subsets")
         if not self.subsets or len(set(self.subsets)) < len(self.subsets):
-            raise ValueError(f"subsets={self.subsets}: name one or more, none twice; set dataset.subsets")
+            raise ValueError(f"subsets={self.subsets}: name one or more, each once; set dataset.subsets")
         require_root(self)
 
     def clips(self, split: str) -> list[Clip]:
@@ -74,7 +76,7 @@ class WavCaps(Corpus):
         return [clip for subset in self.subsets for clip in self.read_subset(subset, excluded[subset])]
 
     def read_exclusion_lists(self) -> dict[str, set[str]]:
-        """Ids that are left out of each subset."""
+        """{subset: ids of the clips to skip}."""
         excluded: dict[str, set[str]] = {subset: set() for subset in INDEXES}
         for name in self.exclusion_lists:
             path = find_index(self, name)
@@ -82,7 +84,7 @@ class WavCaps(Corpus):
             for subset, key in EXCLUSION_KEYS.items():
                 ids = found.get(key, []) if isinstance(found, Mapping) else None
                 if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids):
-                    raise ValueError(f"{path}: {key} is no list of ids; an exclusion list is {{{key!r}: [ids]}}")
+                    raise ValueError(f"{path}: {key} is not a list of ids; write {{{key!r}: [ids]}}")
                 excluded[subset] |= set(ids)
         return excluded
 
@@ -91,16 +93,16 @@ class WavCaps(Corpus):
         found = read_json_index(path)
         entries = found.get("data") if isinstance(found, Mapping) else found
         if not isinstance(entries, list) or not entries:
-            raise ValueError(f'{path}: neither a list of entries nor {{"data": [entries]}}')
+            raise ValueError(f'{path}: not a list of entries; write [entries] or {{"data": [entries]}}')
         if len(entries) < SIZES[subset]:
             log.warning("%s lists %d of %d published clips", path, len(entries), SIZES[subset])
         folder = next((known for known in self.list_folders(subset) if known.is_dir()), self.list_folders(subset)[0])
-        first: dict[str, str] = {}
+        seen: dict[str, str] = {}
         clips = []
         for number, entry in enumerate(entries, start=1):
             where = f"{path}, entry {number}"
             name = check_name(require_text(entry, "id", where), "id", where)
-            check_unique(first, name, "id", where)
+            check_unique(seen, name, "id", where)
             if name not in excluded:
                 clips.append(make_clip(subset, name, entry, folder, where))
         return clips
@@ -110,7 +112,7 @@ class WavCaps(Corpus):
 
 
 def make_clip(subset: str, name: str, entry: Mapping[str, Any], folder: Path, where: str) -> Clip:
-    """AudioSet's ids are file names, YVIDEO.wav; the others are numbers of their site."""
+    """The clip of an entry; ids of AudioSet_SL are file names, YVIDEO.wav, those of other subsets site numbers."""
     stem = name.removesuffix(".wav")
     sources = {"FreeSound": f"freesound:{name}", "AudioSet_SL": f"youtube:{stem.removeprefix('Y')}"}
     tags = entry.get("tags") or []
@@ -121,10 +123,10 @@ def make_clip(subset: str, name: str, entry: Mapping[str, Any], folder: Path, wh
 
 
 def require_text(entry: Any, key: str, where: str) -> str:
-    """A text of an entry, which must be an object that has it."""
+    """The stripped text at a key of an entry; ValueError if it is missing, blank or not a string."""
     value = entry.get(key) if isinstance(entry, Mapping) else None
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: {key}={shorten_repr(value)} is no text")
+        raise ValueError(f"{where}: {key}={shorten_repr(value)} is not a text; write a string that is not blank")
     return check_characters(value.strip(), key, where)
 
 
