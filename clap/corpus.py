@@ -1,4 +1,4 @@
-"""The corpus contract: Clip, Corpus, splits and audio suffixes. torch is not imported here."""
+"""The corpus contract: Clip, Corpus, splits and audio suffixes. This module does not import torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w
 
 
 class WaveformReader(Protocol):
-    """Reads recordings in place of `load_waveform`, as the cache of `dataset.cache` does; see there."""
+    """Replaces `load_waveform` in a corpus; `WaveformCache` in clap/dataset/cache.py documents both methods."""
 
     def load(self, path: Path, sample_rate: int, **options: Any) -> np.ndarray: ...
 
@@ -21,12 +21,14 @@ class WaveformReader(Protocol):
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording (or one scene that its corpus renders) and what people say of it.
+    """One recording (or one scene that its corpus renders) and its captions.
 
     Args:
-        label: the one class of the clip, for zero-shot classification; None where it has none or several.
-        keywords: tags or labels, as many as there are.
-        source: what it was cut from, `youtube:ID@SECONDS` or `freesound:NUMBER`, where its corpus knows.
+        id: unique in the corpus.
+        path: the recording; None if the corpus renders or stores it otherwise.
+        label: the class, for zero-shot classification; None for a clip without a class or with several.
+        keywords: all tags or labels.
+        source: the published recording that the clip is cut from, `youtube:ID@SECONDS` or `freesound:NUMBER`, if known.
     """
 
     id: str
@@ -38,34 +40,35 @@ class Clip:
 
 
 class Corpus:
-    """A named collection of clips in splits; a child class reads its index in `clips`."""
+    """A named collection of clips in splits; a subclass reads its index in `clips`."""
 
     name: str
-    title: str  # as its authors write it
-    source: str  # where it is published
+    title: str  # published spelling of the name
+    source: str  # address of the publication
     licence: str
     citation: str
-    max_duration: float = 30.0  # seconds; in training only this much of a longer clip is read
+    max_duration: float = 30.0  # seconds; training reads only this much of a longer clip
     cache: WaveformReader | None = None
 
     @property
     def counts(self) -> dict[str, int | None]:
-        """Published number of clips of each split; None where it is not known."""
+        """Published number of clips of each split; None if it is not known."""
         return {}
 
     @property
     def parts(self) -> "list[tuple[Corpus, float]]":
-        """The corpora that this one mixes, with their weights in training."""
+        """The mixed corpora and their weights in training; for a single corpus, itself with weight 1."""
         return [(self, 1.0)]
 
     def clips(self, split: str) -> list[Clip]:
+        """The clips of a split: train, val or test."""
         raise NotImplementedError
 
     def load(
         self, clip: Clip, *, sample_rate: int, max_duration: float | None, rng: np.random.Generator | None = None
     ) -> np.ndarray:
-        """Mono float32 (samples,) at `sample_rate`, at most `max_duration` seconds, or all (see `load_waveform`)."""
-        from clap.audio import load_waveform  # torch: an index is read, and its errors shown, without it
+        """Mono float32 (samples,) at `sample_rate`, at most `max_duration` seconds; None: all (see `load_waveform`)."""
+        from clap.audio import load_waveform  # imports torch, which reading an index does not require
 
         load = load_waveform if self.cache is None else self.cache.load
         return load(clip.path, sample_rate, max_duration=max_duration, rng=rng)
@@ -73,7 +76,7 @@ class Corpus:
     def load_samples(
         self, clip: Clip, *, sample_rate: int, max_duration: float | None, rng: np.random.Generator | None = None
     ) -> tuple[np.ndarray, np.float32]:
-        """As `load`, but from a cache still in 16 bits, (samples,) int16, and what a step of them is worth."""
+        """As `load`, but int16 samples (samples,) if they come from a cache, and the scale that makes them float32."""
         if self.cache is None or clip.path is None:
             waveform = self.load(clip, sample_rate=sample_rate, max_duration=max_duration, rng=rng)
             return waveform, np.float32(1)
@@ -81,21 +84,17 @@ class Corpus:
 
 
 def check_split(split: str) -> None:
-    """Refuse a name that is not a split's.
-
-    Raises:
-        ValueError: it is none of train, val and test.
-    """
+    """ValueError if `split` is not train, val or test."""
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}")
 
 
 def plain_name(name: str) -> str:
-    """The name of a corpus as its yaml, its module and its folder bear it: "ESC-50" is esc50."""
+    """The name of a corpus as in its yaml, module and folder: "ESC-50" becomes esc50."""
     return name.lower().replace("-", "")
 
 
 def find_folder(root: str | Path, name: str) -> Path | None:
-    """The folder of a corpus in one that holds several, such as `clotho` or `Clotho`."""
+    """The subfolder of `root` that is named after a corpus, such as `clotho` or `Clotho`; None if there is none."""
     folders = sorted(Path(root).iterdir()) if Path(root).is_dir() else []
     return next((folder for folder in folders if plain_name(folder.name) == plain_name(name)), None)

@@ -1,4 +1,4 @@
-"""Decoded recordings on disk: the same sound as from the file, whatever interrupts."""
+"""The cache of decoded recordings: equal to the files, also after changes, losses and interruptions."""
 
 import os
 import shutil
@@ -31,38 +31,38 @@ def test_cached_waveform_equals_the_file_to_16_bits(recording: Path, tmp_path: P
 
 
 @pytest.fixture
-def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recordings count as old enough at once."""
+def no_min_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new recording gets its link at once."""
     monkeypatch.setattr("clap.dataset.cache.MIN_AGE", -60.0)
 
 
-def test_from_the_cache_it_is_still_16_bits(recording: Path, tmp_path: Path):
+def test_load_samples_returns_16_bits(recording: Path, tmp_path: Path):
     cache = WaveformCache(tmp_path / "cache")
     samples, scale = cache.load_samples(recording, 16000)
     assert samples.dtype == np.int16 and np.array_equal(samples * scale, cache.load(recording, 16000))
 
 
-def test_second_time_nothing_is_decoded(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_second_load_decodes_nothing(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cache = WaveformCache(tmp_path / "cache")
     first = cache.load(recording, 16000)
     monkeypatch.setattr("clap.dataset.cache.load_waveform", None)
     assert np.array_equal(cache.load(recording, 16000), first)
 
 
-@pytest.mark.usefixtures("settled")
-def test_known_recording_is_not_even_read(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.usefixtures("no_min_age")
+def test_known_recording_is_not_read(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = WaveformCache(tmp_path / "cache").load(recording, 16000)
     monkeypatch.setattr("clap.dataset.cache.load_waveform", None)
     monkeypatch.setattr(Path, "read_bytes", None)
     assert np.array_equal(WaveformCache(tmp_path / "cache").load(recording, 16000), first)
 
 
-def test_young_recording_is_told_by_its_content_alone(recording: Path, tmp_path: Path):
+def test_new_recording_gets_no_link(recording: Path, tmp_path: Path):
     WaveformCache(tmp_path / "cache").load(recording, 16000)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["samples"]
 
 
-@pytest.mark.usefixtures("settled")
+@pytest.mark.usefixtures("no_min_age")
 def test_other_recording_of_the_same_size_and_time_is_decoded(recording: Path, tmp_path: Path):
     cache, times = WaveformCache(tmp_path / "cache"), recording.stat()
     cache.load(recording, 44100)
@@ -74,7 +74,7 @@ def test_other_recording_of_the_same_size_and_time_is_decoded(recording: Path, t
     assert np.allclose(cache.load(recording, 44100), 0.5, atol=1e-3)
 
 
-@pytest.mark.usefixtures("settled")
+@pytest.mark.usefixtures("no_min_age")
 def test_equal_recordings_share_a_file(recording: Path, tmp_path: Path):
     cache = WaveformCache(tmp_path / "cache")
     shutil.copy(recording, tmp_path / "copy.wav")
@@ -82,9 +82,9 @@ def test_equal_recordings_share_a_file(recording: Path, tmp_path: Path):
     assert [len(list((cache.folder / name).glob("*/*"))) for name in ("samples", "known")] == [1, 2]
 
 
-@pytest.mark.usefixtures("settled")
+@pytest.mark.usefixtures("no_min_age")
 @pytest.mark.parametrize("lost", ["all", "samples", "known", "the end of a file"])
-def test_what_is_lost_is_made_anew(recording: Path, tmp_path: Path, lost: str):
+def test_lost_files_are_written_again(recording: Path, tmp_path: Path, lost: str):
     cache = WaveformCache(tmp_path / "cache")
     first = cache.load(recording, 16000)
     if lost == "the end of a file":
@@ -107,14 +107,14 @@ def test_recording_replaced_while_it_is_decoded_is_not_kept(recording: Path, tmp
     assert len(cache.load(recording, 44100)) == 22050 and not cache.folder.exists()
 
 
-def test_rates_and_changed_content_are_told_apart(recording: Path, tmp_path: Path):
+def test_rates_and_changed_content_have_separate_files(recording: Path, tmp_path: Path):
     cache = WaveformCache(tmp_path / "cache")
     assert len(cache.load(recording, 16000)) == 2 * len(cache.load(recording, 8000))
     soundfile.write(recording, np.full(44100, 0.5), 44100)
     assert np.allclose(cache.load(recording, 44100), 0.5, atol=1e-3)
 
 
-def test_peaks_above_full_scale_survive(tmp_path: Path):
+def test_peaks_above_full_scale_are_kept(tmp_path: Path):
     soundfile.write(tmp_path / "loud.wav", np.linspace(-3, 3, 16000), 16000, subtype="FLOAT")
     waveform = WaveformCache(tmp_path / "cache").load(tmp_path / "loud.wav", 16000)
     np.testing.assert_allclose(waveform, np.linspace(-3, 3, 16000), rtol=0, atol=1e-4)
@@ -129,14 +129,14 @@ def test_part_is_the_middle_or_random(recording: Path, tmp_path: Path):
     assert np.array_equal(part, whole[start : start + 8000])
 
 
-def test_folder_that_cannot_be_written_is_done_without(recording: Path, tmp_path: Path, caplog):
+def test_unwritable_folder_is_a_warning(recording: Path, tmp_path: Path, caplog):
     (tmp_path / "cache").write_text("a file, not a folder")
     waveform = WaveformCache(tmp_path / "cache").load(recording, 16000)
     assert np.array_equal(waveform, load_waveform(recording, 16000))
-    assert "dataset.cache=" in caplog.text
+    assert "dataset.cache=" in caplog.text and "is not writable" in caplog.text
 
 
-def test_bad_recordings_raise_as_without_cache(tmp_path: Path):
+def test_invalid_recordings_raise_the_error_of_load_waveform(tmp_path: Path):
     (tmp_path / "empty.wav").write_bytes(b"")
     for name, problem in {"empty.wav": "empty", "absent.wav": "no such audio file"}.items():
         with pytest.raises(AudioError, match=problem):
@@ -144,7 +144,7 @@ def test_bad_recordings_raise_as_without_cache(tmp_path: Path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_settings_give_the_corpus_its_cache(tmp_path: Path):
+def test_settings_attach_the_cache_to_the_corpus(tmp_path: Path):
     corpus = Synthetic(num_train=1, num_val=1, num_test=1)
     ClapDataset(corpus, sample_rate=16_000, settings=DatasetSettings(cache=str(tmp_path)))
     assert corpus.cache.folder == tmp_path

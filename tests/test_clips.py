@@ -1,4 +1,4 @@
-"""From corpora to items: what is read, drawn, told and left out."""
+"""ClapDataset: which part of a clip is read, how captions are drawn, which clips are skipped."""
 
 import itertools
 import logging
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from ramps import Ramps, make_dataset
 from torch.utils.data import DataLoader
 
@@ -19,7 +20,7 @@ from clap.dataset.registry import open_corpus
 
 
 def draw(dataset: ClapDataset, epoch: int) -> list[tuple[float, str]]:
-    """Where each clip's part begins, and its caption."""
+    """Start sample of each clip's part, and its caption."""
     items = [dataset[epoch, i] for i in range(len(dataset))]
     return [(round(float(item.waveform[0]) * 2000), item.caption) for item in items]
 
@@ -69,7 +70,7 @@ def test_train_split_can_be_evaluated(ramps):
     assert draw(make_dataset(ramps, training=False), 0)[0] == (750, "one 0")
 
 
-def test_plain_index_draws_anew_each_time(ramps):
+def test_plain_index_draws_at_random(ramps):
     dataset = make_dataset(ramps)
     starts = {round(float(dataset[0].waveform[0]) * 2000) for _ in range(10)}
     assert len(starts) > 1
@@ -79,17 +80,17 @@ def test_plain_index_draws_anew_each_time(ramps):
 
 
 def drawn(dataset: ClapDataset, epoch: int = 0) -> list[tuple[int, str]]:
-    """Clip and caption of everything that an epoch draws."""
+    """Clip index and caption of each item of an epoch."""
     return [(item.index, item.caption) for item in (dataset[epoch, i] for i in range(len(dataset)))]
 
 
-def test_all_captions_are_pairs_of_their_own(ramps):
+def test_each_caption_is_a_separate_pair(ramps):
     dataset = make_dataset(ramps, captions="all")
     expected = [(i, caption) for i, clip in enumerate(ramps) for caption in clip.captions]
     assert len(dataset) == 30 and drawn(dataset) == drawn(dataset, 1) == expected
 
 
-def test_keywords_make_the_caption(ramps, caplog):
+def test_keywords_replace_the_caption(ramps, caplog):
     clips = [replace(ramps[0], keywords=("rain", "wind", "dog")), ramps[1]]
     with caplog.at_level(logging.INFO):
         dataset = make_dataset(clips, captions="keywords")
@@ -103,25 +104,25 @@ def test_evaluation_keeps_the_captions(ramps):
         assert drawn(make_dataset(clips, "test", captions=captions)) == [(i, f"one {i}") for i in range(10)]
 
 
-def test_whole_weight_repeats_every_clip_with_other_draws(ramps):
+def test_integer_weight_repeats_every_clip_with_different_parts(ramps):
     dataset = ClapDataset([Ramps(ramps[:4]), Ramps(ramps[4:])], sample_rate=1000, window=0.5, weights=[3, 1])
     items = [dataset[0, i] for i in range(len(dataset))]
     assert sorted(item.index for item in items) == sorted([0, 1, 2, 3] * 3 + list(range(4, 10)))
     assert len({float(item.waveform[0]) for item in items if item.index == 0}) > 1
 
 
-def test_part_of_a_weight_draws_others_each_epoch(ramps):
+def test_fractional_weight_draws_different_clips_each_epoch(ramps):
     dataset = ClapDataset([Ramps(ramps)], sample_rate=1000, window=0.5, weights=[1.5])
     epochs = [[index for index, _ in drawn(dataset, epoch)] for epoch in range(8)]
     assert all(len(epoch) == 15 and set(epoch) == set(range(10)) for epoch in epochs)
     assert len({tuple(sorted(epoch)) for epoch in epochs}) > 1
 
 
-def test_weights_are_not_for_evaluation(ramps):
+def test_evaluation_ignores_weights(ramps):
     assert len(ClapDataset([Ramps(ramps)], "test", sample_rate=1000, weights=[2])) == 10
 
 
-def test_each_corpus_is_a_part_under_its_own_name(ramps):
+def test_by_corpus_has_a_dataset_for_each_corpus(ramps):
     other = Ramps(lose(ramps[4:], 7))
     other.name = "other"
     dataset = ClapDataset(
@@ -156,30 +157,28 @@ def test_plain_dataloader_works_with_workers(tiny_clap, esc50, monkeypatch):
     assert audio.shape == text.shape == (4, 16)
 
 
-def test_dataset_from_config_is_the_one_of_a_run(tiny_config, tmp_path):
+def test_dataset_from_config_equals_that_of_a_run(tiny_config, tmp_path):
     config = tiny_config("dataset.max_clips=3", "seed=5")
     dataset = package.ClapDataset(config=config, kind="val")
     assert (len(dataset), dataset.sample_rate, dataset.seed, dataset.name) == (3, 16_000, 5, "synthetic")
 
 
-def test_config_may_be_a_path(tiny_config, tmp_path):
-    import yaml
-
+def test_config_can_be_a_path(tiny_config, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_config("dataset.max_clips=3")))
     assert len(package.ClapDataset(config=tmp_path / "run.yaml", kind="test")) == 3
 
 
-def test_config_without_dataset_says_so(tiny_config):
+def test_config_without_dataset_is_an_error(tiny_config):
     config = {key: value for key, value in tiny_config().items() if key != "dataset"}
-    with pytest.raises(ValueError, match="the config has no dataset; give a composed one"):
+    with pytest.raises(ValueError, match="the config has no dataset; pass a composed config"):
         ClapDataset(config=config)
 
 
-def test_loader_keys_are_not_the_corpus_s(tiny_config):
+def test_open_corpus_ignores_loader_keys(tiny_config):
     assert open_corpus(tiny_config()["dataset"]).name == "synthetic"
 
 
-def test_several_corpora_are_put_one_behind_the_other(ramps):
+def test_several_corpora_are_concatenated(ramps):
     dataset = ClapDataset([Ramps(ramps[:2]), Ramps(ramps[5:])], sample_rate=1000)
     assert [clip.id for clip in dataset.clips] == ["0", "1", "5", "6", "7", "8", "9"] and dataset.name == "ramps_ramps"
 
@@ -192,8 +191,8 @@ def test_several_corpora_are_put_one_behind_the_other(ramps):
         ({"datasets": ["CSV"], "root": "data"}, "dataset 'CSV': missing a required argument: 'metadata'; give root="),
         ({"datasets": ["Synthetic"], "root": "data"}, r"dataset 'Synthetic': .*as datasets=\[Synthetic\(...\)\]"),
         ({"kind": "dev"}, "kind='dev' is not one of train, val, test"),
-        ({"datasets": None}, r"needs datasets=\[...\] and sample_rate=..."),
-        ({"sample_rate": None}, "needs datasets"),
+        ({"datasets": None}, r"requires datasets=\[...\] and sample_rate=..."),
+        ({"sample_rate": None}, "requires datasets"),
         (
             {"settings": DatasetSettings(captions="keywords"), "datasets": [Ramps([Clip("a", ("x",))])]},
             "no clip of ramps has keywords; set dataset.c",
@@ -208,7 +207,7 @@ def test_wrong_argument_is_one_clear_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
-# Missing files, and what the split is
+# Missing files, and the digest of a split
 
 
 def lose(clips: list[Clip], *lost: int) -> list[Clip]:
@@ -216,20 +215,20 @@ def lose(clips: list[Clip], *lost: int) -> list[Clip]:
     return [Clip(c.id, c.captions, absent / f"{c.id}.wav") if int(c.id) in lost else c for c in clips]
 
 
-def test_few_missing_files_are_named_and_left_out(ramps, caplog):
+def test_few_missing_files_are_logged_and_skipped(ramps, caplog):
     with caplog.at_level(logging.WARNING):
         dataset = make_dataset(lose(ramps, 3, 8), max_bad_fraction=0.2)
     assert len(dataset) == 8 and dataset.num_listed == 10
-    assert "2 of 10 recordings of the train split of ramps are missing" in caplog.text
+    assert "2 of 10 recordings of the train split of ramps are missing and skipped: " in caplog.text
     assert "/nowhere/3.wav, /nowhere/8.wav" in caplog.text
 
 
-def test_too_many_missing_files_stop(ramps):
+def test_too_many_missing_files_are_an_error(ramps):
     with pytest.raises(FileNotFoundError, match="2 of 10 recordings .* the first is /nowhere/3.wav; set dataset.root"):
         make_dataset(lose(ramps, 3, 8), max_bad_fraction=0.19)
 
 
-def test_all_files_missing_stop_whatever_the_fraction(ramps):
+def test_all_files_missing_is_an_error_at_any_fraction(ramps):
     with pytest.raises(FileNotFoundError, match="10 of 10 recordings"):
         make_dataset(lose(ramps, *range(10)), max_bad_fraction=1.0)
 
@@ -257,7 +256,7 @@ def test_digest_does_not_depend_on_the_folder(ramps, tmp_path):
     assert make_dataset(moved).digest == make_dataset(ramps).digest
 
 
-def test_all_captions_are_there_for_a_tokenizer(ramps):
+def test_captions_lists_every_caption_of_every_clip(ramps):
     assert sorted(make_dataset(ramps).captions) == sorted(itertools.chain(*(clip.captions for clip in ramps)))
 
 
@@ -266,7 +265,7 @@ def test_all_captions_are_there_for_a_tokenizer(ramps):
     [
         ({"captions": "some"}, "captions='some' is not one of sample, all, keywords; set dataset.captions"),
         ({"max_clips": 0}, "dataset.max_clips=0 must be 1 or more, or null"),
-        ({"max_bad_fraction": 1.5}, "dataset.max_bad_fraction=1.5 must be in 0 ... 1"),
+        ({"max_bad_fraction": 1.5}, "dataset.max_bad_fraction=1.5 must be between 0 and 1"),
     ],
 )
 def test_wrong_setting_is_one_clear_line(setting, message):

@@ -1,4 +1,4 @@
-"""Every corpus trains and evaluates end to end on a replica of its published layout, clips of 30 seconds included."""
+"""Every corpus trains and evaluates end to end on a replica of its published layout, including clips of 30 seconds."""
 
 import json
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def write_replica(folder: Path, name: str) -> Path:
 
 
 def train(config: dict, folder: Path) -> dict[str, float]:
-    """Two steps in this process, as train.py takes them."""
+    """Train for two steps in this process, as train.py does."""
     torch.manual_seed(0)
     clap, settings = Clap.from_config(config), config["dataset"]
     corpus = open_corpus(settings)

@@ -1,4 +1,4 @@
-"""Block lists: read, written, and applied to training alone."""
+"""Block lists: reading, writing, and their use in the training split."""
 
 import logging
 from pathlib import Path
@@ -12,7 +12,7 @@ from clap.dataset.exclude import read_exclusions, write_exclusions
 
 
 class Three(Corpus):
-    """Three clips a split, without files."""
+    """Three clips per split, without files."""
 
     name = "three"
 
@@ -30,39 +30,42 @@ def make(path: Path | None, kind: str = "train", max_clips: int | None = None) -
     return ClapDataset(Three(), kind, sample_rate=1000, settings=DatasetSettings(exclude=path, max_clips=max_clips))
 
 
-def test_name_and_reason_stand_on_a_line(tmp_path):
+def test_line_has_a_name_and_a_reason(tmp_path):
     path = write(tmp_path, "# why\n\na #1.wav\tsame samples\r\nb.wav\n#\n#7.wav\n")
     assert read_exclusions(path) == {"a #1.wav": "same samples", "b.wav": "", "#7.wav": ""}
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_list_is_read_back(tmp_path):
     names = {"a #1.wav": "caption of b.wav:\ta dog", "é.wav": ""}
     write_exclusions(tmp_path / "list.txt", names, comment="made for a test")
     assert read_exclusions(tmp_path / "list.txt") == {"a #1.wav": "caption of b.wav: a dog", "é.wav": ""}
 
 
 def test_missing_list_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="dataset.exclude=.*absent.txt is missing; give a text file"):
+    with pytest.raises(FileNotFoundError, match="dataset.exclude=.*absent.txt is missing; set it to a text file"):
         make(tmp_path / "absent.txt")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a.wav\n\tsilent\n", "exclude.txt, line 2: no clip is named"), (b"caf\xe9.wav\n", "exclude.txt is not UTF-8")],
+    [
+        ("a.wav\n\tsilent\n", "exclude.txt, line 2: no clip name before the tab"),
+        (b"caf\xe9.wav\n", "exclude.txt is not UTF-8"),
+    ],
 )
-def test_wrong_list_is_named(tmp_path, text, message):
+def test_invalid_list_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_exclusions(write(tmp_path, text))
 
 
-def test_training_leaves_named_clips_out_and_counts_them(tmp_path, caplog):
+def test_training_skips_and_counts_listed_clips(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         dataset = make(write(tmp_path, "train #1.wav\tsilent\n"))
     assert [clip.id for clip in dataset.clips] == ["train #0.wav", "train #2.wav"] and dataset.num_listed == 2
-    assert "left out 1 of 3 training clips of three" in caplog.text and "match no" not in caplog.text
+    assert "skipped 1 of 3 training clips of three" in caplog.text and "match no" not in caplog.text
 
 
-def test_clip_may_be_named_by_its_path(tmp_path):
+def test_clip_can_be_listed_by_its_path(tmp_path):
     paths = [tmp_path / f"{i}.wav" for i in range(2)]
     for path in paths:
         path.touch()
@@ -72,31 +75,31 @@ def test_clip_may_be_named_by_its_path(tmp_path):
     assert [clip.path for clip in dataset.clips] == paths[1:]
 
 
-def test_evaluation_splits_stay_whole(tmp_path):
+def test_evaluation_splits_ignore_the_list(tmp_path):
     assert len(make(write(tmp_path, "test #1.wav\n"), "test")) == 3
 
 
-def test_name_without_a_training_clip_is_a_warning_with_the_count(tmp_path, caplog):
+def test_unknown_names_are_a_warning_with_their_count(tmp_path, caplog):
     make(write(tmp_path, "train #1.wav\ntest #1.wav\nnobody.wav\n"))
     assert "2 of 3 names in dataset.exclude=" in caplog.text
     assert "match no training clip of three, the first is test #1.wav" in caplog.text
 
 
-def test_all_clips_left_out_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="names all 3 training clips of three"):
+def test_list_of_all_clips_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="names all 3 training clips of three; shorten the list"):
         make(write(tmp_path, "".join(f"train #{i}.wav\n" for i in range(3))))
 
 
-def test_max_clips_counts_what_is_left(tmp_path):
+def test_max_clips_counts_the_remaining_clips(tmp_path):
     dataset = make(write(tmp_path, "train #0.wav\n"), max_clips=1)
     assert [clip.id for clip in dataset.clips] == ["train #1.wav"]
 
 
-def test_digest_tells_of_the_list(tmp_path):
+def test_digest_changes_with_the_list(tmp_path):
     assert make(write(tmp_path, "train #0.wav\n")).digest != make(None).digest
 
 
-def test_config_names_the_list(tiny_config, tmp_path):
+def test_config_sets_the_list(tiny_config, tmp_path):
     path = write(tmp_path, "train-00000\n")
     dataset = ClapDataset(config=tiny_config("dataset.num_train=3", f"dataset.exclude={path}"))
     assert [clip.id for clip in dataset.clips] == ["train-00001", "train-00002"]

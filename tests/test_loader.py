@@ -1,4 +1,4 @@
-"""From items to batches: ordered, padded, with and without workers."""
+"""Batches: order, padding, skipped clips, with and without workers."""
 
 import joblib
 import numpy as np
@@ -17,7 +17,7 @@ from clap.model import Clap
 
 
 def tokenize(captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token a letter."""
+    """One token per letter."""
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(list(map(ord, text))) for text in captions], batch_first=True)
     return ids, ids > 0
 
@@ -34,7 +34,7 @@ def test_collate_pads_waveforms_and_tokens_to_the_longest():
     assert batch.token_ids.shape == (2, 5) and batch.token_mask.sum(dim=1).tolist() == [3, 5]
 
 
-def test_batch_from_the_cache_has_its_items_waveforms(ramps, tmp_path):
+def test_batch_from_the_cache_equals_the_waveforms_of_its_items(ramps, tmp_path):
     dataset = make_dataset(ramps, "test")
     dataset.corpora[0].cache = WaveformCache(tmp_path)
     items = [dataset[i] for i in range(3)]
@@ -42,14 +42,14 @@ def test_batch_from_the_cache_has_its_items_waveforms(ramps, tmp_path):
     assert_array_equal(Collate(tokenize)(items).waveform, np.stack([item.waveform for item in items]))
 
 
-def test_scene_without_a_file_needs_no_cache(tmp_path):
+def test_rendered_scene_bypasses_the_cache(tmp_path):
     corpus = Synthetic(num_train=2, num_val=1, num_test=1)
     expected = ClapDataset(corpus, "val", sample_rate=8000)[0].waveform
     corpus.cache = WaveformCache(tmp_path)
     assert_array_equal(ClapDataset(corpus, "val", sample_rate=8000)[0].waveform, expected)
 
 
-def test_collate_leaves_out_and_names_bad_clips():
+def test_collate_skips_and_reports_bad_clips():
     batch = Collate(tokenize)([make_item(4, 3), make_item(7, 3, problem="7.wav: empty"), make_item(9, 3)])
     assert batch.index.tolist() == [4, 9] and batch.problems == {7: "7.wav: empty"}
 
@@ -59,7 +59,7 @@ def test_batch_without_a_good_clip_is_empty():
     assert len(batch) == 0 and batch.problems == {7: "7.wav: empty"}
 
 
-def test_batch_moves_with_its_problems():
+def test_batch_keeps_its_problems_on_another_device():
     batch = Collate(tokenize)([make_item(0, 3), make_item(1, 3, problem="bad")]).to("meta")
     assert batch.waveform.is_meta and batch.index.is_meta and batch.problems == {1: "bad"}
 
@@ -100,7 +100,7 @@ def test_sampler_gives_the_epoch_to_the_dataset():
     assert {epoch for batch in sampler for epoch, _ in batch} == {5}
 
 
-def test_seek_goes_on_where_the_epoch_was_left():
+def test_seek_resumes_in_the_middle_of_an_epoch():
     sampler = EpochSampler(10, 3, shuffle=True)
     sampler.seek(2)
     whole = list(sampler)
@@ -118,12 +118,12 @@ def test_ordered_epoch_keeps_the_short_batch():
     assert [index for batch in sampler for _, index in batch] == list(range(10)) and len(sampler) == 3
 
 
-def test_batch_larger_than_the_split_is_the_split():
+def test_batch_size_is_at_most_the_split():
     assert [len(batch) for batch in EpochSampler(3, 32, shuffle=True)] == [3]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_workers_change_nothing(ramps, num_workers):
+def test_workers_do_not_change_batches(ramps, num_workers):
     loader = make_loader(
         make_dataset(ramps), Collate(tokenize), batch_size=4, num_workers=num_workers, shuffle=True, seed=3
     )
@@ -149,6 +149,6 @@ def first_batch(clap: Clap) -> int:
     return len(next(iter(make_loader(dataset, clap.collate, batch_size=2, num_workers=1, shuffle=True))))
 
 
-def test_loader_has_workers_in_a_process_of_joblib(tiny_clap):
+def test_loader_starts_workers_in_a_joblib_process(tiny_clap):
     """As in a sweep under hydra/launcher=joblib."""
     assert joblib.Parallel(n_jobs=2)(joblib.delayed(first_batch)(tiny_clap()) for _ in range(2)) == [2, 2]

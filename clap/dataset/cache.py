@@ -1,4 +1,4 @@
-"""Recordings kept on disk as they are needed: decoded, mono, at the model's rate, in 16 bits."""
+"""A disk cache of decoded recordings: mono, at the model's sample rate, in 16 bits."""
 
 import contextlib
 import hashlib
@@ -15,20 +15,21 @@ from clap.audio import choose_part, load_waveform
 
 log = logging.getLogger(__name__)
 
-HEADER = 4  # of the file's 16-bit words: the float32 that full scale stands for, and the number of samples, uint32
-MIN_AGE = 2.0  # seconds: the coarsest clock of a file system; a younger file may change and keep its time
+HEADER = 4  # 16-bit words at the start of a file: full scale as float32, number of samples as uint32
+MIN_AGE = 2.0  # seconds, the coarsest file system clock: a younger file can change without a new modification time
 
 
 class WaveformCache:
-    """What `load_waveform` gives, from a folder in which each recording is decoded once.
+    """Loads waveforms as `load_waveform` does, from a folder in which each recording is decoded once.
 
-    `samples/` has a file for each content and rate, so a changed recording is decoded anew, and jobs and corpora share
-    one folder. `known/` leads there from a recording's path, size, times and inode, so that its content is hashed once;
-    a recording younger than two seconds is hashed every time. Files are memory-mapped: only the part that is needed is
-    read. They appear whole or not at all; if the folder cannot be written to, recordings are decoded every time.
+    `samples/` has one file for each content and sample rate, so a changed recording is decoded again, and jobs and
+    corpora can share a folder. `known/` has links to these files, named by a hash of a recording's path, size, times
+    and inode, so that its content is hashed once; a recording younger than two seconds is hashed every time. Files are
+    memory-mapped, so only the requested part is read, and written atomically. If the folder is not writable, recordings
+    are decoded every time.
 
     Args:
-        folder: made if it does not exist; may be deleted at any time.
+        folder: created if it does not exist; can be deleted at any time.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -54,7 +55,7 @@ class WaveformCache:
         max_duration: float | None = None,
         rng: np.random.Generator | None = None,
     ) -> tuple[np.ndarray, np.float32]:
-        """As `load`, but still the memory-mapped int16 (samples,), and what a scale of them is worth."""
+        """As `load`, but the memory-mapped int16 (samples,) and the scale that makes them float32."""
         found = self.find_samples(path, sample_rate)
         if found is None:
             return load_waveform(path, sample_rate, max_duration=max_duration, rng=rng), np.float32(1)
@@ -63,10 +64,10 @@ class WaveformCache:
         return samples[start : start + count], scale
 
     def find_samples(self, path: str | os.PathLike, sample_rate: int) -> tuple[np.ndarray, np.float32] | None:
-        """All samples of a recording, and their scale; None if they cannot be kept.
+        """All samples of a recording and their scale; None if they cannot be cached.
 
         Raises:
-            AudioError: the recording cannot be used.
+            AudioError: the recording is invalid (see `load_waveform`).
         """
         now = time.time()
         try:
@@ -78,19 +79,19 @@ class WaveformCache:
             file = self.folder / "samples" / content[:2] / f"{content}-{sample_rate}"
             if (found := map_file(file)) is None:
                 waveform = load_waveform(path, sample_rate)
-                if read_identity(path) == (identity, changed):  # it was not replaced meanwhile
+                if read_identity(path) == (identity, changed):  # not replaced in the meantime
                     self.write_samples(file, waveform)
                     found = map_file(file)
         except OSError:
-            return None  # load_waveform says what is wrong
+            return None  # load_waveform raises the error
         if found is not None and changed < now - MIN_AGE:
-            with contextlib.suppress(OSError):  # another process was first, or there are no links here
+            with contextlib.suppress(OSError):  # the link exists already, or the file system has no links
                 os.makedirs(os.path.dirname(link), exist_ok=True)
                 os.symlink(os.path.relpath(file, os.path.dirname(link)), link)
         return found
 
     def write_samples(self, file: Path, waveform: np.ndarray) -> None:
-        """Write to a file of another name first: a process that reads or is killed never sees half of one."""
+        """Write to a temporary file and rename it, so that no process reads a partial file."""
         full_scale = max(1.0, np.abs(waveform).max())
         header = np.float32(full_scale).tobytes() + np.uint32(len(waveform)).tobytes()
         samples = (waveform / full_scale * 32767).round().astype(np.int16)
@@ -102,13 +103,13 @@ class WaveformCache:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            log.warning("dataset.cache=%s cannot be written to (%s); going on without", self.folder, error)
+            log.warning("dataset.cache=%s is not writable (%s); recordings are decoded every time", self.folder, error)
 
 
 def read_identity(path: str | os.PathLike) -> tuple[str, float]:
-    """What tells a recording from others without reading it, and when it was last changed, seconds since 1970."""
+    """A hash that identifies a recording without reading it, and its last change in seconds since 1970."""
     status = os.stat(path)
-    times = (status.st_mtime_ns, status.st_ctime_ns)  # nothing sets the second back, not even copying with times
+    times = (status.st_mtime_ns, status.st_ctime_ns)  # ctime cannot be set, not even by a copy that keeps mtime
     text = f"{os.path.abspath(path)} {status.st_size} {times} {status.st_ino}"
     return hash_bytes(os.fsencode(text)), max(times) / 1e9
 
@@ -118,9 +119,9 @@ def hash_bytes(content: bytes) -> str:
 
 
 def map_file(file: str | os.PathLike) -> tuple[np.ndarray, np.float32] | None:
-    """Int16 (samples,) and the size of their scale; None where there is no such file, or not all of it after a crash.
+    """Memory-map int16 (samples,) and return them with their scale; None if the file is missing or incomplete.
 
-    torch maps it, for numpy would keep the file open, and a large batch has more clips than a process may open files.
+    numpy would keep the file open, and a large batch can exceed the limit of open files; torch closes it.
     """
     try:
         num_words = os.stat(file).st_size // 2

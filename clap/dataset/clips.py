@@ -1,4 +1,4 @@
-"""From corpora to items: ClapDataset, and what an epoch draws from it."""
+"""From corpora to items: ClapDataset and the sampling of its clips and captions in an epoch."""
 
 import copy
 import functools
@@ -29,11 +29,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Item:
-    """What a worker makes of one clip; `problem` says why there is no waveform.
+    """One clip as a worker loads it.
 
     Args:
-        samples: (samples,) float32, or int16 of a cache, which a batch turns into floats without a copy in between.
-        scale: what one of `samples` is worth.
+        index: of the clip in the dataset.
+        samples: (samples,) float32, or int16 from a cache, which Collate converts without an extra copy.
+        group: equal for clips with the same captions.
+        problem: the error if the clip cannot be loaded; `samples` is None then.
+        scale: factor that converts `samples` to [-1, 1].
     """
 
     index: int
@@ -50,25 +53,26 @@ class Item:
 
 
 class ClapDataset(Dataset):
-    """The clips of one split of one or several corpora, with one caption each time a clip is drawn.
+    """The clips of one split of one or several corpora, each as a waveform with one caption.
 
-    In training a clip's caption and the part of it that is read are drawn anew in every epoch, as a function of seed,
-    epoch and position alone; in the other splits they are the first caption and the middle.
+    In training, the caption and the part of the clip are random in each epoch and depend only on seed, epoch and
+    position; in evaluation they are the first caption and the middle of the clip.
 
     Args:
-        datasets: names (`"ESC50"`) or corpora; several are put one behind the other.
+        datasets: names (`"ESC50"`) or corpora, concatenated in this order.
         kind: `train`, `val` or `test`.
-        root: folder of the corpus, or one that holds a folder for each, `clotho` or `Clotho`.
-        sample_rate: Hz of the waveforms; with `config` that of its audio encoder.
-        window: seconds of a clip that the model takes; None for all of it, in training up to the corpus's max_duration.
-        training: draw captions and parts at random; None does so in the train split.
-        weights: how often each clip of a corpus comes in an epoch of training; 0.5: half of the clips, drawn each time.
-        settings: what may be missing, which clips are skipped, which captions are drawn.
-        config: a composed config (path or mapping) instead of the arguments above, but for `kind` and `window`.
-        download: first fetch what is missing of the named corpora into `root`, as `python -m clap download` does.
+        root: folder of the corpus, or a folder with a subfolder for each corpus, `clotho` or `Clotho`.
+        sample_rate: Hz of the waveforms; by default that of the audio encoder in `config`.
+        window: seconds of a clip to read; None: the whole clip, in training at most the corpus's max_duration.
+        training: random captions and parts; by default in the train split only.
+        weights: draws of each clip of a corpus per training epoch; 0.5: half of the clips, different ones each epoch.
+        settings: limits on missing clips, clips to skip, caption sampling.
+        config: a composed config (path or mapping) that replaces the arguments above except `kind` and `window`.
+        download: first download missing files of the named corpora into `root`, as `python -m clap download` does.
 
     Raises:
-        ValueError: unknown name or split, empty split. FileNotFoundError: too many recordings are missing.
+        ValueError: a name, split or weight is invalid, or the split is empty.
+        FileNotFoundError: too many recordings are missing.
     """
 
     def __init__(
@@ -92,13 +96,15 @@ class ClapDataset(Dataset):
             config = read_config(config)
             if missing := [key for key in ("dataset", "audio_encoder") if key not in config]:
                 raise ValueError(
-                    f"the config has no {missing[0]}; give a composed one, as `train.py --cfg job` prints it"
+                    f"the config has no {missing[0]}; pass a composed config, as `train.py --cfg job` prints it"
                 )
             datasets, settings = open_corpus(config["dataset"]), read_dataset_settings(config["dataset"])
             seed = config.get("seed", seed)
             sample_rate = sample_rate or find_sample_rate(config["audio_encoder"])
         if datasets is None or sample_rate is None:
-            raise ValueError("ClapDataset needs datasets=[...] and sample_rate=... (clap.sample_rate), or config=...")
+            raise ValueError(
+                "ClapDataset requires datasets=[...] and sample_rate=... (clap.sample_rate), or config=..."
+            )
         settings = settings or DatasetSettings()
         datasets = [datasets] if isinstance(datasets, str | Corpus) else list(datasets)
         if download:
@@ -125,7 +131,7 @@ class ClapDataset(Dataset):
             for clip in own[: settings.max_clips]
         ]
         if not listed:
-            raise ValueError(f"the {kind} split of {self.name} has no clips")
+            raise ValueError(f"the {kind} split of {self.name} has no clips; choose another split or dataset")
         self.set_listed(listed)
         self.check_missing()
         if self.training and settings.captions == "keywords":
@@ -135,7 +141,7 @@ class ClapDataset(Dataset):
         self.epoch_pairs = self.build_epoch_pairs(every_caption=settings.captions == "all") if self.training else []
 
     def set_listed(self, listed: "Sequence[tuple[Corpus, Clip]]") -> None:
-        """Divide the listed clips into those whose recording exists and those that are missing."""
+        """Separate the listed clips into those whose recording exists and those whose recording is missing."""
         self.listed, self.num_listed = listed, len(listed)
         self.missing = [clip for _, clip in listed if clip.path is not None and not clip.path.is_file()]
         absent = set(self.missing)
@@ -144,12 +150,12 @@ class ClapDataset(Dataset):
 
     @property
     def names(self) -> list[str]:
-        """Of the corpora that have clips in this split, under which each is evaluated."""
+        """Names of the corpora with clips in this split, as in metric names."""
         return list(dict.fromkeys(corpus.name for corpus, _ in self.listed))
 
     @functools.cached_property
     def by_corpus(self) -> "list[tuple[ClapDataset, list[int]]]":
-        """This split, held out, of each corpus alone, and where its clips stand in this dataset."""
+        """For each corpus, this split as a dataset of its own for evaluation, and the indices of its clips here."""
         if len(self.names) == 1:
             return [(self, list(range(len(self.clips))))]
         parts = []
@@ -164,7 +170,7 @@ class ClapDataset(Dataset):
         return parts
 
     def list_clips(self, corpus: Corpus) -> list[Clip]:
-        """The clips that a corpus lists in this split; says if fewer than were published."""
+        """The clips of a corpus in this split, with a warning if there are fewer than published."""
         clips, published = corpus.clips(self.kind), corpus.counts.get(self.kind)
         if published and len(clips) < published:
             log.warning(
@@ -179,23 +185,26 @@ class ClapDataset(Dataset):
 
     @functools.cached_property
     def digest(self) -> str:
-        """Hash of the clips' ids, captions and labels: two datasets with the same digest pose the same task."""
+        """Hash of ids, captions and labels; datasets with the same digest are the same evaluation task."""
         manifest = [[clip.id, clip.captions, clip.label] for clip in self.clips]
         return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16]
 
     def skip_excluded(self, clips: list[list[Clip]], exclude: str | Path) -> list[list[Clip]]:
-        """Training clips without those that a block list names.
+        """Remove the clips in a block list from the training clips.
 
-        Clips of other splits stay, though the list may name them: an evaluation of fewer clips is another task.
+        Other splits keep them, since an evaluation on fewer clips is a different task.
         """
         names = read_exclusions(exclude)
         kept = [[clip for clip in own if not is_excluded(clip, names)] for own in clips]
-        listed, left = sum(map(len, clips)), sum(map(len, kept))
+        num_listed, num_kept = sum(map(len, clips)), sum(map(len, kept))
         log.info(
-            "left out %d of %d training clips of %s, dataset.exclude=%s", listed - left, listed, self.name, exclude
+            "skipped %d of %d training clips of %s, dataset.exclude=%s",
+            *(num_listed - num_kept, num_listed, self.name, exclude),
         )
-        if not left:
-            raise ValueError(f"dataset.exclude={exclude} names all {listed} training clips of {self.name}")
+        if not num_kept:
+            raise ValueError(
+                f"dataset.exclude={exclude} names all {num_listed} training clips of {self.name}; shorten the list"
+            )
         known = {name for own in clips for clip in own for name in (clip.id, str(clip.path))}
         if unknown := [name for name in names if name not in known]:
             log.warning(
@@ -206,24 +215,24 @@ class ClapDataset(Dataset):
 
     @property
     def num_published(self) -> int | None:
-        """Clips that the corpora published for this split; None where one of them does not say."""
+        """Published number of clips in this split; None if it is not known for one of the corpora."""
         counts = [corpus.counts.get(self.kind) for corpus in self.corpora]
         return None if None in counts else sum(counts)
 
     def check_missing(self) -> None:
-        """Name recordings that are listed but not there; too many of them are an error."""
+        """Log missing recordings; FileNotFoundError if their share exceeds `max_bad_fraction`."""
         if not self.missing:
             return
         share = f"{len(self.missing)} of {self.num_listed} recordings of the {self.kind} split of {self.name}"
         if len(self.missing) > self.max_bad_fraction * self.num_listed or len(self.missing) == self.num_listed:
             raise FileNotFoundError(
                 f"{share} are missing, the first is {self.missing[0].path}; set dataset.root, or allow them with "
-                f"dataset.max_bad_fraction, now {self.max_bad_fraction:g} (`python -m clap check` names all)"
+                f"dataset.max_bad_fraction, now {self.max_bad_fraction:g} (`python -m clap check` lists all)"
             )
-        log.warning("%s are missing; going on without %s", share, ", ".join(str(clip.path) for clip in self.missing))
+        log.warning("%s are missing and skipped: %s", share, ", ".join(str(clip.path) for clip in self.missing))
 
     def build_epoch_pairs(self, *, every_caption: bool) -> "list[EpochPairs]":
-        """What an epoch of training draws from each corpus."""
+        """The (clip, caption) pairs of each corpus that training epochs draw from."""
         pairs: list[list[tuple[int, int | None]]] = [[] for _ in self.corpora]
         for index, (corpus, clip) in enumerate(zip(self.owners, self.clips, strict=True)):
             numbers = range(len(clip.captions)) if every_caption else [None]
@@ -232,7 +241,7 @@ class ClapDataset(Dataset):
         return [EpochPairs(own, weight, seed=(self.seed, place)) for place, (own, weight) in drawn]
 
     def locate_pair(self, position: int, epoch: int) -> tuple[int, int | None]:
-        """Index of a clip and number of its caption, None for any."""
+        """Index of the clip and number of its caption (None: random) at a position of an epoch."""
         if not self.training:
             return position, 0
         for pairs in self.epoch_pairs:
@@ -245,7 +254,7 @@ class ClapDataset(Dataset):
         return sum(map(len, self.epoch_pairs)) if self.training else len(self.clips)
 
     def __getitem__(self, position: int | tuple[int, int]) -> Item:
-        """`position`: an index, or (epoch, index) as EpochSampler draws them."""
+        """`position`: an index, or (epoch, index) from EpochSampler; without an epoch, training draws at random."""
         epoch, position = position if isinstance(position, tuple) else (int(torch.randint(2**31, ())), position)
         rng = np.random.default_rng([self.seed, epoch, position]) if self.training else None
         index, number = self.locate_pair(position, epoch)
@@ -260,15 +269,15 @@ class ClapDataset(Dataset):
 
 
 class EpochPairs:
-    """What an epoch draws from one corpus: each pair `weight` times, the fraction from a part that moves on by epoch.
+    """The pairs of one corpus, each `weight` times per epoch; for a fractional weight, the extra pairs vary by epoch.
 
     Args:
-        pairs: index of a clip, and number of its caption or None.
+        pairs: index of a clip, and number of its caption or None for a random one.
     """
 
     def __init__(self, pairs: list[tuple[int, int | None]], weight: float, *, seed: tuple[int, int]) -> None:
         self.pairs, self.weight, self.seed = pairs, weight, seed
-        if weight != 1:  # neighbours in the index may be alike
+        if weight != 1:  # neighbours in an index may be similar
             self.pairs = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))]
 
     def __len__(self) -> int:
@@ -280,9 +289,9 @@ class EpochPairs:
 
 
 def use_keyword_captions(clips: Sequence[Clip], name: str) -> list[Clip]:
-    """Clips whose keywords, told by templates, take the place of their captions; those without keep theirs."""
-    told = sum(bool(clip.keywords) for clip in clips)
-    if not told:
+    """Replace the captions of clips with keywords by templates; ValueError if no clip has keywords."""
+    count = sum(bool(clip.keywords) for clip in clips)
+    if not count:
         raise ValueError(f"no clip of {name} has keywords; set dataset.captions to sample or all")
-    log.info("captions are made from the keywords of %d of %d clips of %s", told, len(clips), name)
+    log.info("captions are made from the keywords of %d of %d clips of %s", count, len(clips), name)
     return [replace(clip, captions=fill_keyword_templates(clip.keywords)) if clip.keywords else clip for clip in clips]

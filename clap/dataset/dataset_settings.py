@@ -1,4 +1,4 @@
-"""What every dataset has: how its clips are read, skipped and batched."""
+"""Settings of every dataset: how its clips are selected, loaded and batched."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,17 +9,17 @@ from clap.config.values import CAPTION_POLICIES
 
 @dataclass(frozen=True)
 class DatasetSettings:
-    """The keys of conf/dataset/_loader.yaml, beside which a dataset's yaml has the arguments of its corpus.
+    """The keys of conf/dataset/_loader.yaml; the other keys of a dataset's yaml are the arguments of its corpus.
 
     Args:
-        batch_size: clips in a batch.
-        num_workers: processes that decode and resample.
-        max_bad_fraction: share of clips that may be missing or unreadable before it is an error.
-        max_clips: use only so many clips of each corpus and split, from the start; None: all.
+        batch_size: clips per batch.
+        num_workers: worker processes that decode and resample.
+        max_bad_fraction: share of clips that may be missing or unreadable before the run stops.
+        max_clips: maximum number of clips per corpus and split, the first ones; None: all.
         cache: folder of decoded recordings (see `WaveformCache`); None: decode every time.
-        exclude: text file of clips that the train split skips (see `read_exclusions`); other splits stay whole.
-        captions: in training, `sample` one of a clip's captions each time; `all` makes each caption a pair of its own;
-            `keywords` puts a clip's keywords into a template instead, where it has some.
+        exclude: text file of clips that the train split skips (see `read_exclusions`); other splits ignore it.
+        captions: in training, `sample` draws one caption of a clip each time; `all` makes a separate pair of each
+            caption; `keywords` replaces the captions of clips with keywords by templates.
 
     Raises:
         ValueError: a value is out of range.
@@ -40,7 +40,7 @@ class DatasetSettings:
                 f"dataset.num_workers={self.num_workers} 0 or more"
             )
         if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"dataset.max_bad_fraction={self.max_bad_fraction} must be in 0 ... 1")
+            raise ValueError(f"dataset.max_bad_fraction={self.max_bad_fraction} must be between 0 and 1")
         if self.max_clips is not None and self.max_clips < 1:
             raise ValueError(f"dataset.max_clips={self.max_clips} must be 1 or more, or null for all clips")
         if self.captions not in CAPTION_POLICIES:
@@ -52,5 +52,5 @@ SETTINGS_KEYS = tuple(field.name for field in fields(DatasetSettings))
 
 
 def read_dataset_settings(node: Mapping[str, Any]) -> DatasetSettings:
-    """The settings in a `dataset` config node."""
+    """The settings of a `dataset` config node."""
     return DatasetSettings(**{key: node[key] for key in SETTINGS_KEYS if key in node})

@@ -1,4 +1,4 @@
-"""From items to batches: Batch, Collate, EpochSampler, and a DataLoader of them."""
+"""From items to batches: Batch, Collate, EpochSampler, and the DataLoader that combines them."""
 
 import contextlib
 import ctypes
@@ -17,15 +17,15 @@ from clap.dataset.clips import ClapDataset, Item
 from clap.dataset.dataset_settings import DatasetSettings
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
-START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # of workers; joblib's processes have another
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # of workers; joblib sets another default
 
 
 @dataclass
 class Batch:
-    """Waveforms (batch, samples), zero behind each row's length (batch,); token ids and mask (batch, tokens).
+    """Waveforms (batch, samples), zero-padded to the longest; lengths (batch,); token ids and mask (batch, tokens).
 
-    clip_ids (batch,): equal where rows are positives of each other, for they share a clip or all its captions.
-    index (batch,): positions in the dataset; problems: {clip id: what is wrong} for clips that were left out.
+    clip_ids (batch,): equal for rows that are positives of each other, since they share a clip or all its captions.
+    index (batch,): indices in the dataset. problems: {index: error} of the clips that were skipped.
     """
 
     waveform: Tensor
@@ -45,10 +45,10 @@ class Batch:
 
 
 class Collate:
-    """Items -> Batch: pads waveforms and token ids to the batch's longest, leaves out clips with a problem.
+    """Items -> Batch: pads waveforms and token ids to the longest of the batch and skips clips with a problem.
 
     Args:
-        tokenize: captions -> token ids and mask.
+        tokenize: captions -> token ids and mask (batch, tokens).
     """
 
     def __init__(self, tokenize: Callable[[list[str]], tuple[Tensor, Tensor]]) -> None:
@@ -78,16 +78,16 @@ class Collate:
 
 
 def allocate_waveform(*shape: int) -> Tensor:
-    """Memory for float32: in huge pages, which numpy asks for and torch does not; in a worker shared at once."""
+    """Uninitialized float32 tensor in huge pages, which numpy requests and torch does not; shared if in a worker."""
     tensor = torch.from_numpy(np.empty(shape, dtype=np.float32))
     return tensor if get_worker_info() is None else tensor.share_memory_()
 
 
 class EpochSampler(Sampler):
-    """Batches of (epoch, index) in an order that depends on seed and epoch alone; `seek` goes to any place in it.
+    """Batches of (epoch, index) in an order that depends only on seed and epoch; `seek` sets epoch and first batch.
 
     Args:
-        shuffle: otherwise in order, the last batch short; shuffled, what fills no batch waits for another epoch.
+        shuffle: random order without the incomplete last batch; False: in order, and the last batch may be smaller.
     """
 
     def __init__(self, num_items: int, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
@@ -121,7 +121,7 @@ def open_loader(
     seed: int = 0,
     training: bool | None = None,
 ) -> DataLoader:
-    """The clips of a split in batches, shuffled in training; see ClapDataset for the arguments."""
+    """DataLoader over a split of a corpus, shuffled in training; see `ClapDataset` for the arguments."""
     dataset = ClapDataset(
         corpus, kind, sample_rate=sample_rate, window=window, seed=seed, training=training, settings=settings
     )
@@ -138,10 +138,15 @@ def open_loader(
 def make_loader(
     dataset: ClapDataset, collate: Collate, *, batch_size: int, num_workers: int, shuffle: bool, seed: int = 0
 ) -> DataLoader:
-    """DataLoader over `dataset`; its own generator leaves torch's global random state alone."""
+    """DataLoader over `dataset`, with its own generator, so that torch's global random state does not change.
+
+    Raises:
+        ValueError: a training batch would have fewer than two clips.
+    """
     if shuffle and min(batch_size, len(dataset)) < 2:
         raise ValueError(
-            f"a contrastive batch needs two clips, not dataset.batch_size={batch_size} of {len(dataset)} training clips"
+            f"dataset.batch_size={batch_size}, {len(dataset)} training clips: a contrastive batch needs two clips or "
+            "more"
         )
     return DataLoader(
         dataset,
@@ -156,14 +161,14 @@ def make_loader(
 
 
 def prepare_worker(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; only the trainer acts on it."""
+    """Ignore Ctrl-C, which reaches every process of a terminal but is handled by the trainer; set up the allocator."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what a clip frees for the next one; pages from the system cost up to a third of decoding."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library has no such options
+    """Make glibc reuse freed memory for the next clip; new pages from the system cost up to a third of decoding."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no mallopt
         libc = ctypes.CDLL(None)
-        libc.mallopt(MMAP_THRESHOLD, 32 * 2**20)  # the largest that it takes
+        libc.mallopt(MMAP_THRESHOLD, 32 * 2**20)  # the maximum
         libc.mallopt(TRIM_THRESHOLD, 2**30)
