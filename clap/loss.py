@@ -1,7 +1,7 @@
 """Contrastive losses between a batch's audio and text embeddings.
 
-Two rows with the same clip id are captions (or windows) of one clip, and positives of one another. The model keeps
-`logit_scale` as a logarithm and exponentiates it in its forward: a loss receives the scale itself.
+Two rows with the same clip id are captions (or windows) of one clip, and positives of each other. The model keeps
+`logit_scale` as a logarithm and exponentiates it in its forward, so a loss receives the scale itself.
 """
 
 import torch
@@ -13,12 +13,12 @@ class SymmetricCrossEntropyLoss(nn.Module):
     """Cross entropy over the batch, audio to text and text to audio, averaged.
 
     audio_embedding, text_embedding (batch, embed_dim) unit norm, logit_scale () = exp of the model's parameter,
-    clip_ids (batch,) -> loss (). The target of a row is uniform over its positives. If all ids differ, that is InfoNCE
-    (Radford et al. 2021, figure 3). Custom-CLAP gives all rows of a clip one of them as their label; this loss is the
-    mean of that over the choices of the label.
+    clip_ids (batch,) -> loss (). The target of a row is uniform over its positives. If all ids differ, the loss is
+    InfoNCE (Radford et al. 2021, figure 3). Custom-CLAP chooses one row of a clip as the label of all its rows; this
+    loss equals the mean over all choices.
 
     Args:
-        init_logit_scale: where the model's exp(logit_scale) starts; 1 / 0.07 in the paper.
+        init_logit_scale: initial value of the model's exp(logit_scale); 1 / 0.07 in the paper.
     """
 
     def __init__(self, *, init_logit_scale: float = 14.2857) -> None:
@@ -38,12 +38,12 @@ class SigmoidLoss(nn.Module):
     """One binary decision for every pair of the batch (SigLIP, Zhai et al. 2023, algorithm 1).
 
     audio_embedding, text_embedding (batch, embed_dim) unit norm, logit_scale () = exp of the model's parameter,
-    clip_ids (batch,) -> loss (), summed over pairs and divided by the batch size. Every pair of one clip is a positive.
-    The bias is a parameter of the loss: the optimizer must be given it.
+    clip_ids (batch,) -> loss (), summed over pairs and divided by the batch size. All pairs of one clip are positives.
+    The bias is a parameter of the loss, which the optimizer must train as well.
 
     Args:
-        init_logit_scale: where the model's exp(logit_scale) starts; 10 in the paper.
-        init_logit_bias: where the bias starts: most pairs are negatives.
+        init_logit_scale: initial value of the model's exp(logit_scale); 10 in the paper.
+        init_logit_bias: initial bias; negative, since most pairs are negatives.
     """
 
     def __init__(self, *, init_logit_scale: float = 10.0, init_logit_bias: float = -10.0) -> None:
@@ -58,11 +58,15 @@ class SigmoidLoss(nn.Module):
 
 
 def _find_positives(audio_embedding: Tensor, text_embedding: Tensor, clip_ids: Tensor) -> Tensor:
-    """(batch, batch) of the embeddings' type, 1 where two rows belong to one clip."""
+    """Mask (batch, batch) in the embeddings' dtype, 1 where two rows have the same clip id.
+
+    Raises:
+        ValueError: the shapes do not match.
+    """
     audio_shape, text_shape, ids_shape = (tuple(x.shape) for x in (audio_embedding, text_embedding, clip_ids))
     if len(audio_shape) != 2 or audio_shape != text_shape or ids_shape != audio_shape[:1]:
         raise ValueError(
-            f"audio_embedding {audio_shape}, text_embedding {text_shape} and clip_ids {ids_shape} do not belong "
-            "together; give (batch, embed_dim) twice and (batch,)"
+            f"audio_embedding {audio_shape}, text_embedding {text_shape} and clip_ids {ids_shape} do not match; "
+            "they must be (batch, embed_dim), (batch, embed_dim) and (batch,)"
         )
     return (clip_ids[:, None] == clip_ids[None, :]).to(audio_embedding.dtype)

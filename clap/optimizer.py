@@ -1,4 +1,4 @@
-"""Parameter groups (a learning rate for each tower, no decay on norms and biases) and the learning-rate schedule."""
+"""Parameter groups (a learning rate per encoder, no weight decay on norms and biases) and learning-rate schedule."""
 
 import math
 from collections.abc import Callable
@@ -24,26 +24,30 @@ def build_optimizer(
     schedule: str,
     total_steps: int,
 ) -> tuple[Optimizer, LambdaLR]:
-    """Optimizer and schedule over what is trainable in the model and in the loss.
+    """Build the optimizer and the schedule for the trainable parameters of the model and the loss.
 
     Args:
-        algorithm: makes the optimizer from parameter groups.
-        lr: peak learning rate of the projections, the logit scale and the loss; the towers have their own.
-        weight_decay: of weights with two or more dimensions; norms, biases and scales have none.
-        warmup_steps: steps of linear rise to the peak.
-        schedule: `cosine` to zero at `total_steps`, or `constant`.
+        algorithm: builds the optimizer from parameter groups.
+        lr: peak learning rate of the projections, the logit scale and the loss.
+        audio_encoder_lr, text_encoder_lr: peak learning rates of the encoders.
+        weight_decay: for parameters with two or more dimensions; norms, biases and scales have none.
+        warmup_steps: steps of the linear warmup to the peak.
+        schedule: `cosine` decay to zero at `total_steps`, or `constant`.
+
+    Raises:
+        ValueError: the schedule is unknown, a number is negative, or no parameter is trainable.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"optimizer.schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
-    given = {
+    numbers = {
         "lr": lr,
         "audio_encoder_lr": audio_encoder_lr,
         "text_encoder_lr": text_encoder_lr,
         "weight_decay": weight_decay,
         "warmup_steps": warmup_steps,
     }
-    if negative := [name for name, value in given.items() if value < 0]:
-        raise ValueError(f"optimizer.{negative[0]}={given[negative[0]]} must not be negative")
+    if negative := [name for name, value in numbers.items() if value < 0]:
+        raise ValueError(f"optimizer.{negative[0]}={numbers[negative[0]]} must not be negative")
     rates = {"audio_encoder": audio_encoder_lr, "text_encoder": text_encoder_lr}
     groups = parameter_groups(clap, criterion, rates=rates, lr=lr, weight_decay=weight_decay)
     optimizer = algorithm(groups)
@@ -54,7 +58,11 @@ def build_optimizer(
 def parameter_groups(
     clap: nn.Module, criterion: nn.Module, *, rates: dict[str, float], lr: float, weight_decay: float
 ) -> list[dict]:
-    """One group for each tower or the rest, with and without decay; `name` tells them apart in a checkpoint."""
+    """Groups named PART/decay and PART/no_decay; PART is an encoder of `rates` or `rest`. Checkpoints keep the names.
+
+    Raises:
+        ValueError: no parameter is trainable.
+    """
     groups: dict[str, dict] = {}
     for name, parameter in [*clap.named_parameters(), *criterion.named_parameters(prefix="loss")]:
         if not parameter.requires_grad:
@@ -67,12 +75,12 @@ def parameter_groups(
         )
         group["params"].append(parameter)
     if not groups:
-        raise ValueError("nothing is left to train: freeze names every part; shorten it")
+        raise ValueError("no parameter is trainable: freeze lists every part; remove one from it")
     return [{"name": name, **group} for name, group in groups.items()]
 
 
 def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, schedule: str) -> float:
-    """Share of the peak learning rate at a step, counted from 0."""
+    """Learning rate as a fraction of its peak, at a step counted from 0."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if schedule == "constant":

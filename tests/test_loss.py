@@ -73,7 +73,7 @@ def test_gradients_reach_embeddings_and_scale(criterion: torch.nn.Module) -> Non
     assert all(tensor.grad.abs().sum() > 0 for tensor in inputs)
 
 
-def test_one_row_has_nothing_to_tell_apart() -> None:
+def test_single_row_has_zero_loss() -> None:
     loss = SymmetricCrossEntropyLoss()(*make_embeddings(1), torch.tensor(10.0), torch.tensor([3]))
     assert loss.item() == 0
 
@@ -85,11 +85,11 @@ def test_order_of_the_batch_does_not_matter() -> None:
     assert_close(criterion(audio[order], text[order], scale, clip_ids[order]), criterion(audio, text, scale, clip_ids))
 
 
-def test_duplicate_captions_are_no_negatives() -> None:
+def test_duplicate_captions_are_not_negatives() -> None:
     audio, text = (x[[0, 0, 1]] for x in make_embeddings())
     criterion, scale = SymmetricCrossEntropyLoss(), torch.tensor(1000.0)
     as_positives = criterion(audio, audio, scale, torch.tensor([4, 4, 5]))
-    assert_close(as_positives.item(), 2 / 3 * math.log(2))  # the floor: two equal rows share their probability
+    assert_close(as_positives.item(), 2 / 3 * math.log(2))  # the minimum: two equal rows share their probability
     assert criterion(text, text, scale, torch.tensor([4, 5, 6])) >= as_positives
 
 
@@ -138,7 +138,7 @@ def test_duplicates_equal_mean_over_choices_of_label(golden) -> None:
     _, tensors = golden("losses")
     similarity, clip_ids = tensors["in/similarity"], tensors["in/duplicate_targets"]
     single_label = []
-    for pair in itertools.product((0, 1), (4, 5)):  # the rows of clips 0 and 4, which come twice
+    for pair in itertools.product((0, 1), (4, 5)):  # the rows of clips 0 and 4, which have two rows each
         labels = torch.arange(12)
         labels[0:2], labels[4:6] = pair
         single_label.append(single_label_loss(similarity, labels))

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import nn
 
 from clap.loss import SigmoidLoss, SymmetricCrossEntropyLoss
@@ -61,17 +62,17 @@ def test_weights_decay(clap):
     assert name == "rest/decay" and groups[name]["weight_decay"] == 0.01
 
 
-def test_towers_and_the_rest_have_their_rates(clap):
+def test_encoders_and_the_rest_have_their_learning_rates(clap):
     rates = {name.split("/")[0]: group["lr"] for name, group in find_groups(clap).items()}
     assert rates == {"audio_encoder": 0.1, "text_encoder": 0.2, "rest": 0.3}
 
 
-def test_every_trainable_parameter_is_there_once(clap):
+def test_every_trainable_parameter_is_in_one_group(clap):
     listed = [id(p) for group in find_groups(clap).values() for p in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in clap.parameters())
 
 
-def test_frozen_part_is_left_out(tiny_clap):
+def test_frozen_part_has_no_group(tiny_clap):
     clap = tiny_clap()
     clap.freeze(["text_encoder"])
     assert not any(name.startswith("text_encoder") for name in find_groups(clap))
@@ -84,7 +85,7 @@ def test_loss_parameters_are_trained(clap):
 
 def test_nothing_to_train_is_an_error(tiny_clap):
     clap = tiny_clap().requires_grad_(False)
-    with pytest.raises(ValueError, match="nothing is left to train"):
+    with pytest.raises(ValueError, match="no parameter is trainable"):
         find_groups(clap)
 
 
@@ -115,7 +116,7 @@ def test_schedule_scales_every_group(clap):
     assert first == pytest.approx({"audio_encoder": 0.05, "text_encoder": 0.1, "rest": 0.15})
 
 
-def test_unknown_schedule_lists_what_there_is(clap):
+def test_unknown_schedule_lists_the_allowed_values(clap):
     with pytest.raises(ValueError, match="optimizer.schedule='linear' is not one of cosine, constant"):
         build(clap, schedule="linear")
 
@@ -128,8 +129,6 @@ def test_negative_value_is_named(clap, name):
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_every_yaml_builds_its_optimizer(clap, tiny_config, name):
-    from hydra.utils import instantiate
-
     config = tiny_config(f"optimizer={name}", "optimizer.lr=0.5")["optimizer"]
     optimizer, _ = instantiate(config)(clap, SymmetricCrossEntropyLoss(), total_steps=10)
     assert type(optimizer).__name__.lower() == name
