@@ -128,9 +128,9 @@ def test_by_corpus_has_a_dataset_for_each_corpus(ramps):
     dataset = ClapDataset(
         [Ramps(ramps[:4]), other], "test", sample_rate=1000, settings=DatasetSettings(max_bad_fraction=0.5)
     )
-    (first, here), (second, there) = dataset.by_corpus
+    (first, first_indices), (second, second_indices) = dataset.by_corpus
     assert dataset.names == [first.name, second.name] == ["ramps", "other"]
-    assert (here, there) == ([0, 1, 2, 3], [4, 5, 6, 7, 8])
+    assert (first_indices, second_indices) == ([0, 1, 2, 3], [4, 5, 6, 7, 8])
     assert (first.num_listed, second.num_listed, len(second), len(second.missing)) == (4, 6, 5, 1)
     assert len({dataset.digest, first.digest, second.digest}) == 3
     assert second[0].index == 0 and second.clips[0] is dataset.clips[4]

@@ -132,7 +132,7 @@ class ClapDataset(Dataset):
         ]
         if not listed:
             raise ValueError(f"the {kind} split of {self.name} has no clips; choose another split or dataset")
-        self.set_listed(listed)
+        self.separate_missing(listed)
         self.check_missing()
         if self.training and settings.captions == "keywords":
             self.clips = use_keyword_captions(self.clips, self.name)
@@ -140,7 +140,7 @@ class ClapDataset(Dataset):
         self.groups = [numbers.setdefault(clip.captions, len(numbers)) for clip in self.clips]
         self.epoch_pairs = self.build_epoch_pairs(every_caption=settings.captions == "all") if self.training else []
 
-    def set_listed(self, listed: "Sequence[tuple[Corpus, Clip]]") -> None:
+    def separate_missing(self, listed: "Sequence[tuple[Corpus, Clip]]") -> None:
         """Separate the listed clips into those whose recording exists and those whose recording is missing."""
         self.listed, self.num_listed = listed, len(listed)
         self.missing = [clip for _, clip in listed if clip.path is not None and not clip.path.is_file()]
@@ -163,7 +163,7 @@ class ClapDataset(Dataset):
             part = copy.copy(self)
             part.__dict__.pop("digest", None)
             part.name, part.corpora = name, [corpus for corpus in self.corpora if corpus.name == name]
-            part.set_listed([(corpus, clip) for corpus, clip in self.listed if corpus.name == name])
+            part.separate_missing([(corpus, clip) for corpus, clip in self.listed if corpus.name == name])
             chosen = [i for i, corpus in enumerate(self.owners) if corpus.name == name]
             part.groups = [self.groups[i] for i in chosen]
             parts.append((part, chosen))

@@ -33,24 +33,25 @@ def find_corpus(name: str, root: str | Path | None, options: Mapping | None = No
     Raises:
         ValueError: the name or an option is unknown, or a required option is missing.
     """
-    make = find_class(plain_name(name))
-    if make is None:
+    corpus_class = find_class(plain_name(name))
+    if corpus_class is None:
         raise ValueError(f"dataset {name!r} is not one of {', '.join(list_corpora())}")
     arguments = dict(options or {})
     if root is not None:
         arguments["root"] = find_folder(root, name) or root
     try:
-        inspect.signature(make).bind(**arguments)
+        inspect.signature(corpus_class).bind(**arguments)
     except TypeError as error:
         raise ValueError(
-            f"dataset {name!r}: {error}; give root=..., or the corpus itself, as datasets=[{make.__name__}(...)]"
+            f"dataset {name!r}: {error}; give root=..., or the corpus itself, "
+            f"as datasets=[{corpus_class.__name__}(...)]"
         ) from None
-    return make(**arguments)
+    return corpus_class(**arguments)
 
 
 def find_class(name: str) -> type[Corpus] | None:
     """The Corpus class in clap/dataset/NAME.py whose `name` equals the module's, or None."""
-    if name not in {module.name for module in pkgutil.iter_modules([Path(__file__).parent])}:
+    if name not in list_modules():
         return None
     module = importlib.import_module(f"{__package__}.{name}")
     classes = (item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Corpus))
@@ -61,8 +62,12 @@ def find_class(name: str) -> type[Corpus] | None:
 
 def list_corpora() -> list[str]:
     """Class names of all corpora in clap/dataset/."""
-    modules = (module.name for module in pkgutil.iter_modules([Path(__file__).parent]))
-    return [found.__name__ for name in modules if (found := find_class(name)) is not None]
+    return [found.__name__ for name in list_modules() if (found := find_class(name)) is not None]
+
+
+def list_modules() -> list[str]:
+    """Names of the modules in clap/dataset/."""
+    return [module.name for module in pkgutil.iter_modules([Path(__file__).parent])]
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
