@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import py7zr
+
 BROKEN = (
     *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
     *(EOFError, NotImplementedError, RuntimeError),
@@ -46,8 +48,6 @@ def unpack(archive: Path, folder: Path) -> dict[str, Path]:
 
 def extract(archive: Path, folder: Path) -> None:
     """Unpack into a folder; names that lead out of it are refused or mended by the libraries."""
-    import py7zr  # a third of a second
-
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:

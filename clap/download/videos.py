@@ -9,7 +9,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import imageio_ffmpeg
 import soundfile
+import yt_dlp
 
 TIMEOUT = 300.0  # seconds for one clip
 TOLERANCE = 0.5  # seconds that a clip may be shorter than its video allows
@@ -44,8 +46,6 @@ def find_ffmpeg() -> str:
     """The ffmpeg of the machine, or that of the package imageio-ffmpeg."""
     if found := shutil.which("ffmpeg"):
         return found
-    import imageio_ffmpeg
-
     return imageio_ffmpeg.get_ffmpeg_exe()
 
 
@@ -80,8 +80,6 @@ def cut_video(
 
 def find_stream(address: str, cookies: str | None) -> dict:
     """Address, headers and seconds of a video's best sound, as yt-dlp finds them."""
-    import yt_dlp  # takes a second
-
     options = {"quiet": True, "no_warnings": True, "noprogress": True, "logger": Silent(), "format": "bestaudio/best"}
     options |= {"socket_timeout": 30, "noplaylist": True}
     if cookies is not None:  # a copy, for yt-dlp writes back what it was given
