@@ -53,22 +53,13 @@ def run(args: argparse.Namespace) -> None:
     limits = Limits(**{option.name: getattr(args, option.name) for option in fields(Limits)})
     own, *against = (compose_dataset(lines) for lines in (args.overrides, *map(shlex.split, args.against)))
 
-    # Imports that take seconds stand behind the checks that need none.
-    from clap.check.figure import plot_report
-    from clap.check.survey import check
-    from clap.dataset.exclude import write_exclusions
+    from clap.check import outputs, survey  # torch and matplotlib; a wrong option is reported without them
 
-    report = check(own, against, limits=limits, workers=0 if args.no_audio else args.workers)
+    report = survey.check(own, against, limits=limits, workers=0 if args.no_audio else args.workers)
     folder = args.output or Path("outputs") / "check" / report.name
-    folder.mkdir(parents=True, exist_ok=True)
-    text, blocked = report.markdown(), report.blocked(args.block)
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    report.write_csv(folder / "findings.csv")
-    plot_report(report, folder / "report.png")
-    comment = f"training clips of {report.name} that share {' or '.join(args.block)} with an evaluation split"
-    write_exclusions(folder / "exclude.txt", blocked, comment=comment)
-    print(f"{text}\n{folder}: report.md, report.png, findings.csv, exclude.txt ({len(blocked)} clips)")
-    if blocked:
+    num_blocked = outputs.write_outputs(report, folder, block=args.block)
+    print(f"{report.markdown()}\n{folder}: report.md, report.png, findings.csv, exclude.txt ({num_blocked} clips)")
+    if num_blocked:
         print(f"to train without them: dataset.exclude={folder / 'exclude.txt'}")
 
 
