@@ -19,7 +19,7 @@ from clap import checkpoint
 from clap.atomic import read_json
 from clap.model import Clap
 from clap.run_folder import METRICS, RECORD
-from clap.tracking.serve import TEMPLATES
+from clap.tracking.serve import DEFAULT_PARAMS
 from clap.tracking.store import (
     DEFAULT_STORE,
     Metric,
@@ -137,8 +137,7 @@ def log_model(client: MlflowClient, copy: Path, *, name: str, uri: str, run_id: 
 def describe_request() -> ModelSignature:
     """Columns and parameters of `ServedClap.predict`; answers have columns of their own with class_names."""
     columns = [ColSpec("string", name, required=False) for name in ("text", "audio")]
-    defaults = {"class_names": [], "templates": TEMPLATES}
-    params = [ParamSpec(name, "string", default, shape=(-1,)) for name, default in defaults.items()]
+    params = [ParamSpec(name, "string", default, shape=(-1,)) for name, default in DEFAULT_PARAMS.items()]
     return ModelSignature(inputs=Schema(columns), params=ParamSchema(params))
 
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from clap.audio import AudioError
 from clap.device import choose_device
-from clap.evaluation.zero_shot import ZeroShot
 from clap.model import Clap
+from clap.prompts import TEMPLATES
 from clap.tracking.store import MlflowException
 
-TEMPLATES = ZeroShot().templates
+DEFAULT_PARAMS = {"class_names": [], "templates": list(TEMPLATES)}
 
 
 class ServedClap:
@@ -116,12 +116,12 @@ def decode(value: object, position: int) -> bytes:
 
 def read_params(params: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Class names, of which there may be none, and templates."""
-    class_names, templates = list(params.get("class_names", [])), list(params.get("templates", TEMPLATES))
+    class_names, templates = (list(params.get(name, default)) for name, default in DEFAULT_PARAMS.items())
     if class_names and (len(set(class_names)) < max(2, len(class_names)) or not all(class_names)):
         raise ValueError(f"class_names={class_names}; give two names or more, each once, none of them empty")
     if not templates or not all(template and "{}" in template for template in templates):
         raise ValueError(f"templates={templates}; give one or more, each with {{}} for the class")
-    if not class_names and templates != TEMPLATES:
+    if not class_names and templates != DEFAULT_PARAMS["templates"]:
         raise ValueError(f"templates={templates} without class_names; give the classes too")
     return class_names, templates
 
