@@ -18,10 +18,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    write_whole(path, (json.dumps(values, indent=2, default=str) + "\n").encode())
+    write_atomic(path, (json.dumps(values, indent=2, default=str) + "\n").encode())
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """Write a file whole or not at all.
 
     Raises:
@@ -36,7 +36,7 @@ def write_whole(path: Path, content: bytes) -> None:
         raise OSError(f"{path}: not written ({error.strerror}); what was there before is untouched") from error
 
 
-def read_entries(path: Path) -> Iterator[dict]:
+def read_json_lines(path: Path) -> Iterator[dict]:
     """Lines of metrics.jsonl as they were written, {"step": int, "time": seconds, "metrics": {name: value}}."""
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         with suppress(json.JSONDecodeError):  # cut short by a kill; the resumed run wrote the step again

@@ -7,7 +7,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from clap.atomic import read_entries, read_json
+from clap.atomic import read_json, read_json_lines
 
 RECORD = "mlflow.json"  # what the store should hold of this run
 HISTORY = "metrics.jsonl"
@@ -17,7 +17,7 @@ METRICS, COST, PROTOCOL = "metrics.json", "cost.json", "evaluation/protocol.json
 def read_history(path: Path) -> list[dict]:
     """metrics.jsonl -> [{"step": int, "metrics": {name: value}}] by step; the later value of a repeated step wins."""
     merged: dict[int, dict[str, float]] = {}
-    for entry in read_entries(path):
+    for entry in read_json_lines(path):
         merged.setdefault(entry["step"], {}).update(entry["metrics"])
     return [{"step": step, "metrics": merged[step]} for step in sorted(merged)]
 

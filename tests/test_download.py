@@ -313,11 +313,11 @@ def test_video_that_failed_is_asked_for_again(audiocaps: dict, file_server: File
 def test_server_that_refuses_is_left_alone(
     audiocaps: dict, file_server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("clap.download.download.MOST_REFUSED", 1)
+    monkeypatch.setattr("clap.download.download.MAX_FAILURES_IN_A_ROW", 1)
     for video in VIDEOS["test"]:
         file_server.faults[f"{video}.wav"] = [("other", None)]
     result = get("audiocaps", tmp_path, audiocaps, splits=["test"], workers=1)
-    assert "the others were not asked for. Wait, give videos.cookies=FILE" in result.failures[0]
+    assert "the remaining clips were not requested. Wait, set videos.cookies=FILE" in result.failures[0]
     assert result.missing == {"Unsupported URL": 1, "not asked for": 1}
 
 
@@ -423,7 +423,7 @@ def test_manifest_outlives_a_line_cut_short(tmp_path: Path):
         file.write('{"path": "c.wa')
     manifest = Manifest(tmp_path)
     assert manifest[tmp_path / "b.wav"] == Status("b.wav", "gone", reason="private")
-    manifest.close()
+    manifest.compact()
     lines = (tmp_path / "download.jsonl").read_text().splitlines()
     assert [json.loads(line)["path"] for line in lines] == ["a\u2028ä.wav", "b.wav"]
 

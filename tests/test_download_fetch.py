@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from download_server import FileServer
 
-from clap.fetch import CHUNK, TRIES, FetchError, Interrupted, fetch
+from clap.fetch import CHUNK, MAX_ATTEMPTS, FetchError, Interrupted, fetch
 
 CONTENT = bytes(range(251)) * 1000  # four chunks, none like another
 CHECKSUM = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
@@ -43,7 +43,7 @@ def test_cut_connection_goes_on_where_it_stopped(server: FileServer, tmp_path: P
 
 
 def test_later_call_goes_on_where_an_earlier_one_stopped(server: FileServer, tmp_path: Path):
-    server.faults["a.bin"] = [("cut", 3 * CHUNK), *[("status", 503)] * TRIES]
+    server.faults["a.bin"] = [("cut", 3 * CHUNK), *[("status", 503)] * MAX_ATTEMPTS]
     with pytest.raises(FetchError, match="a.bin: not downloaded .503"):
         get(server, tmp_path)
     assert get(server, tmp_path) == CONTENT
@@ -51,7 +51,7 @@ def test_later_call_goes_on_where_an_earlier_one_stopped(server: FileServer, tmp
 
 
 def test_file_that_changed_meanwhile_begins_anew(server: FileServer, tmp_path: Path):
-    server.faults["a.bin"] = [("cut", 3 * CHUNK), *[("status", 503)] * TRIES]
+    server.faults["a.bin"] = [("cut", 3 * CHUNK), *[("status", 503)] * MAX_ATTEMPTS]
     with pytest.raises(FetchError):
         get(server, tmp_path)
     (server.folder / "a.bin").write_bytes(CONTENT[::-1])
@@ -59,7 +59,7 @@ def test_file_that_changed_meanwhile_begins_anew(server: FileServer, tmp_path: P
 
 
 def test_server_that_ignores_the_condition_mixes_no_versions(server: FileServer, tmp_path: Path):
-    server.faults["a.bin"] = [("cut", 3 * CHUNK), *[("status", 503)] * TRIES, ("deaf", None)]
+    server.faults["a.bin"] = [("cut", 3 * CHUNK), *[("status", 503)] * MAX_ATTEMPTS, ("deaf", None)]
     with pytest.raises(FetchError):
         get(server, tmp_path)
     (server.folder / "a.bin").write_bytes(CONTENT[::-1])
@@ -68,7 +68,7 @@ def test_server_that_ignores_the_condition_mixes_no_versions(server: FileServer,
 
 @pytest.mark.parametrize("status", [403, 404, 522])
 def test_refusal_on_the_way_keeps_what_has_arrived(server: FileServer, tmp_path: Path, status: int):
-    server.faults["a.bin"] = [("cut", 2 * CHUNK), *[("status", status)] * TRIES]
+    server.faults["a.bin"] = [("cut", 2 * CHUNK), *[("status", status)] * MAX_ATTEMPTS]
     with pytest.raises(FetchError, match=f"not downloaded .{status}"):
         get(server, tmp_path)
     server.faults["a.bin"] = []
@@ -137,10 +137,10 @@ def test_length_told_too_long_still_ends_whole(server: FileServer, tmp_path: Pat
 
 
 def test_connection_that_always_breaks_is_given_up(server: FileServer, tmp_path: Path):
-    server.faults["a.bin"] = [("cut", 0)] * TRIES
-    with pytest.raises(FetchError, match=f"a.bin: not downloaded .* {TRIES} times"):
+    server.faults["a.bin"] = [("cut", 0)] * MAX_ATTEMPTS
+    with pytest.raises(FetchError, match=f"a.bin: not downloaded .* {MAX_ATTEMPTS} times"):
         get(server, tmp_path)
-    assert len(server.requests) == TRIES
+    assert len(server.requests) == MAX_ATTEMPTS
 
 
 def test_address_that_is_none_is_refused_at_once(tmp_path: Path):
@@ -149,7 +149,7 @@ def test_address_that_is_none_is_refused_at_once(tmp_path: Path):
 
 
 def test_stop_keeps_what_has_arrived(server: FileServer, tmp_path: Path):
-    server.faults["a.bin"] = [("cut", CHUNK), *[("status", 503)] * TRIES]
+    server.faults["a.bin"] = [("cut", CHUNK), *[("status", 503)] * MAX_ATTEMPTS]
     with pytest.raises(FetchError):
         get(server, tmp_path)
     stop = threading.Event()

@@ -13,7 +13,7 @@ from conftest import CAPTIONS, CONF
 from torch.testing import assert_close
 
 from clap.__main__ import main
-from clap.atomic import write_whole
+from clap.atomic import write_atomic
 from clap.commands.inputs import find_files, read_texts
 from clap.model import Clap
 
@@ -138,14 +138,14 @@ def test_nothing_readable_writes_nothing(checkpoint, broken, tmp_path):
 
 def test_output_is_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "e.npz"
-    write_whole(path, b"before")
+    write_atomic(path, b"before")
 
     def fill_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fill_disk)
     with pytest.raises(OSError, match="e.npz: not written .No space left on device.; what was there before"):
-        write_whole(path, b"after")
+        write_atomic(path, b"after")
     assert [item.name for item in tmp_path.iterdir()] == ["e.npz"] and path.read_bytes() == b"before"
 
 

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from clap.__main__ import main
-from clap.atomic import read_entries
+from clap.atomic import read_json_lines
 from clap.tracking.tracker import Tracker
 from clap.tracking.upload import upload
 from clap.tracking.view import pack_view
@@ -94,7 +94,7 @@ def read_store(run_dir: Path) -> dict:
 def read_expected_history(run_dir: Path) -> dict:
     """metrics.jsonl in the words of `read_store`."""
     history: dict[str, list] = {}
-    for entry in read_entries(run_dir / "metrics.jsonl"):
+    for entry in read_json_lines(run_dir / "metrics.jsonl"):
         for name, value in entry["metrics"].items():
             history.setdefault(name, []).append((entry["step"], int(1000 * entry["time"]), repr(value)))
     return history

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clap.atomic import write_whole
+from clap.atomic import write_atomic
 
 FORMATS = ("table", "json", "jsonl", "npz")
 SUFFIXES = {".txt": "table", ".json": "json", ".jsonl": "jsonl", ".npz": "npz"}
@@ -70,7 +70,7 @@ def write_ranking(args: argparse.Namespace, files: Sequence[str], texts: Sequenc
         sys.stdout.buffer.write(content)  # UTF-8 whatever the terminal: nothing computed is lost to a letter
         sys.stdout.buffer.flush()
     else:
-        write_whole(args.output, content)
+        write_atomic(args.output, content)
         print(f"{args.output}: {name} of {len(files)} files, {len(texts)} texts")
 
 

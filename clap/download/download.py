@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from clap.corpus import AUDIO_SUFFIXES, Clip, Corpus
 from clap.download.manifest import Manifest, Status
-from clap.download.remote import Remote, Result
-from clap.download.unpack import ArchiveError, join_parts, require_zip, unpack
+from clap.download.remote import RemoteFile, Result
+from clap.download.unpack import ArchiveError, join_parts, require_zip_program, unpack
 from clap.download.videos import VideoError, cut_video
 from clap.fetch import FetchError, fetch
 
 SCRATCH = ".download"  # folder in the corpus's, for what is not yet whole
-MOST_REFUSED = 10  # videos in a row that failed and are not gone: the server wants to be left alone
+MAX_FAILURES_IN_A_ROW = 10  # videos in a row that failed and are not gone: the server wants to be left alone
 
 Job = Callable[[], list[Status]]
 
@@ -27,8 +27,8 @@ class Download:
     """One corpus on its way into its folder; see `download_corpus` for the arguments.
 
     Args:
-        settings: `files` by name, see `Remote`; for clips of videos, `videos` with address, cookies and pause, and the
-            corpus's `version`.
+        settings: `files` by name, see `RemoteFile`; for clips from videos, `videos` with address, cookies and pause,
+            and the `version` of the corpus.
     """
 
     def __init__(
@@ -44,22 +44,22 @@ class Download:
     ) -> None:
         self.open_corpus = open_corpus
         self.name, self.folder, self.splits, self.workers, self.again = name, folder, list(splits), workers, again
-        self.remotes = [Remote(key, **remote) for key, remote in settings["files"].items()]
+        self.files = [RemoteFile(key, **remote) for key, remote in settings["files"].items()]
         self.videos = settings.get("videos")
         self.options = {"version": settings["version"]} if "version" in settings else {}
-        self.others = tuple(
+        self.other_versions = tuple(
             f"{text}/" for name, text in settings.get("lists", {}).items() if name != settings["version"]
         )
         self.scratch, self.manifest = folder / SCRATCH, Manifest(folder)
         self.stop, self.failures = threading.Event(), []
-        self.refused, self.counting = 0, threading.Lock()
+        self.failures_in_a_row, self.count_lock = 0, threading.Lock()
 
-    def open(self) -> Corpus:
+    def read_corpus(self) -> Corpus:
         return self.open_corpus(self.folder, self.options)
 
     @property
-    def wanted(self) -> list[Remote]:
-        return [remote for remote in self.remotes if set(remote.splits) & set(self.splits)]
+    def selected_files(self) -> list[RemoteFile]:
+        return [remote for remote in self.files if set(remote.splits) & set(self.splits)]
 
     def is_complete(self) -> bool:
         """Is everything there already?"""
@@ -67,50 +67,54 @@ class Download:
             clips = self.list_clips()
         except FileNotFoundError:
             return False
-        files = [self.folder / remote.to for remote in self.wanted if not remote.is_archive]
-        return all(file.exists() for file in files) and all(self.manifest.is_whole(clip.path) for clip in clips)
+        files = [self.folder / remote.to for remote in self.selected_files if not remote.is_archive]
+        return all(file.exists() for file in files) and all(self.manifest.is_intact(clip.path) for clip in clips)
 
     def fetch_files(self) -> None:
         """Indexes first, for they tell which archives are needed."""
-        indexes = [remote for remote in self.wanted if remote.index or not remote.is_archive]
+        indexes = [remote for remote in self.selected_files if remote.index or not remote.is_archive]
         self.check_version(indexes)
         absent = [remote for remote in indexes if not self.has_index(remote)]
-        self.run(
+        self.run_jobs(
             [
                 functools.partial(self.fetch_archive if remote.is_archive else self.fetch_index, remote)
                 for remote in absent
             ]
         )
         self.check_indexes([remote for remote in absent if not remote.is_archive])
-        audio = [remote for remote in self.wanted if remote not in indexes and self.is_needed(remote, bool(indexes))]
-        self.run([functools.partial(self.fetch_archive, remote) for remote in audio])
+        audio = [
+            remote
+            for remote in self.selected_files
+            if remote not in indexes and self.is_archive_needed(remote, bool(indexes))
+        ]
+        self.run_jobs([functools.partial(self.fetch_archive, remote) for remote in audio])
 
-    def has_index(self, remote: Remote) -> bool:
-        return self.find_absent(remote) is not None if remote.is_archive else (self.folder / remote.to).exists()
+    def has_index(self, remote: RemoteFile) -> bool:
+        return self.find_missing_clips(remote) is not None if remote.is_archive else (self.folder / remote.to).exists()
 
-    def check_version(self, indexes: Sequence[Remote]) -> None:
+    def check_version(self, indexes: Sequence[RemoteFile]) -> None:
         """Refuse to go on with the lists of another version."""
         for remote in indexes:
             known = self.manifest[self.folder / remote.to]
-            if known is not None and known.origin and known.origin.startswith(self.others):
+            if known is not None and known.origin and known.origin.startswith(self.other_versions):
                 raise ValueError(
                     f"{self.folder / remote.to} came from {known.origin}, of another version than {self.options}; give "
                     "another --root"
                 )
 
-    def fetch_index(self, remote: Remote) -> list[Status]:
+    def fetch_index(self, remote: RemoteFile) -> list[Status]:
         arrived, path = self.scratch / remote.key, self.folder / remote.to
         fetch(remote.address, arrived, checksum=remote.checksum, stop=self.stop)
         arrived.replace(path)
-        return [self.tell(path, "here", origin=remote.address, size=path.stat().st_size)]
+        return [self.make_status(path, "here", origin=remote.address, size=path.stat().st_size)]
 
-    def check_indexes(self, fetched: Sequence[Remote]) -> None:
+    def check_indexes(self, fetched: Sequence[RemoteFile]) -> None:
         """Take away what came instead of an index: the page of a login, a list cut short."""
         for remote in fetched:
             path = self.folder / remote.to
             try:
                 clips = self.list_clips(remote)
-                if len(clips) < self.count_published(remote) and not path.read_bytes().endswith(b"\n"):
+                if len(clips) < self.count_published_clips(remote) and not path.read_bytes().endswith(b"\n"):
                     raise ValueError(f"{path} has {len(clips)} clips and ends within a line")
             except FileNotFoundError:  # another one of this split is missing, which is told already
                 pass
@@ -119,40 +123,40 @@ class Download:
                     path.unlink()
                     self.failures.append(f"{remote.address}: no index of {self.name} ({error}); it is not kept")
 
-    def count_published(self, remote: Remote) -> int:
+    def count_published_clips(self, remote: RemoteFile) -> int:
         """Clips of the wanted splits that need a file, as far as it is known how many there are."""
-        return sum(self.open().counts.get(split) or 0 for split in self.splits if split in remote.splits)
+        return sum(self.read_corpus().counts.get(split) or 0 for split in self.splits if split in remote.splits)
 
-    def list_clips(self, remote: Remote | None = None) -> list[Clip]:
+    def list_clips(self, remote: RemoteFile | None = None) -> list[Clip]:
         """Clips of the wanted splits, of those alone that need a file."""
-        corpus = self.open()
+        corpus = self.read_corpus()
         splits = [split for split in self.splits if remote is None or split in remote.splits]
         return [clip for split in splits for clip in corpus.clips(split)]
 
-    def is_needed(self, remote: Remote, has_index: bool) -> bool:
+    def is_archive_needed(self, remote: RemoteFile, has_index: bool) -> bool:
         """Does an archive hold clips that are not there? Without its index, if it has one, that cannot be told."""
-        absent = self.find_absent(remote)
+        absent = self.find_missing_clips(remote)
         return not has_index if absent is None else bool(absent)
 
-    def find_absent(self, remote: Remote) -> list[Clip] | None:
+    def find_missing_clips(self, remote: RemoteFile) -> list[Clip] | None:
         """Clips that an archive should hold and that are not there; None if there is no index yet to name them."""
         try:
             clips = self.list_clips(remote)
         except FileNotFoundError:
             return None
         held = [clip for clip in clips if clip.path.is_relative_to(self.folder / remote.to)]
-        return [clip for clip in held if not self.is_settled(clip.path, remote.address)]
+        return [clip for clip in held if not self.is_present_or_gone(clip.path, remote.address)]
 
-    def is_settled(self, path: Path, address: str) -> bool:
+    def is_present_or_gone(self, path: Path, address: str) -> bool:
         """Is a clip there, or gone for good from the address that would be asked?"""
         known = self.manifest[path]
         is_gone = known is not None and known.status == "gone" and known.origin == address
-        return self.manifest.is_whole(path) or (is_gone and not self.again)
+        return self.manifest.is_intact(path) or (is_gone and not self.again)
 
-    def fetch_archive(self, remote: Remote) -> list[Status]:
+    def fetch_archive(self, remote: RemoteFile) -> list[Status]:
         """An archive is kept until all that it holds is in its place."""
         if remote.parts:
-            require_zip(remote.key)
+            require_zip_program(remote.key)
         arrived = []
         for address, name, checksum in remote.files():
             arrived.append(self.scratch / name)
@@ -161,20 +165,20 @@ class Download:
         try:
             files = unpack(join_parts(arrived[-1], joined) if remote.parts else arrived[-1], unpacked)
             targets = {self.folder / remote.to / name: path for name, path in files.items()}
-            absent = self.compare(remote, targets)
+            absent = self.find_clips_not_in_archive(remote, targets)
         except ArchiveError as error:
-            remove([*arrived, joined, unpacked])
+            delete_paths([*arrived, joined, unpacked])
             raise FetchError(f"{remote.address}: {error}; it is not kept") from None
         for target, path in targets.items():
-            if not self.is_kept(target):
+            if not self.must_keep(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(target)
-        here = [self.tell(path, "here", origin=remote.address, size=path.stat().st_size) for path in targets]
-        gone = [self.tell(path, "gone", origin=remote.address, reason=f"not in {remote.key}") for path in absent]
-        remove([*arrived, joined, unpacked])
+        here = [self.make_status(path, "here", origin=remote.address, size=path.stat().st_size) for path in targets]
+        gone = [self.make_status(path, "gone", origin=remote.address, reason=f"not in {remote.key}") for path in absent]
+        delete_paths([*arrived, joined, unpacked])
         return here + gone
 
-    def compare(self, remote: Remote, targets: Mapping[Path, Path]) -> list[Path]:
+    def find_clips_not_in_archive(self, remote: RemoteFile, targets: Mapping[Path, Path]) -> list[Path]:
         """Listed clips that an archive does not bring and that are not there.
 
         Raises:
@@ -187,27 +191,29 @@ class Download:
         held = [path for path in paths if path.is_relative_to(self.folder / remote.to)]
         if held and not any(path in targets for path in held):
             raise ArchiveError(f"holds none of the {len(held)} clips that it should, such as {held[0].name}")
-        return [path for path in held if path not in targets and not self.manifest.is_whole(path)]
+        return [path for path in held if path not in targets and not self.manifest.is_intact(path)]
 
-    def is_kept(self, path: Path) -> bool:
+    def must_keep(self, path: Path) -> bool:
         """Must an archive not replace this: a whole clip, or a list, which somebody may have mended?"""
-        return self.manifest.is_whole(path) if path.suffix.lower() in AUDIO_SUFFIXES else path.exists()
+        return self.manifest.is_intact(path) if path.suffix.lower() in AUDIO_SUFFIXES else path.exists()
 
-    def tell(self, path: Path, status: str, **details: Any) -> Status:
-        return Status(self.manifest.name(path), status, **details)
+    def make_status(self, path: Path, status: str, **details: Any) -> Status:
+        return Status(self.manifest.relative_path(path), status, **details)
 
     def fetch_videos(self) -> None:
         """Clips that are in no file yet, each cut from its video."""
         cookies = self.read_cookies()
         try:
-            clips = [clip for clip in self.list_clips() if not self.manifest.is_whole(clip.path)]
+            clips = [clip for clip in self.list_clips() if not self.manifest.is_intact(clip.path)]
         except FileNotFoundError:  # the index failed, which is told already
             return
-        cut = functools.partial(self.cut_clip, duration=self.open().max_duration, cookies=cookies)
+        cut = functools.partial(self.cut_clip, duration=self.read_corpus().max_duration, cookies=cookies)
         wanted = [
-            clip for clip in clips if not self.is_settled(clip.path.with_suffix(".flac"), self.find_video(clip)[0])
+            clip
+            for clip in clips
+            if not self.is_present_or_gone(clip.path.with_suffix(".flac"), self.parse_video_source(clip)[0])
         ]
-        self.run([functools.partial(cut, clip) for clip in wanted], unit="clip")
+        self.run_jobs([functools.partial(cut, clip) for clip in wanted], unit="clip")
 
     def read_cookies(self) -> str | None:
         """The text of the file, which yt-dlp would otherwise write to."""
@@ -221,7 +227,7 @@ class Download:
             raise ValueError(f"videos.cookies={path} is no file in Netscape's format, whose first line says so")
         return text
 
-    def find_video(self, clip: Clip) -> tuple[str, float]:
+    def parse_video_source(self, clip: Clip) -> tuple[str, float]:
         """Address of the video that a clip was cut from, and the second at which it begins."""
         video, _, start = clip.source.removeprefix("youtube:").rpartition("@")
         return self.videos["address"].replace("VIDEO", video), float(start)
@@ -230,32 +236,32 @@ class Download:
         """The seconds of a video that `clip.source` names, as FLAC."""
         if self.stop.is_set():
             return []
-        address, start = self.find_video(clip)
+        address, start = self.parse_video_source(clip)
         path = clip.path.with_suffix(".flac")
         try:
             found = cut_video(address, path, start=start, duration=duration, scratch=self.scratch, cookies=cookies)
         except VideoError as error:
-            self.count_refused(error)
-            return [self.tell(path, "gone" if error.gone else "failed", origin=address, reason=str(error))]
+            self.count_failure(error)
+            return [self.make_status(path, "gone" if error.gone else "failed", origin=address, reason=str(error))]
         finally:
             self.stop.wait(self.videos["pause"])
-        self.refused = 0
+        self.failures_in_a_row = 0
         short = f"{found:.1f} of {duration:g} s" if found < duration - 0.1 else None
-        return [self.tell(path, "here", origin=address, size=path.stat().st_size, reason=short)]
+        return [self.make_status(path, "here", origin=address, size=path.stat().st_size, reason=short)]
 
-    def count_refused(self, error: VideoError) -> None:
+    def count_failure(self, error: VideoError) -> None:
         """Ask no more after many failures in a row."""
-        with self.counting:
-            self.refused = 0 if error.gone else self.refused + 1
-            if self.refused < MOST_REFUSED or self.stop.is_set():
+        with self.count_lock:
+            self.failures_in_a_row = 0 if error.gone else self.failures_in_a_row + 1
+            if self.failures_in_a_row < MAX_FAILURES_IN_A_ROW or self.stop.is_set():
                 return
             self.stop.set()
             self.failures.append(
-                f"{self.refused} clips in a row, the last because of: {error}; the others were not asked for. Wait, "
-                "give videos.cookies=FILE, or update what reads the pages (pip install -U 'yt-dlp[default]' deno)"
+                f"{self.failures_in_a_row} clips in a row failed, the last with: {error}; the remaining clips were not "
+                "requested. Wait, set videos.cookies=FILE, or update yt-dlp (pip install -U 'yt-dlp[default]' deno)"
             )
 
-    def run(self, jobs: Sequence[Job], *, unit: str = "file") -> None:
+    def run_jobs(self, jobs: Sequence[Job], *, unit: str = "file") -> None:
         """Do jobs at a time, and note what became of each as soon as it is known."""
         if not jobs:
             return
@@ -263,14 +269,14 @@ class Download:
         futures = [pool.submit(job) for job in jobs]
         try:
             for future in tqdm(as_completed(futures), total=len(jobs), unit=unit, desc=self.name, disable=None):
-                self.note(future)
+                self.record_result(future)
         except BaseException as error:
             self.stop.set()  # an archive that is being unpacked would be waited for
             pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
             raise
         pool.shutdown()
 
-    def note(self, future: Future) -> None:
+    def record_result(self, future: Future) -> None:
         """Keep a job's statuses, or its failure, which stops no other."""
         try:
             self.manifest.add(future.result())
@@ -283,11 +289,11 @@ class Download:
         num_failed = 0
         for split in self.splits:
             try:
-                corpus = self.open()
+                corpus = self.read_corpus()
                 clips = corpus.clips(split)
             except FileNotFoundError:  # the index failed, which is told already
                 continue
-            absent = [self.look_up(clip) for clip in clips if not self.manifest.is_whole(clip.path)]
+            absent = [self.find_status(clip) for clip in clips if not self.manifest.is_intact(clip.path)]
             result.clips[split] = (len(clips) - len(absent), len(clips), corpus.counts.get(split))
             result.missing.update(known.reason if known else "not asked for" for known in absent)
             num_failed += sum(known is not None and known.status == "failed" for known in absent)
@@ -295,17 +301,17 @@ class Download:
             result.failures.append(f"{num_failed} clips that may come another time; the same command asks again")
         return result
 
-    def clean_up(self) -> None:
+    def remove_scratch(self) -> None:
         """Take the scratch folder away, unless something in it will be gone on from."""
         if self.scratch.is_dir() and not any(path.is_file() for path in self.scratch.iterdir()):
             shutil.rmtree(self.scratch)
 
-    def look_up(self, clip: Clip) -> Status | None:
+    def find_status(self, clip: Clip) -> Status | None:
         """What is known of a clip that is not there."""
         known = self.manifest[clip.path.with_suffix(".flac") if self.videos is not None else clip.path]
         return known if known is not None and known.status != "here" else None
 
 
-def remove(paths: Iterable[Path]) -> None:
+def delete_paths(paths: Iterable[Path]) -> None:
     for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

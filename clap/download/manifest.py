@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from clap.atomic import read_entries, write_whole
+from clap.atomic import read_json_lines, write_atomic
 
-NAME = "download.jsonl"
+MANIFEST_NAME = "download.jsonl"
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class Manifest:
     """The statuses of a corpus's clips by path; the last one that was added for a path counts."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.path = root, root / NAME
-        entries = list(read_entries(self.path)) if self.path.exists() else []
+        self.root, self.path = root, root / MANIFEST_NAME
+        entries = list(read_json_lines(self.path)) if self.path.exists() else []
         self.statuses = {entry["path"]: Status(**entry) for entry in entries}
         if entries and not self.path.read_bytes().endswith(b"\n"):
-            self.close()  # a line that a kill cut short must not join with the next
+            self.compact()  # a line that a kill cut short must not join with the next
 
     def __getitem__(self, path: Path) -> Status | None:
-        return self.statuses.get(self.name(path))
+        return self.statuses.get(self.relative_path(path))
 
-    def name(self, path: Path) -> str:
+    def relative_path(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
     def add(self, statuses: Iterable[Status]) -> None:
@@ -50,21 +50,21 @@ class Manifest:
         statuses = list(statuses)
         self.statuses |= {status.path: status for status in statuses}
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(lines(statuses))
+            file.writelines(to_json_lines(statuses))
 
-    def is_whole(self, path: Path) -> bool:
+    def is_intact(self, path: Path) -> bool:
         """Is a file there, with the size that it had when it was written?"""
         known = self[path]
         return path.is_file() and (known is None or known.size in (None, path.stat().st_size))
 
-    def close(self) -> None:
+    def compact(self) -> None:
         """One line for each path, in order."""
-        content = "".join(lines(self.statuses[path] for path in sorted(self.statuses)))
+        content = "".join(to_json_lines(self.statuses[path] for path in sorted(self.statuses)))
         if content:
-            write_whole(self.path, content.encode())
+            write_atomic(self.path, content.encode())
 
 
-def lines(statuses: Iterable[Status]) -> Iterator[str]:
+def to_json_lines(statuses: Iterable[Status]) -> Iterator[str]:
     for status in statuses:
         entry = {key: value for key, value in asdict(status).items() if value is not None}
         yield json.dumps(entry) + "\n"  # ASCII: no kill can cut a character, no name end a line

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clap.download.manifest import NAME
+from clap.download.manifest import MANIFEST_NAME
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A file of a publisher.
 
     Args:
@@ -59,5 +59,5 @@ class Result:
             lines.append(f"  {split:5}  {here} of {listed} clips{other}")
         lines += [f"  missing: {count} clips, {reason}" for reason, count in self.missing.most_common()]
         lines += [f"  failed: {failure}" for failure in self.failures]
-        lines += [f"  the status of each clip is in {self.root / NAME}"] if self.missing else []
+        lines += [f"  the status of each clip is in {self.root / MANIFEST_NAME}"] if self.missing else []
         return "\n".join(lines)

@@ -42,14 +42,14 @@ def download_corpus(
     """
     if unknown := sorted(set(splits) - set(SPLITS)):
         raise ValueError(f"split {unknown[0]!r} is not one of {', '.join(SPLITS)}")
-    folder = find_target(root, name, open_corpus)
+    folder = find_target_folder(root, name, open_corpus)
     start = functools.partial(
         Download, name, folder, settings, open_corpus, splits=splits, workers=workers, again=again
     )
     if folder.is_dir() and (download := start()).is_complete():  # which may be one that cannot be written to
         return download.summarize()
     folder.mkdir(parents=True, exist_ok=True)
-    with hold(folder / f"{SCRATCH}.lock"):
+    with lock_folder(folder / f"{SCRATCH}.lock"):
         download = start()
         try:
             download.fetch_files()
@@ -57,13 +57,13 @@ def download_corpus(
                 download.fetch_videos()
             result = download.summarize()
         finally:
-            download.manifest.close()
-        download.clean_up()
+            download.manifest.compact()
+        download.remove_scratch()
     return result
 
 
 @contextmanager
-def hold(path: Path) -> Iterator[None]:
+def lock_folder(path: Path) -> Iterator[None]:
     """Work alone in a folder, after those who came first."""
     lock = FileLock(path)
     try:
@@ -77,7 +77,7 @@ def hold(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def find_target(root: str | Path, name: str, open_corpus: Callable[[Path, Mapping[str, Any]], Corpus]) -> Path:
+def find_target_folder(root: str | Path, name: str, open_corpus: Callable[[Path, Mapping[str, Any]], Corpus]) -> Path:
     """The folder of a corpus: one of its name in `root`, or `root` itself if that bears its name or holds its lists."""
     root = Path(root)
     if root.exists() and not root.is_dir():
@@ -85,10 +85,10 @@ def find_target(root: str | Path, name: str, open_corpus: Callable[[Path, Mappin
     if (folder := find_folder(root, name)) is not None:
         return folder
     is_own = plain_name(root.resolve().name) == name
-    return root if is_own or holds_corpus(root, open_corpus) else root / name
+    return root if is_own or is_corpus_folder(root, open_corpus) else root / name
 
 
-def holds_corpus(folder: Path, open_corpus: Callable[[Path, Mapping[str, Any]], Corpus]) -> bool:
+def is_corpus_folder(folder: Path, open_corpus: Callable[[Path, Mapping[str, Any]], Corpus]) -> bool:
     """Can a corpus be read from a folder, in part at least?"""
     for split in SPLITS:
         with suppress(FileNotFoundError):

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import py7zr
 
-BROKEN = (
+ARCHIVE_ERRORS = (
     *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
     *(EOFError, NotImplementedError, RuntimeError),
 )
-DAMAGED = (2, 3)  # exit statuses of zip that are the archive's fault
+DAMAGED_EXIT_CODES = (2, 3)  # exit statuses of zip that are the archive's fault
 
 
 class ArchiveError(ValueError):
@@ -39,10 +39,10 @@ def unpack(archive: Path, folder: Path) -> dict[str, Path]:
     shutil.rmtree(folder, ignore_errors=True)
     extract(archive, folder)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
-    files = [path for path in files if not is_litter(path.relative_to(folder))]
+    files = [path for path in files if not is_system_file(path.relative_to(folder))]
     if not files:
         raise ArchiveError(f"{archive.name} holds no files")
-    top = find_top(files)
+    top = find_common_folder(files)
     return {path.relative_to(top).as_posix(): path for path in files}
 
 
@@ -55,13 +55,13 @@ def extract(archive: Path, folder: Path) -> None:
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as file:
                 file.extractall(folder, filter="data")
-                require_end(file)
+                check_tar_end(file)
         elif py7zr.is_7zfile(archive):
             with py7zr.SevenZipFile(archive) as file:
                 file.extractall(folder)
         else:
             raise ArchiveError(f"{archive.name} is no zip, tar or 7z archive")
-    except (*BROKEN, py7zr.exceptions.ArchiveError) as error:
+    except (*ARCHIVE_ERRORS, py7zr.exceptions.ArchiveError) as error:
         raise ArchiveError(f"{archive.name} is damaged ({error or type(error).__name__})") from None
     except OSError as error:
         if error.errno == errno.EINVAL:  # an offset before the file's beginning
@@ -69,7 +69,7 @@ def extract(archive: Path, folder: Path) -> None:
         raise
 
 
-def require_end(file: tarfile.TarFile) -> None:
+def check_tar_end(file: tarfile.TarFile) -> None:
     """Refuse a tar archive that ends early; reading to the end also has gzip compare its checksum."""
     size = 0
     while chunk := file.fileobj.read(2**20):
@@ -78,7 +78,7 @@ def require_end(file: tarfile.TarFile) -> None:
         raise tarfile.ReadError("it ends before its end")
 
 
-def require_zip(archive: str) -> None:
+def require_zip_program(archive: str) -> None:
     """Refuse before the download of an archive in parts what could not be joined after it.
 
     Raises:
@@ -107,15 +107,15 @@ def join_parts(archive: Path, folder: Path) -> Path:
     if done.returncode:
         shutil.rmtree(folder)
         reason = f"{archive.name} and its parts cannot be joined ({' '.join((done.stdout + done.stderr).split())})"
-        raise ArchiveError(reason) if done.returncode in DAMAGED else OSError(reason)
+        raise ArchiveError(reason) if done.returncode in DAMAGED_EXIT_CODES else OSError(reason)
     return joined
 
 
-def is_litter(path: Path) -> bool:
+def is_system_file(path: Path) -> bool:
     """What file managers leave in archives."""
     return path.name.startswith("._") or path.name == ".DS_Store" or "__MACOSX" in path.parts
 
 
-def find_top(files: Sequence[Path]) -> Path:
+def find_common_folder(files: Sequence[Path]) -> Path:
     """The deepest folder that holds all files."""
     return Path(os.path.commonpath([path.parent for path in files]))

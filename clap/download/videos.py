@@ -27,7 +27,7 @@ UNAVAILABLE = (  # what yt-dlp says of a video that will not come back
     "http error 404",
     "http error 410",
 )
-PASSING = ("try again", "rate-limited", "sign in", "not a bot")  # that it says of videos which will, beside the above
+TEMPORARY = ("try again", "rate-limited", "sign in", "not a bot")  # that it says of videos which will, beside the above
 
 
 class VideoError(ValueError):
@@ -70,7 +70,7 @@ def cut_video(
     with tempfile.TemporaryDirectory(dir=scratch) as folder:  # of this call alone: a kill leaves its ffmpeg writing
         part = Path(folder) / path.name
         run_ffmpeg(stream, part, start=start, duration=duration)
-        seconds = measure(part)
+        seconds = decoded_duration(part)
         if seconds < wanted - TOLERANCE:  # cut off, or its end, which a server that tells no duration cannot say
             raise VideoError(f"only {seconds:.1f} s arrived", gone=False)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,8 +80,8 @@ def cut_video(
 
 def find_stream(address: str, cookies: str | None) -> dict:
     """Address, headers and seconds of a video's best sound, as yt-dlp finds them."""
-    options = {"quiet": True, "no_warnings": True, "noprogress": True, "logger": Silent(), "format": "bestaudio/best"}
-    options |= {"socket_timeout": 30, "noplaylist": True}
+    options = {"quiet": True, "no_warnings": True, "noprogress": True, "logger": SilentLogger()}
+    options |= {"format": "bestaudio/best", "socket_timeout": 30, "noplaylist": True}
     if cookies is not None:  # a copy, for yt-dlp writes back what it was given
         options["cookiefile"] = io.StringIO(cookies)
     try:
@@ -99,7 +99,7 @@ def find_stream(address: str, cookies: str | None) -> dict:
 def is_gone(reason: str) -> bool:
     """Will a video not come back, by what yt-dlp says of it?"""
     text = reason.lower()
-    return any(words in text for words in UNAVAILABLE) and not any(words in text for words in PASSING)
+    return any(words in text for words in UNAVAILABLE) and not any(words in text for words in TEMPORARY)
 
 
 def run_ffmpeg(stream: dict, part: Path, *, start: float, duration: float) -> None:
@@ -116,7 +116,7 @@ def run_ffmpeg(stream: dict, part: Path, *, start: float, duration: float) -> No
         raise VideoError(f"ffmpeg: {last_line(error.stderr)}", gone=False) from None
 
 
-def measure(path: Path) -> float:
+def decoded_duration(path: Path) -> float:
     """Seconds of a recording that really can be decoded."""
     try:
         waveform, rate = soundfile.read(path)
@@ -125,7 +125,7 @@ def measure(path: Path) -> float:
     return len(waveform) / rate
 
 
-class Silent:
+class SilentLogger:
     """yt-dlp's own messages come back in its exceptions."""
 
     def debug(self, message: str) -> None: ...

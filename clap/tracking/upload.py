@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clap.atomic import read_entries, read_json, write_json
+from clap.atomic import read_json, read_json_lines, write_json
 from clap.run_folder import HISTORY, LOCK, RECORD, SWEEP_FILE, is_held
 from clap.tracking.store import (
     Metric,
@@ -147,7 +147,7 @@ def create_run(client: MlflowClient, record: dict[str, Any], run_dir: Path, *, u
 
 def read_metrics(path: Path) -> list[Metric]:
     """Every value of metrics.jsonl, with the time at which the run had it."""
-    entries = read_entries(path) if path.exists() else ()
+    entries = read_json_lines(path) if path.exists() else ()
     return [
         Metric(name, value, int(1000 * entry["time"]), entry["step"])
         for entry in entries
