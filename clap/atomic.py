@@ -1,4 +1,4 @@
-"""JSON and other files that appear whole or not at all."""
+"""Atomic writes of JSON and other files."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a file holds; nothing if there is none, or one that a crash of the machine cut short."""
+    """Content of a JSON file; empty if the file does not exist or is truncated, as after a system crash."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -17,15 +17,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_atomic(path, (json.dumps(values, indent=2, default=str) + "\n").encode())
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file atomically, through a temporary file.
 
     Raises:
-        OSError: it could not be written; what was there before is untouched.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -33,11 +33,11 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OSError(f"{path}: not written ({error.strerror}); what was there before is untouched") from error
+        raise OSError(f"{path}: not written ({error.strerror}); an existing file is unchanged") from error
 
 
 def read_json_lines(path: Path) -> Iterator[dict]:
-    """Lines of metrics.jsonl as they were written, {"step": int, "time": seconds, "metrics": {name: value}}."""
+    """Entries of a JSON Lines file, such as metrics.jsonl or download.jsonl, in order; a truncated line is skipped."""
     for line in Path(path).read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):  # cut short by a kill; the resumed run wrote the step again
+        with suppress(json.JSONDecodeError):  # truncated by a kill; the resumed run writes the step again
             yield json.loads(line)

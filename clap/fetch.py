@@ -1,4 +1,4 @@
-"""A file from its server, whole or not at all: goes on where it stopped, through cut connections and kills."""
+"""Downloads a file from its server atomically; resumes after lost connections and kills."""
 
 import errno
 import hashlib
@@ -9,35 +9,35 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-TIMEOUT = 30.0  # seconds that a server may be silent
-CHUNK = 2**16  # bytes; what a cut connection may lose
-MAX_ATTEMPTS = 5  # requests in a row that bring nothing
-RETRY_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505}  # statuses after which it is worth asking again
-WAIT = 1.0  # seconds before asking again, doubled each time
+TIMEOUT = 30.0  # seconds without a byte
+CHUNK = 2**16  # bytes; a lost connection loses at most this
+MAX_ATTEMPTS = 5  # requests in a row without a new byte
+RETRY_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505}  # HTTP statuses that may pass
+WAIT = 1.0  # seconds before a retry, doubled each time
 MAX_WAIT = 120.0  # seconds
 
 
 class FetchError(OSError):
-    """A file that its server does not give; the message names address and reason."""
+    """A file cannot be downloaded; the message names address and reason."""
 
 
 class Interrupted(FetchError):
-    """Asked to stop; what has arrived is kept."""
+    """The download was stopped; received bytes are kept."""
 
 
 def fetch(address: str, path: Path, *, checksum: str = "", stop: threading.Event | None = None) -> None:
-    """Write the file of an address to `path`, if it is not there.
+    """Download the file at an address to `path` unless it exists.
 
-    What has arrived lies in PATH.part, and the version that the server gave it in PATH.version: a later call goes on
-    from there if the server's file is still the same. One process at a time.
+    Received bytes are in PATH.part and the version of the server's file in PATH.version: a later call resumes if the
+    version is still the same. Only one process at a time may download to a path.
 
     Args:
         checksum: `md5:...` or `sha256:...` of the whole file.
-        stop: set by another thread to end this early.
+        stop: set by another thread to stop the download.
 
     Raises:
-        FetchError: no such file, no connection, or one that keeps breaking; another content than the checksum says.
-        OSError: it cannot be written.
+        FetchError: the server does not have the file or cannot be reached, or the checksum differs.
+        OSError: the file cannot be written.
     """
     if path.exists() and (not checksum or matches_checksum(path, checksum)):
         return
@@ -51,17 +51,17 @@ def fetch(address: str, path: Path, *, checksum: str = "", stop: threading.Event
     except FetchError:
         raise
     except OSError as error:
-        advice = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
+        advice = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "fix the cause"
         raise OSError(
-            f"{part.path}: not written ({error.strerror}); {advice} and start again, what has arrived is kept"
+            f"{part.path}: not written ({error.strerror}); {advice} and run again, received bytes are kept"
         ) from error
 
 
 class PartialFile:
-    """What has arrived of a file, and the version that it is a part of.
+    """The received bytes of a file, and the version of the server's file that they belong to.
 
     Args:
-        trusted: a checksum will be compared, so a part may be continued without knowing its version.
+        trusted: whether a checksum will be verified, so that a part of unknown version may be resumed.
     """
 
     def __init__(self, path: Path, *, trusted: bool) -> None:
@@ -74,23 +74,23 @@ class PartialFile:
 
     @property
     def stored_version(self) -> str:
-        """That of the server's file, if it told one."""
+        """Version of the server's file; empty if the server sent none."""
         return self.version.read_text() if self.version.exists() else ""
 
     def headers(self) -> dict[str, str]:
-        """Of a request for what is still missing."""
+        """Headers of a request for the missing bytes."""
         version = self.stored_version
         if not self.size or not (version or self.trusted):
             return {}
         return {"Range": f"bytes={self.size}-"} | ({"If-Range": version} if version else {})
 
     def restart(self, answer: requests.Response) -> None:
-        """Begin anew with an answer's version; in this order a kill never leaves a part under another's version."""
+        """Discard the part and store the version of an answer; in this order, a kill never mixes two versions."""
         self.delete()
         self.version.write_text(read_file_version(answer))
 
     def has_version_of(self, answer: requests.Response) -> bool:
-        """Does an answer go on with the version that the part is of, as far as both tell it?"""
+        """Whether an answer has the version of the part; True if one of the versions is unknown."""
         version, own = read_file_version(answer), self.stored_version
         return not (version and own) or version == own
 
@@ -99,11 +99,11 @@ class PartialFile:
         self.version.unlink(missing_ok=True)
 
     def verify(self, address: str, checksum: str) -> None:
-        """Compare the whole with a checksum; what is wrong is taken away."""
+        """Verify the checksum of the whole file; a wrong file is deleted."""
         if not matches_checksum(self.path, checksum):
             self.delete()
             kind, _, wanted = checksum.partition(":")
-            raise FetchError(f"{address}: another file than was published, its {kind} is not {wanted}; nothing is kept")
+            raise FetchError(f"{address}: not the published file, its {kind} is not {wanted}; deleted")
 
     def finish(self) -> None:
         os.replace(self.path, self.target)
@@ -111,7 +111,7 @@ class PartialFile:
 
 
 def read_file_version(answer: requests.Response) -> str:
-    """What tells a server's file from a later one: a strong ETag, or else the time of its last change."""
+    """Version of the server's file: a strong ETag, or else Last-Modified."""
     tag = answer.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified", "")
 
@@ -127,7 +127,7 @@ def matches_checksum(path: Path, checksum: str) -> bool:
 
 
 def fetch_with_retries(address: str, part: PartialFile, stop: threading.Event) -> None:
-    """Ask until the whole file has arrived; every byte that does gives new patience."""
+    """Send requests until the whole file is received; each received byte resets the number of attempts."""
     failures = 0
     while True:
         if stop.is_set():
@@ -139,7 +139,7 @@ def fetch_with_retries(address: str, part: PartialFile, stop: threading.Event) -
         except requests.RequestException as error:
             answer = error.response
             if isinstance(error, ValueError) or (answer is not None and answer.status_code not in RETRY_STATUSES):
-                reason = summarize_request_error(error)  # ValueError: the address is none
+                reason = summarize_request_error(error)  # ValueError: the address is not a URL
                 raise FetchError(f"{address}: not downloaded ({reason})") from None
             failures = 1 if part.size > before else failures + 1
             if failures >= MAX_ATTEMPTS:
@@ -150,17 +150,17 @@ def fetch_with_retries(address: str, part: PartialFile, stop: threading.Event) -
 
 
 def fetch_rest(address: str, part: PartialFile, stop: threading.Event) -> None:
-    """Ask once for what is missing, and write it as it comes."""
+    """Send one request for the missing bytes and append them as they arrive."""
     headers = {"Accept-Encoding": "identity"} | part.headers()
     with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        there, first, total = part.size, *parse_content_range(answer)
-        if answer.status_code == 416 and there == total:  # killed after the last byte
+        received, first, total = part.size, *parse_content_range(answer)
+        if answer.status_code == 416 and received == total:  # killed after the last byte
             return
         if answer.status_code == 416 or (
-            answer.status_code == 206 and (first != there or not part.has_version_of(answer))
+            answer.status_code == 206 and (first != received or not part.has_version_of(answer))
         ):
             part.delete()
-            raise requests.ConnectionError("the server has another file than before")
+            raise requests.ConnectionError("the server's file has changed")
         answer.raise_for_status()
         if answer.status_code != 206:
             part.restart(answer)
@@ -171,11 +171,11 @@ def fetch_rest(address: str, part: PartialFile, stop: threading.Event) -> None:
                 file.write(chunk)
                 bar.update(len(chunk))
     if total is not None and part.size != total:
-        raise requests.ConnectionError(f"{part.size} of {total} bytes arrived")
+        raise requests.ConnectionError(f"received {part.size} of {total} bytes")
 
 
 def parse_content_range(answer: requests.Response) -> tuple[int, int | None]:
-    """First byte of an answer's body in the file, and the file's length if it is told."""
+    """Position of an answer's first byte in the file, and the length of the file if known."""
     content = answer.headers.get("Content-Range", "").removeprefix("bytes ")  # FIRST-LAST/TOTAL or */TOTAL
     if content:
         span, _, total = content.partition("/")
@@ -192,7 +192,7 @@ def make_progress_bar(part: PartialFile, total: int | None) -> tqdm:
 
 
 def summarize_request_error(error: requests.RequestException) -> str:
-    """What went wrong, in the few words at the bottom of the library's nested exceptions."""
+    """A short reason from the innermost of the nested exceptions of requests."""
     if error.response is not None:
         return f"{error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout):
@@ -201,6 +201,6 @@ def summarize_request_error(error: requests.RequestException) -> str:
 
 
 def read_retry_after(answer: requests.Response | None) -> float:
-    """Seconds that a busy server asks to be left alone."""
+    """Seconds to wait as requested by the server's Retry-After header."""
     asked = answer.headers.get("Retry-After", "") if answer is not None else ""
     return float(asked) if asked.isdecimal() else 0.0

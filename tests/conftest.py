@@ -64,7 +64,7 @@ def ramps(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
 
 @pytest.fixture
 def file_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    """A server of tmp_path/served, which is asked again without a pause."""
+    """A server of tmp_path/served; retries do not wait."""
     monkeypatch.setattr("clap.fetch.WAIT", 0.0)
     with serve(tmp_path / "served") as server:
         yield server

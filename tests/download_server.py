@@ -1,4 +1,4 @@
-"""A server of files on this machine that answers ranges, and breaks as real ones do."""
+"""A local file server that supports byte ranges and fails as real servers do."""
 
 import hashlib
 import threading
@@ -13,10 +13,10 @@ PIECE = 2**14  # bytes
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Takes the next fault of the path, if there is one, and otherwise gives the file.
+    """Applies the next fault of a path, or serves the file if there is none.
 
-    Faults: `cut` after some bytes, a `status`, `longer` or `shorter` (a length that is not so), `other` (another
-    content), `whole` (no ranges), `nameless` (no ETag), `deaf` (to If-Range).
+    Faults: `cut` (connection closed after some bytes), `status`, `longer` or `shorter` (wrong Content-Length),
+    `other` (another content), `no_range` (ranges ignored), `no_etag`, `no_if_range` (If-Range ignored), `none`.
     """
 
     server: "FileServer"
@@ -31,14 +31,14 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(value if fault == "status" else 404, b"", retry_after="0")
             return
         content = b"<html>log in</html>" if fault == "other" else path.read_bytes()
-        self.give(content, fault, value)
+        self.send_file(content, fault, value)
 
-    def give(self, content: bytes, fault: str | None, value: int | None) -> None:
+    def send_file(self, content: bytes, fault: str | None, value: int | None) -> None:
         tag = f'"{hashlib.md5(content).hexdigest()}"'
         asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
-        headers = {} if fault == "nameless" else {"etag": tag}
+        headers = {} if fault == "no_etag" else {"etag": tag}
         first = 0
-        if asked and fault != "whole" and (condition in (None, tag) or fault == "deaf"):
+        if asked and fault != "no_range" and (condition in (None, tag) or fault == "no_if_range"):
             first = int(asked.removeprefix("bytes=").partition("-")[0])
             if first >= len(content):
                 self.answer(416, b"", content_range=f"bytes */{len(content)}")
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves `folder`; `faults` by path are used up one a request; `requests` holds (path, Range) of each."""
+    """Serves `folder`; each request uses up one of the `faults` of its path; `requests` lists (path, Range)."""
 
     daemon_threads = True
 
@@ -77,7 +77,7 @@ class FileServer(ThreadingHTTPServer):
         self.pause = 0.0  # seconds after each piece
 
     def handle_error(self, request: object, client: object) -> None:
-        """A client that has gone away is no error."""
+        """Ignore clients that close the connection."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Whole corpora from a server on this machine, through the addresses of the yamls."""
+"""Downloads of whole corpora from a local server, through the addresses of the yamls."""
 
 import functools
 import itertools
@@ -35,21 +35,21 @@ from clap.download.unpack import join_parts
 RATE = 8_000
 CLOTHO = {"development": 4, "validation": 2, "evaluation": 2}
 VIDEOS = {"train": ["aaaaaaaaaa1", "aaaaaaaaaa2"], "val": ["bbbbbbbbbb1"], "test": ["cccccccccc1", "cccccccccc2"]}
-START = 3  # second of each video
+START = 3  # seconds, of the clip in each video
 
 
 def compose_addresses(name: str, overrides: list[str]) -> dict:
-    """As `python -m clap download` composes them."""
+    """The addresses as `python -m clap download` composes them."""
     return resolve_addresses(compose_yamls(overrides, folder=ADDRESSES, name=name))
 
 
-def unchecked(name: str) -> dict[str, str]:
-    """Overrides for files that are not the published ones."""
+def without_checksums(name: str) -> dict[str, str]:
+    """Overrides that skip the published checksums."""
     return {f"files.{key}.checksum": "" for key in OmegaConf.load(ADDRESSES / f"{name}.yaml").files}
 
 
 def get(name: str, root: Path, overrides: Mapping[str, object], **options: object) -> Result:
-    """Download with other settings than those of the yaml, set without Hydra, which takes longer."""
+    """Download with overrides of the yaml, applied without Hydra, which is slower."""
     settings = OmegaConf.load(ADDRESSES / f"{name}.yaml")
     for key, value in overrides.items():
         OmegaConf.update(settings, key, value)
@@ -58,7 +58,7 @@ def get(name: str, root: Path, overrides: Mapping[str, object], **options: objec
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    """Every file but the notes of the download itself."""
+    """Every file except the manifest and scratch files of the download."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {
         name: path.read_bytes() for name, path in files.items() if not name.startswith(("download.jsonl", ".download"))
@@ -67,7 +67,7 @@ def read(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def clotho_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What Zenodo would serve of a small Clotho."""
+    """The files of a small Clotho, as on Zenodo."""
     folder = tmp_path_factory.mktemp("clotho")
     for number, (split, count) in enumerate(CLOTHO.items()):
         names = [f"{split} no. {i}.wav" for i in range(count)]
@@ -85,14 +85,14 @@ def clotho_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clotho(clotho_files: Path, file_server: FileServer) -> dict[str, object]:
-    """Serves Clotho; the overrides that lead there."""
+    """Serve Clotho; returns the overrides of its addresses."""
     shutil.copytree(clotho_files, file_server.folder, dirs_exist_ok=True)
-    return {"server": file_server.address} | unchecked("clotho")
+    return {"server": file_server.address} | without_checksums("clotho")
 
 
 @pytest.fixture(scope="module")
 def audiocaps_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Lists and videos of a small AudioCaps."""
+    """Index files and videos of a small AudioCaps."""
     folder, numbers = tmp_path_factory.mktemp("audiocaps"), itertools.count()
     for split, videos in VIDEOS.items():
         lines = [
@@ -110,13 +110,13 @@ def audiocaps_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def audiocaps(audiocaps_files: Path, file_server: FileServer) -> dict[str, object]:
-    """Serves AudioCaps; the overrides that lead there."""
+    """Serve AudioCaps; returns the overrides of its addresses."""
     shutil.copytree(audiocaps_files, file_server.folder, dirs_exist_ok=True)
     address = file_server.address
     return {"lists.v1": address, "videos.address": f"{address}/VIDEO.wav", "videos.pause": 0.0}
 
 
-def test_clotho_comes_whole(clotho: dict, file_server: FileServer, tmp_path: Path):
+def test_clotho_is_downloaded_completely(clotho: dict, file_server: FileServer, tmp_path: Path):
     result = get("clotho", tmp_path / "data", clotho)
     assert result.clips == {"train": (4, 4, 3839), "val": (2, 2, 1045), "test": (2, 2, 1045)}
     assert not result.failures and not result.missing
@@ -125,26 +125,26 @@ def test_clotho_comes_whole(clotho: dict, file_server: FileServer, tmp_path: Pat
     assert read(tmp_path / "data" / "clotho").keys() == served | clips
 
 
-def test_second_download_asks_for_nothing(clotho: dict, file_server: FileServer, tmp_path: Path):
+def test_second_download_sends_no_request(clotho: dict, file_server: FileServer, tmp_path: Path):
     get("clotho", tmp_path, clotho)
-    asked = len(file_server.requests)
+    before = len(file_server.requests)
     assert not get("clotho", tmp_path, clotho).failures
-    assert len(file_server.requests) == asked
+    assert len(file_server.requests) == before
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"half")], ids=["absent", "half"])
-def test_only_the_archive_of_a_missing_clip_is_fetched_again(
+def test_only_the_archive_of_a_missing_clip_is_downloaded_again(
     clotho: dict, file_server: FileServer, tmp_path: Path, damage: object
 ):
     get("clotho", tmp_path, clotho)
-    whole, asked = read(tmp_path / "clotho"), len(file_server.requests)
+    whole, before = read(tmp_path / "clotho"), len(file_server.requests)
     damage(tmp_path / "clotho" / "validation" / "validation no. 1.wav")
     get("clotho", tmp_path, clotho)
-    assert [name for name, _ in file_server.requests[asked:]] == ["clotho_audio_validation.7z"]
+    assert [name for name, _ in file_server.requests[before:]] == ["clotho_audio_validation.7z"]
     assert read(tmp_path / "clotho") == whole
 
 
-def test_index_that_is_there_is_never_rewritten(clotho: dict, tmp_path: Path):
+def test_existing_index_is_never_rewritten(clotho: dict, tmp_path: Path):
     get("clotho", tmp_path, clotho, splits=["test"])
     path = tmp_path / "clotho" / "clotho_captions_evaluation.csv"
     path.write_text(path.read_text().replace("caption 0", "a better caption"))
@@ -152,21 +152,21 @@ def test_index_that_is_there_is_never_rewritten(clotho: dict, tmp_path: Path):
     assert "a better caption" in path.read_text()
 
 
-def test_only_wanted_splits_are_fetched(clotho: dict, file_server: FileServer, tmp_path: Path):
+def test_only_requested_splits_are_downloaded(clotho: dict, file_server: FileServer, tmp_path: Path):
     result = get("clotho", tmp_path, clotho, splits=["test"])
     assert result.clips.keys() == {"test"}
     assert {name.rpartition("_")[2].partition(".")[0] for name, _ in file_server.requests} == {"evaluation"}
 
 
-def test_clips_that_were_unpacked_by_hand_are_left_alone(clotho: dict, file_server: FileServer, tmp_path: Path):
+def test_manually_unpacked_clips_are_kept(clotho: dict, file_server: FileServer, tmp_path: Path):
     get("clotho", tmp_path, clotho)
     (tmp_path / "clotho" / "download.jsonl").unlink()
-    asked = len(file_server.requests)
+    before = len(file_server.requests)
     get("clotho", tmp_path, clotho)
-    assert len(file_server.requests) == asked
+    assert len(file_server.requests) == before
 
 
-def test_wrong_file_is_told_and_the_rest_arrives(clotho: dict, tmp_path: Path):
+def test_file_with_wrong_checksum_does_not_stop_the_others(clotho: dict, tmp_path: Path):
     checked = clotho | {"files.audio_validation.checksum": f"md5:{'0' * 32}"}
     result = get("clotho", tmp_path, checked)
     assert [failure.partition(": ")[0].rpartition("/")[2] for failure in result.failures] == [
@@ -177,69 +177,69 @@ def test_wrong_file_is_told_and_the_rest_arrives(clotho: dict, tmp_path: Path):
     assert "missing: 2 clips" in str(result)
 
 
-def test_page_instead_of_an_archive_is_not_kept(clotho: dict, file_server: FileServer, tmp_path: Path):
+def test_web_page_instead_of_an_archive_is_deleted(clotho: dict, file_server: FileServer, tmp_path: Path):
     file_server.faults["clotho_audio_evaluation.7z"] = [("other", None)]
     result = get("clotho", tmp_path, clotho)
-    assert "audio_evaluation is no zip, tar or 7z archive; it is not kept" in result.failures[0]
+    assert "audio_evaluation is not a zip, tar or 7z archive; the archive is deleted" in result.failures[0]
     assert not get("clotho", tmp_path, clotho).failures
 
 
-def test_clip_that_is_not_in_the_archive_is_not_asked_for_again(clotho: dict, file_server: FileServer, tmp_path: Path):
+def test_clip_that_is_not_in_the_archive_is_not_requested_again(clotho: dict, file_server: FileServer, tmp_path: Path):
     with (file_server.folder / "clotho_captions_evaluation.csv").open("a") as file:
         file.write("lost.wav,a,b,c,d,e\n")
     result = get("clotho", tmp_path, clotho)
     assert result.clips["test"][:2] == (2, 3) and not result.failures
     assert dict(result.missing) == {"not in audio_evaluation": 1}
-    asked = len(file_server.requests)
-    assert get("clotho", tmp_path, clotho).missing == result.missing and len(file_server.requests) == asked
+    before = len(file_server.requests)
+    assert get("clotho", tmp_path, clotho).missing == result.missing and len(file_server.requests) == before
     get("clotho", tmp_path, clotho, again=True)
-    assert len(file_server.requests) == asked + 1
+    assert len(file_server.requests) == before + 1
 
 
-def test_wrong_mirror_settles_nothing(clotho: dict, file_server: FileServer, tmp_path: Path):
+def test_wrong_mirror_marks_no_clip_as_gone(clotho: dict, file_server: FileServer, tmp_path: Path):
     wrong = f"{file_server.address}/clotho_audio_validation.7z"
     result = get("clotho", tmp_path, clotho | {"files.audio_evaluation.address": wrong}, splits=["test"])
-    assert "audio_evaluation" not in str(result.missing) and "holds none of the 2 clips" in result.failures[0]
+    assert "audio_evaluation" not in str(result.missing) and "holds none of its 2 listed clips" in result.failures[0]
     assert not (tmp_path / "clotho" / "evaluation").exists()
     assert get("clotho", tmp_path, clotho, splits=["test"]).clips["test"][:2] == (2, 2)
 
 
-def test_clip_that_somebody_mended_stays_beside_a_new_one(clotho: dict, tmp_path: Path):
+def test_clip_edited_by_the_user_is_kept_when_another_is_restored(clotho: dict, tmp_path: Path):
     get("clotho", tmp_path, clotho, splits=["test"])
     first, second = (tmp_path / "clotho" / "evaluation" / f"evaluation no. {i}.wav" for i in range(2))
     (tmp_path / "clotho" / "download.jsonl").unlink()
     soundfile.write(first, make_tone(900.0, 1.0, sample_rate=RATE), RATE)
-    mended = first.read_bytes()
+    edited = first.read_bytes()
     second.unlink()
     get("clotho", tmp_path, clotho, splits=["test"])
-    assert first.read_bytes() == mended and second.exists()
+    assert first.read_bytes() == edited and second.exists()
 
 
-def test_other_split_keeps_what_had_arrived(clotho: dict, file_server: FileServer, tmp_path: Path):
+def test_download_of_another_split_keeps_partial_files(clotho: dict, file_server: FileServer, tmp_path: Path):
     file_server.faults["clotho_audio_development.7z"] = [("cut", 70_000), *[("status", 404)] * 9]
     assert get("clotho", tmp_path, clotho, splits=["train"]).failures
     get("clotho", tmp_path, clotho, splits=["test"])
     assert (tmp_path / "clotho" / ".download" / "audio_development.part").stat().st_size == 65_536
 
 
-def test_corpus_is_completed_where_it_lies(clotho: dict, file_server: FileServer, tmp_path: Path):
+def test_corpus_is_found_in_a_renamed_folder(clotho: dict, file_server: FileServer, tmp_path: Path):
     get("clotho", tmp_path, clotho)
     (tmp_path / "clotho").rename(tmp_path / "Clotho-v2.1")
     (tmp_path / "Clotho-v2.1" / ".download.lock").unlink()
-    asked = len(file_server.requests)
+    before = len(file_server.requests)
     result = get("clotho", tmp_path / "Clotho-v2.1", clotho)
-    assert result.root == tmp_path / "Clotho-v2.1" and len(file_server.requests) == asked
-    assert not (result.root / ".download.lock").exists()  # a folder that cannot be written to may be complete
+    assert result.root == tmp_path / "Clotho-v2.1" and len(file_server.requests) == before
+    assert not (result.root / ".download.lock").exists()  # a complete folder may be read-only
 
 
-def test_page_instead_of_metadata_leaves_the_captions(clotho: dict, file_server: FileServer, tmp_path: Path):
+def test_web_page_instead_of_metadata_keeps_the_captions(clotho: dict, file_server: FileServer, tmp_path: Path):
     file_server.faults["clotho_metadata_evaluation.csv"] = [("other", None)]
     result = get("clotho", tmp_path, clotho, splits=["test"])
-    assert len(result.failures) == 1 and "clotho_metadata_evaluation.csv: no index" in result.failures[0]
+    assert len(result.failures) == 1 and "clotho_metadata_evaluation.csv: not an index" in result.failures[0]
     assert not get("clotho", tmp_path, clotho, splits=["test"]).failures
 
 
-def test_corpora_of_one_archive_are_unpacked_into_their_folder(file_server: FileServer, tmp_path: Path):
+def test_corpus_in_a_single_archive_is_unpacked_into_its_folder(file_server: FileServer, tmp_path: Path):
     main(["synthesize", str(tmp_path / "made"), "--layout", "esc50", "--num-clips", "5", "--max-duration", "5"])
     (tmp_path / "made" / "ESC-50").mkdir()
     for name in ("audio", "meta"):
@@ -266,13 +266,13 @@ def test_parts_of_a_split_archive_are_joined(file_server: FileServer, tmp_path: 
     assert read(tmp_path / "fsd50k") == read(made)
 
 
-def test_archive_of_the_index_comes_first(file_server: FileServer, tmp_path: Path):
+def test_archive_of_the_index_is_requested_first(file_server: FileServer, tmp_path: Path):
     settings = compose_addresses("fsd50k", [f"server={file_server.address}"])
     result = download_corpus("fsd50k", tmp_path, settings, functools.partial(find_corpus, "fsd50k"))
     assert [name for name, _ in file_server.requests] == ["FSD50K.ground_truth.zip"] and len(result.failures) == 1
 
 
-def test_parts_are_kept_if_there_is_no_room_to_join_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_parts_are_kept_if_the_disk_is_full_when_joining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program = tmp_path / "bin" / "zip"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho zip error: Output file write failure; exit 14\n")
@@ -284,33 +284,35 @@ def test_parts_are_kept_if_there_is_no_room_to_join_them(tmp_path: Path, monkeyp
 
 def test_audiocaps_is_cut_from_its_videos(audiocaps: dict, file_server: FileServer, tmp_path: Path):
     result = get("audiocaps", tmp_path, audiocaps)
-    assert {split: there for split, (there, *_) in result.clips.items()} == {"train": 2, "val": 1, "test": 2}
+    assert {split: present for split, (present, *_) in result.clips.items()} == {"train": 2, "val": 1, "test": 2}
     for clip in find_corpus("audiocaps", tmp_path).clips("test"):
         waveform, _ = soundfile.read(clip.path, dtype="int16")
         video, _ = soundfile.read(file_server.folder / f"{clip.id.rpartition('_')[0]}.wav", dtype="int16")
         np.testing.assert_array_equal(waveform, video[START * RATE : (START + 10) * RATE])
 
 
-def test_video_that_is_gone_is_asked_for_only_again_when_told(audiocaps: dict, file_server: FileServer, tmp_path: Path):
+def test_video_that_is_gone_is_requested_again_only_with_again(
+    audiocaps: dict, file_server: FileServer, tmp_path: Path
+):
     (file_server.folder / "cccccccccc1.wav").unlink()
     result = get("audiocaps", tmp_path, audiocaps, splits=["test"])
     assert result.clips["test"][:2] == (1, 2) and not result.failures
     assert list(result.missing) == ["Unable to download webpage: HTTP Error 404: Not Found"]
-    asked = len(file_server.requests)
+    before = len(file_server.requests)
     get("audiocaps", tmp_path, audiocaps, splits=["test"])
-    assert len(file_server.requests) == asked
+    assert len(file_server.requests) == before
     get("audiocaps", tmp_path, audiocaps, splits=["test"], again=True)
-    assert [name for name, _ in file_server.requests[asked:]] == ["cccccccccc1.wav"]
+    assert [name for name, _ in file_server.requests[before:]] == ["cccccccccc1.wav"]
 
 
-def test_video_that_failed_is_asked_for_again(audiocaps: dict, file_server: FileServer, tmp_path: Path):
+def test_video_that_failed_is_requested_again(audiocaps: dict, file_server: FileServer, tmp_path: Path):
     file_server.faults["cccccccccc1.wav"] = [("other", None)]
     result = get("audiocaps", tmp_path, audiocaps, splits=["test"])
-    assert result.failures == ["1 clips that may come another time; the same command asks again"]
+    assert result.failures == ["1 clips failed temporarily; run the same command again to retry them"]
     assert get("audiocaps", tmp_path, audiocaps, splits=["test"]).clips["test"][:2] == (2, 2)
 
 
-def test_server_that_refuses_is_left_alone(
+def test_server_that_refuses_is_not_requested_further(
     audiocaps: dict, file_server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("clap.download.download.MAX_FAILURES_IN_A_ROW", 1)
@@ -318,41 +320,43 @@ def test_server_that_refuses_is_left_alone(
         file_server.faults[f"{video}.wav"] = [("other", None)]
     result = get("audiocaps", tmp_path, audiocaps, splits=["test"], workers=1)
     assert "the remaining clips were not requested. Wait, set videos.cookies=FILE" in result.failures[0]
-    assert result.missing == {"Unsupported URL": 1, "not asked for": 1}
+    assert result.missing == {"Unsupported URL": 1, "not requested": 1}
 
 
-def test_list_of_another_version_is_not_gone_on_with(audiocaps: dict, tmp_path: Path):
+def test_index_of_another_version_is_refused(audiocaps: dict, tmp_path: Path):
     get("audiocaps", tmp_path, audiocaps, splits=["test"])
-    with pytest.raises(ValueError, match="test.csv came from .*, of another version .*; give another --root"):
+    with pytest.raises(
+        ValueError, match="test.csv was downloaded from .*, which is another version .*; set another --root"
+    ):
         get("audiocaps", tmp_path, audiocaps | {"version": "v2"}, splits=["test", "val"])
 
 
-def test_second_version_is_gone_on_with(audiocaps: dict, file_server: FileServer, tmp_path: Path):
+def test_download_of_the_second_version_is_resumed(audiocaps: dict, file_server: FileServer, tmp_path: Path):
     shutil.copytree(file_server.folder, file_server.folder / "dataset2.0")
     lists = {f"lists.{version}": f"{file_server.address}/dataset{end}" for version, end in (("v1", ""), ("v2", "2.0"))}
     file_server.faults["cccccccccc1.wav"] = [("other", None)]
-    for there in (1, 2):
+    for present in (1, 2):
         result = get("audiocaps", tmp_path, audiocaps | lists | {"version": "v2"}, splits=["test"])
-        assert result.clips["test"] == (there, 2, 975)
+        assert result.clips["test"] == (present, 2, 975)
 
 
-def test_list_cut_short_is_not_kept(audiocaps: dict, file_server: FileServer, tmp_path: Path):
+def test_truncated_index_is_deleted(audiocaps: dict, file_server: FileServer, tmp_path: Path):
     content = (file_server.folder / "test.csv").read_bytes()
     (file_server.folder / "test.csv").write_bytes(content[:-9])
     result = get("audiocaps", tmp_path, audiocaps, splits=["test"])
-    assert "ends within a line" in result.failures[0] and not (tmp_path / "audiocaps" / "test.csv").exists()
+    assert "its last line is incomplete" in result.failures[0] and not (tmp_path / "audiocaps" / "test.csv").exists()
 
 
-def test_cookies_in_another_format_are_refused_once(audiocaps: dict, tmp_path: Path):
+def test_cookies_in_another_format_are_refused(audiocaps: dict, tmp_path: Path):
     (tmp_path / "cookies.json").write_text("[]")
-    with pytest.raises(ValueError, match="cookies.json is no file in Netscape's format"):
+    with pytest.raises(ValueError, match="cookies.json is not in Netscape format"):
         get("audiocaps", tmp_path, audiocaps | {"videos.cookies": str(tmp_path / "cookies.json")})
 
 
-def test_page_instead_of_a_list_is_not_kept(audiocaps: dict, file_server: FileServer, tmp_path: Path):
+def test_web_page_instead_of_an_index_is_deleted(audiocaps: dict, file_server: FileServer, tmp_path: Path):
     file_server.faults["test.csv"] = [("other", None)]
     result = get("audiocaps", tmp_path, audiocaps, splits=["test"])
-    assert "test.csv: no index of audiocaps" in result.failures[0]
+    assert "test.csv: not an index of audiocaps" in result.failures[0]
     assert not (tmp_path / "audiocaps" / "test.csv").exists()
 
 
@@ -371,18 +375,18 @@ def test_downloaded_corpora_train_together(clotho: dict, audiocaps: dict, tiny_c
     assert {name.split("/")[1] for name in metrics if name.startswith("test/")} == {"clotho", "audiocaps"}
 
 
-def test_dataset_downloads_only_names(tmp_path: Path):
+def test_dataset_downloads_corpora_by_name_only(tmp_path: Path):
     with pytest.raises(ValueError, match="download=True needs names of corpora and a folder"):
         ClapDataset(datasets=["Clotho"], download=True, sample_rate=RATE)
 
 
-def test_missing_corpus_tells_how_to_get_it(tmp_path: Path):
+def test_error_of_a_missing_corpus_names_the_download_command(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="python -m clap download clotho --root data"):
         find_corpus("clotho", tmp_path / "absent")
 
 
 @pytest.mark.parametrize("name", list_downloads())
-def test_yaml_tells_where_a_corpus_comes_from(name: str):
+def test_yaml_has_https_addresses_and_valid_checksums(name: str):
     settings = read_addresses(name)
     assert find_class(name) is not None
     for remote in settings["files"].values():
@@ -404,20 +408,20 @@ def test_yaml_tells_where_a_corpus_comes_from(name: str):
         (["clotho", "--root", "x", "--workers", "0"], "--workers 0 must be 1 or more"),
     ],
 )
-def test_mistake_on_the_command_line_is_answered(argv: Sequence[str], message: str):
+def test_invalid_command_line_is_explained(argv: Sequence[str], message: str):
     with pytest.raises(SystemExit, match=message):
         main(["download", *argv])
 
 
-def test_command_prints_what_is_there(clotho: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_command_prints_present_clips(clotho: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
     overrides = [f"{key}={value}" for key, value in clotho.items()]
     with pytest.raises(SystemExit) as caught:
         main(["download", "clotho", "--root", str(tmp_path), *overrides])
     assert not caught.value.code
-    assert "train  4 of 4 clips, 3839 were published" in capsys.readouterr().out
+    assert "train  4 of 4 clips, 3839 published" in capsys.readouterr().out
 
 
-def test_manifest_outlives_a_line_cut_short(tmp_path: Path):
+def test_manifest_skips_a_truncated_line(tmp_path: Path):
     Manifest(tmp_path).add([Status("a\u2028ä.wav", "here", size=3), Status("b.wav", "gone", reason="private")])
     with (tmp_path / "download.jsonl").open("a") as file:
         file.write('{"path": "c.wa')
@@ -430,7 +434,7 @@ def test_manifest_outlives_a_line_cut_short(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["clotho", "audiocaps"])
-def test_download_killed_twenty_times_ends_the_same(
+def test_download_killed_twenty_times_gives_the_same_files(
     name: str, clotho: dict, audiocaps: dict, file_server: FileServer, tmp_path: Path
 ):
     overrides = {"clotho": clotho, "audiocaps": audiocaps}[name]
@@ -440,16 +444,16 @@ def test_download_killed_twenty_times_ends_the_same(
     command = [sys.executable, "-m", "clap", "download", name, "--root", str(tmp_path / "killed"), *lines]
     rng = random.Random(0)
     for _ in range(20):
-        asked = len(file_server.requests)
+        before = len(file_server.requests)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(file_server.requests) == asked:
+        while process.poll() is None and len(file_server.requests) == before:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 0.6))  # while something arrives, is unpacked or is cut
+        time.sleep(rng.uniform(0.0, 0.6))  # while a file is received, unpacked or cut
         process.kill()
         process.wait()
-        there = read(tmp_path / "killed" / name) if (tmp_path / "killed" / name).exists() else {}
-        assert there.items() <= read(tmp_path / "once" / name).items()  # nothing that is half
-    assert any(first for _, first in file_server.requests[begun:])  # some went on where another had stopped
+        present = read(tmp_path / "killed" / name) if (tmp_path / "killed" / name).exists() else {}
+        assert present.items() <= read(tmp_path / "once" / name).items()  # no incomplete file
+    assert any(first for _, first in file_server.requests[begun:])  # some runs resumed where another was killed
     assert subprocess.run(command).returncode == 0
     assert read(tmp_path / "killed" / name) == read(tmp_path / "once" / name)
     assert not (tmp_path / "killed" / name / ".download").exists()

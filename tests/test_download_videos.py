@@ -1,4 +1,4 @@
-"""Clips of videos, through yt-dlp and ffmpeg, from a server on this machine."""
+"""Clips cut from videos of a local server, with yt-dlp and ffmpeg."""
 
 from pathlib import Path
 
@@ -46,14 +46,14 @@ def test_video_that_is_known_to_end_early_gives_a_shorter_clip(
     assert cut(server, tmp_path, start=27.0) == 3.0
 
 
-def test_cut_connection_gives_the_whole_clip(server: FileServer, tmp_path: Path):
-    server.faults["a.wav"] = [("none", None), ("none", None), ("cut", 9000)]  # the first is yt-dlp's
+def test_lost_connection_still_gives_the_whole_clip(server: FileServer, tmp_path: Path):
+    server.faults["a.wav"] = [("none", None), ("none", None), ("cut", 9000)]  # the first request is from yt-dlp
     assert cut(server, tmp_path) == 5.0
     clip, _ = soundfile.read(tmp_path / "clips" / "a_12.flac", dtype="int16")
     np.testing.assert_array_equal(clip, SOUND[12 * RATE : 17 * RATE])
 
 
-def test_clip_behind_the_end_of_a_video_is_gone(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_clip_past_the_end_of_a_video_is_gone(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(videos, "find_stream", lambda address, cookies: {"url": address, "duration": 30})
     with pytest.raises(VideoError, match="ends before the clip begins") as caught:
         cut(server, tmp_path, start=31.0)
@@ -64,16 +64,16 @@ def test_clip_behind_the_end_of_a_video_is_gone(server: FileServer, tmp_path: Pa
     ("name", "start", "message", "gone"),
     [
         ("b.wav", 12.0, "404", True),
-        ("a.wav", 31.0, "no sound", False),
+        ("a.wav", 31.0, "no audio", False),
         ("page.wav", 12.0, "Unsupported URL", False),
-        ("half.wav", 12.0, "only 2.0 s arrived", False),
+        ("half.wav", 12.0, "received only 2.0 s", False),
     ],
 )
-def test_bad_video_leaves_no_clip(
+def test_bad_video_does_not_write_a_clip(
     server: FileServer, tmp_path: Path, name: str, start: float, message: str, gone: bool
 ):
     whole = (server.folder / "a.wav").read_bytes()
-    (server.folder / "half.wav").write_bytes(whole[: 44 + 14 * RATE * 4])  # its header tells of all 30 s
+    (server.folder / "half.wav").write_bytes(whole[: 44 + 14 * RATE * 4])  # its header announces 30 s
     (server.folder / "page.wav").write_text("<html>log in</html>" * 100)
     with pytest.raises(VideoError, match=message) as caught:
         cut(server, tmp_path, name, start=start)
@@ -90,5 +90,5 @@ def test_bad_video_leaves_no_clip(
         ("HTTP Error 503: Service Unavailable", False),
     ],
 )
-def test_reasons_that_pass_are_told_from_those_that_do_not(reason: str, gone: bool):
+def test_message_says_whether_a_video_is_gone(reason: str, gone: bool):
     assert videos.is_gone(reason) == gone

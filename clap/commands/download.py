@@ -1,4 +1,4 @@
-"""python -m clap download: a corpus from its publisher, as far as it is not there yet."""
+"""python -m clap download: download the missing files of a corpus from its publisher."""
 
 import argparse
 import functools
@@ -19,16 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
-        help="other addresses or options than those of clap/download/CORPUS.yaml: server=https://mirror/clotho",
+        help="overrides of clap/download/CORPUS.yaml: server=https://mirror/clotho",
     )
-    parser.add_argument("--root", type=Path, required=True, help="folder that gets a folder for the corpus")
-    parser.add_argument("--splits", nargs="+", default=[], help="fetch only these (default: train val test)")
-    parser.add_argument("--workers", type=int, default=4, help="connections at a time (default: 4)")
-    parser.add_argument("--again", action="store_true", help="ask again for clips that are gone")
+    parser.add_argument("--root", type=Path, required=True, help="folder in which the corpus gets a subfolder")
+    parser.add_argument("--splits", nargs="+", default=[], help="splits to download (default: train val test)")
+    parser.add_argument("--workers", type=int, default=4, help="number of parallel connections (default: 4)")
+    parser.add_argument("--again", action="store_true", help="request clips again that are recorded as unavailable")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fetch, print what is there and what is missing; the exit status is 1 if another attempt may bring more."""
+    """Download and print present and missing clips; the exit status is 1 if another attempt may succeed."""
     if args.workers < 1:
         raise ValueError(f"--workers {args.workers} must be 1 or more")
     name, splits = plain_name(args.corpus), [split for split in args.splits if "=" not in split]
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
             again=args.again,
         )
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr, flush=True)
-        os._exit(130)  # a large archive that is being unpacked would be waited for; a kill does no harm
+        print("interrupted; run the same command again to resume", file=sys.stderr, flush=True)
+        os._exit(130)  # without waiting for an archive that is being unpacked; a kill is safe
     print(result)
     sys.exit(bool(result.failures))

@@ -1,1 +1,1 @@
-"""Corpora from their publishers: files, archives and clips of videos, each whole or not there."""
+"""Downloads corpora from their publishers: files, archives and clips cut from videos."""

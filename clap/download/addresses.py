@@ -1,4 +1,4 @@
-"""Addresses and checksums of the corpora that can be downloaded, a yaml each."""
+"""Addresses and checksums of the corpora that can be downloaded, one yaml per corpus."""
 
 from pathlib import Path
 from typing import Any
@@ -17,31 +17,31 @@ def list_downloads() -> list[str]:
 
 
 def check_downloadable(name: str) -> None:
-    """Refuse a corpus that has no yaml here.
+    """Check that a corpus has a yaml in this folder.
 
     Raises:
-        ValueError: it has none.
+        ValueError: there is no yaml for it.
     """
     if name not in (known := list_downloads()):
         raise ValueError(f"{name!r} cannot be downloaded, only {', '.join(known)}{suggest(name, known)}")
 
 
 def read_addresses(name: str) -> dict[str, Any]:
-    """What clap/download/NAME.yaml says.
+    """The content of clap/download/NAME.yaml.
 
     Raises:
-        ValueError: no such corpus.
+        ValueError: there is no yaml for it.
     """
     check_downloadable(name)
     return resolve_addresses(OmegaConf.load(ADDRESSES / f"{name}.yaml"))
 
 
 def resolve_addresses(config: DictConfig) -> dict[str, Any]:
-    """A composed yaml as plain data; its version must be one that has an address.
+    """Convert a composed yaml to plain data.
 
     Raises:
-        ValueError: it is not.
+        ValueError: `lists` has no address for the version.
     """
     if "lists" in config and config.version not in config.lists:
-        raise ValueError(f"version={config.version} is not one of {', '.join(config.lists)}")
+        raise ValueError(f"version={config.version} is not one of {', '.join(config.lists)}; set version")
     return read_config(config)

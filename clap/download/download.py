@@ -1,4 +1,4 @@
-"""One corpus on its way from its publisher into its folder: lists, archives, clips of videos."""
+"""The download of one corpus: index files, archives and clips cut from videos."""
 
 import functools
 import shutil
@@ -17,14 +17,14 @@ from clap.download.unpack import ArchiveError, join_parts, require_zip_program, 
 from clap.download.videos import VideoError, cut_video
 from clap.fetch import FetchError, fetch
 
-SCRATCH = ".download"  # folder in the corpus's, for what is not yet whole
-MAX_FAILURES_IN_A_ROW = 10  # videos in a row that failed and are not gone: the server wants to be left alone
+SCRATCH = ".download"  # subfolder of the corpus for incomplete files
+MAX_FAILURES_IN_A_ROW = 10  # temporary failures after which the server is assumed to be blocking us
 
 Job = Callable[[], list[Status]]
 
 
 class Download:
-    """One corpus on its way into its folder; see `download_corpus` for the arguments.
+    """Downloads one corpus into its folder; see `download_corpus` for the arguments.
 
     Args:
         settings: `files` by name, see `RemoteFile`; for clips from videos, `videos` with address, cookies and pause,
@@ -62,7 +62,7 @@ class Download:
         return [remote for remote in self.files if set(remote.splits) & set(self.splits)]
 
     def is_complete(self) -> bool:
-        """Is everything there already?"""
+        """Whether all files and clips of the requested splits are present."""
         try:
             clips = self.list_clips()
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class Download:
         return all(file.exists() for file in files) and all(self.manifest.is_intact(clip.path) for clip in clips)
 
     def fetch_files(self) -> None:
-        """Indexes first, for they tell which archives are needed."""
+        """Fetch the index files, then the archives of the clips that are missing."""
         indexes = [remote for remote in self.selected_files if remote.index or not remote.is_archive]
         self.check_version(indexes)
         absent = [remote for remote in indexes if not self.has_index(remote)]
@@ -93,53 +93,53 @@ class Download:
         return self.find_missing_clips(remote) is not None if remote.is_archive else (self.folder / remote.to).exists()
 
     def check_version(self, indexes: Sequence[RemoteFile]) -> None:
-        """Refuse to go on with the lists of another version."""
+        """Raise ValueError if an index in the folder belongs to another version of the corpus."""
         for remote in indexes:
             known = self.manifest[self.folder / remote.to]
             if known is not None and known.origin and known.origin.startswith(self.other_versions):
                 raise ValueError(
-                    f"{self.folder / remote.to} came from {known.origin}, of another version than {self.options}; give "
-                    "another --root"
+                    f"{self.folder / remote.to} was downloaded from {known.origin}, which is another version than "
+                    f"{self.options}; set another --root"
                 )
 
     def fetch_index(self, remote: RemoteFile) -> list[Status]:
-        arrived, path = self.scratch / remote.key, self.folder / remote.to
-        fetch(remote.address, arrived, checksum=remote.checksum, stop=self.stop)
-        arrived.replace(path)
+        downloaded, path = self.scratch / remote.key, self.folder / remote.to
+        fetch(remote.address, downloaded, checksum=remote.checksum, stop=self.stop)
+        downloaded.replace(path)
         return [self.make_status(path, "here", origin=remote.address, size=path.stat().st_size)]
 
     def check_indexes(self, fetched: Sequence[RemoteFile]) -> None:
-        """Take away what came instead of an index: the page of a login, a list cut short."""
+        """Delete fetched files that are not a complete index, such as a login page or a truncated list."""
         for remote in fetched:
             path = self.folder / remote.to
             try:
                 clips = self.list_clips(remote)
                 if len(clips) < self.count_published_clips(remote) and not path.read_bytes().endswith(b"\n"):
-                    raise ValueError(f"{path} has {len(clips)} clips and ends within a line")
-            except FileNotFoundError:  # another one of this split is missing, which is told already
+                    raise ValueError(f"{path} has {len(clips)} clips and its last line is incomplete")
+            except FileNotFoundError:  # another index of the split is missing; it is already reported
                 pass
             except ValueError as error:
                 if str(path) in str(error):
                     path.unlink()
-                    self.failures.append(f"{remote.address}: no index of {self.name} ({error}); it is not kept")
+                    self.failures.append(f"{remote.address}: not an index of {self.name} ({error}); deleted")
 
     def count_published_clips(self, remote: RemoteFile) -> int:
-        """Clips of the wanted splits that need a file, as far as it is known how many there are."""
+        """Published number of clips of the requested splits that need a file, 0 where unknown."""
         return sum(self.read_corpus().counts.get(split) or 0 for split in self.splits if split in remote.splits)
 
     def list_clips(self, remote: RemoteFile | None = None) -> list[Clip]:
-        """Clips of the wanted splits, of those alone that need a file."""
+        """Clips of the requested splits, limited to the splits that need `remote` if given."""
         corpus = self.read_corpus()
         splits = [split for split in self.splits if remote is None or split in remote.splits]
         return [clip for split in splits for clip in corpus.clips(split)]
 
     def is_archive_needed(self, remote: RemoteFile, has_index: bool) -> bool:
-        """Does an archive hold clips that are not there? Without its index, if it has one, that cannot be told."""
+        """Whether an archive has clips that are missing, or is itself the index, which is missing."""
         absent = self.find_missing_clips(remote)
         return not has_index if absent is None else bool(absent)
 
     def find_missing_clips(self, remote: RemoteFile) -> list[Clip] | None:
-        """Clips that an archive should hold and that are not there; None if there is no index yet to name them."""
+        """Clips of an archive that are missing from the folder; None if there is no index yet."""
         try:
             clips = self.list_clips(remote)
         except FileNotFoundError:
@@ -148,41 +148,41 @@ class Download:
         return [clip for clip in held if not self.is_present_or_gone(clip.path, remote.address)]
 
     def is_present_or_gone(self, path: Path, address: str) -> bool:
-        """Is a clip there, or gone for good from the address that would be asked?"""
+        """Whether a clip is present, or known to be permanently unavailable at this address."""
         known = self.manifest[path]
         is_gone = known is not None and known.status == "gone" and known.origin == address
         return self.manifest.is_intact(path) or (is_gone and not self.again)
 
     def fetch_archive(self, remote: RemoteFile) -> list[Status]:
-        """An archive is kept until all that it holds is in its place."""
+        """Download and unpack an archive, which is deleted once all its files are in place."""
         if remote.parts:
             require_zip_program(remote.key)
-        arrived = []
+        downloaded = []
         for address, name, checksum in remote.files():
-            arrived.append(self.scratch / name)
-            fetch(address, arrived[-1], checksum=checksum, stop=self.stop)
+            downloaded.append(self.scratch / name)
+            fetch(address, downloaded[-1], checksum=checksum, stop=self.stop)
         joined, unpacked = (self.scratch / f"{remote.key}.{step}" for step in ("joined", "unpacked"))
         try:
-            files = unpack(join_parts(arrived[-1], joined) if remote.parts else arrived[-1], unpacked)
+            files = unpack(join_parts(downloaded[-1], joined) if remote.parts else downloaded[-1], unpacked)
             targets = {self.folder / remote.to / name: path for name, path in files.items()}
             absent = self.find_clips_not_in_archive(remote, targets)
         except ArchiveError as error:
-            delete_paths([*arrived, joined, unpacked])
-            raise FetchError(f"{remote.address}: {error}; it is not kept") from None
+            delete_paths([*downloaded, joined, unpacked])
+            raise FetchError(f"{remote.address}: {error}; the archive is deleted") from None
         for target, path in targets.items():
             if not self.must_keep(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(target)
         here = [self.make_status(path, "here", origin=remote.address, size=path.stat().st_size) for path in targets]
         gone = [self.make_status(path, "gone", origin=remote.address, reason=f"not in {remote.key}") for path in absent]
-        delete_paths([*arrived, joined, unpacked])
+        delete_paths([*downloaded, joined, unpacked])
         return here + gone
 
     def find_clips_not_in_archive(self, remote: RemoteFile, targets: Mapping[Path, Path]) -> list[Path]:
-        """Listed clips that an archive does not bring and that are not there.
+        """Listed clips that are in neither the archive nor the folder.
 
         Raises:
-            ArchiveError: it brings none at all.
+            ArchiveError: the archive holds none of the listed clips.
         """
         try:
             paths = [clip.path for clip in self.list_clips(remote)]
@@ -190,22 +190,22 @@ class Download:
             return []
         held = [path for path in paths if path.is_relative_to(self.folder / remote.to)]
         if held and not any(path in targets for path in held):
-            raise ArchiveError(f"holds none of the {len(held)} clips that it should, such as {held[0].name}")
+            raise ArchiveError(f"holds none of its {len(held)} listed clips, such as {held[0].name}")
         return [path for path in held if path not in targets and not self.manifest.is_intact(path)]
 
     def must_keep(self, path: Path) -> bool:
-        """Must an archive not replace this: a whole clip, or a list, which somebody may have mended?"""
+        """Whether an archive must not overwrite a file: an intact clip, or a list, which the user may have edited."""
         return self.manifest.is_intact(path) if path.suffix.lower() in AUDIO_SUFFIXES else path.exists()
 
     def make_status(self, path: Path, status: str, **details: Any) -> Status:
         return Status(self.manifest.relative_path(path), status, **details)
 
     def fetch_videos(self) -> None:
-        """Clips that are in no file yet, each cut from its video."""
+        """Cut the missing clips from their videos."""
         cookies = self.read_cookies()
         try:
             clips = [clip for clip in self.list_clips() if not self.manifest.is_intact(clip.path)]
-        except FileNotFoundError:  # the index failed, which is told already
+        except FileNotFoundError:  # the index failed; it is already reported
             return
         cut = functools.partial(self.cut_clip, duration=self.read_corpus().max_duration, cookies=cookies)
         wanted = [
@@ -216,24 +216,27 @@ class Download:
         self.run_jobs([functools.partial(cut, clip) for clip in wanted], unit="clip")
 
     def read_cookies(self) -> str | None:
-        """The text of the file, which yt-dlp would otherwise write to."""
+        """The text of the cookies file; yt-dlp would write to the file itself."""
         path = self.videos["cookies"]
         if path is None:
             return None
         if not Path(path).is_file():
-            raise FileNotFoundError(f"videos.cookies={path} is not a file")
+            raise FileNotFoundError(f"videos.cookies={path} does not exist; set it to a cookies file or null")
         text = Path(path).read_text(encoding="utf-8")
         if not text.startswith(("# HTTP Cookie File", "# Netscape HTTP Cookie File")):
-            raise ValueError(f"videos.cookies={path} is no file in Netscape's format, whose first line says so")
+            raise ValueError(
+                f"videos.cookies={path} is not in Netscape format, whose first line is '# Netscape HTTP Cookie File'; "
+                "export the cookies in that format"
+            )
         return text
 
     def parse_video_source(self, clip: Clip) -> tuple[str, float]:
-        """Address of the video that a clip was cut from, and the second at which it begins."""
+        """Address of the video that a clip is cut from, and the start of the clip in seconds."""
         video, _, start = clip.source.removeprefix("youtube:").rpartition("@")
         return self.videos["address"].replace("VIDEO", video), float(start)
 
     def cut_clip(self, clip: Clip, *, duration: float, cookies: str | None) -> list[Status]:
-        """The seconds of a video that `clip.source` names, as FLAC."""
+        """Cut the section of a video that `clip.source` names and write it as FLAC."""
         if self.stop.is_set():
             return []
         address, start = self.parse_video_source(clip)
@@ -250,7 +253,7 @@ class Download:
         return [self.make_status(path, "here", origin=address, size=path.stat().st_size, reason=short)]
 
     def count_failure(self, error: VideoError) -> None:
-        """Ask no more after many failures in a row."""
+        """Stop requesting videos after many failures in a row."""
         with self.count_lock:
             self.failures_in_a_row = 0 if error.gone else self.failures_in_a_row + 1
             if self.failures_in_a_row < MAX_FAILURES_IN_A_ROW or self.stop.is_set():
@@ -262,7 +265,7 @@ class Download:
             )
 
     def run_jobs(self, jobs: Sequence[Job], *, unit: str = "file") -> None:
-        """Do jobs at a time, and note what became of each as soon as it is known."""
+        """Run jobs in a thread pool and record each result when it is available."""
         if not jobs:
             return
         pool = ThreadPoolExecutor(self.workers)
@@ -271,43 +274,43 @@ class Download:
             for future in tqdm(as_completed(futures), total=len(jobs), unit=unit, desc=self.name, disable=None):
                 self.record_result(future)
         except BaseException as error:
-            self.stop.set()  # an archive that is being unpacked would be waited for
+            self.stop.set()  # the pool would wait for an archive that is being unpacked
             pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
             raise
         pool.shutdown()
 
     def record_result(self, future: Future) -> None:
-        """Keep a job's statuses, or its failure, which stops no other."""
+        """Store the statuses of a job; a failed job does not stop the others."""
         try:
             self.manifest.add(future.result())
         except FetchError as error:
             self.failures.append(str(error))
 
     def summarize(self) -> Result:
-        """Compare what is there with the index."""
+        """Count present and missing clips of each split."""
         result = Result(self.name, self.folder, failures=self.failures)
         num_failed = 0
         for split in self.splits:
             try:
                 corpus = self.read_corpus()
                 clips = corpus.clips(split)
-            except FileNotFoundError:  # the index failed, which is told already
+            except FileNotFoundError:  # the index failed; it is already reported
                 continue
             absent = [self.find_status(clip) for clip in clips if not self.manifest.is_intact(clip.path)]
             result.clips[split] = (len(clips) - len(absent), len(clips), corpus.counts.get(split))
-            result.missing.update(known.reason if known else "not asked for" for known in absent)
+            result.missing.update(known.reason if known else "not requested" for known in absent)
             num_failed += sum(known is not None and known.status == "failed" for known in absent)
         if num_failed and not self.stop.is_set():
-            result.failures.append(f"{num_failed} clips that may come another time; the same command asks again")
+            result.failures.append(f"{num_failed} clips failed temporarily; run the same command again to retry them")
         return result
 
     def remove_scratch(self) -> None:
-        """Take the scratch folder away, unless something in it will be gone on from."""
+        """Delete the scratch folder unless it holds partial files to resume from."""
         if self.scratch.is_dir() and not any(path.is_file() for path in self.scratch.iterdir()):
             shutil.rmtree(self.scratch)
 
     def find_status(self, clip: Clip) -> Status | None:
-        """What is known of a clip that is not there."""
+        """Why a missing clip is missing; None if it was never requested."""
         known = self.manifest[clip.path.with_suffix(".flac") if self.videos is not None else clip.path]
         return known if known is not None and known.status != "here" else None
 

@@ -1,4 +1,4 @@
-"""What became of each clip of a corpus: a line of JSON each in download.jsonl, which survives a kill."""
+"""The status of each clip of a corpus, one line of JSON per clip in download.jsonl, which survives a kill."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -13,13 +13,13 @@ MANIFEST_NAME = "download.jsonl"
 
 @dataclass(frozen=True)
 class Status:
-    """A clip that is there, is to be tried again, or is gone for good.
+    """The status of a clip: present, failed temporarily, or permanently unavailable.
 
     Args:
-        path: relative to the corpus's folder.
-        size: bytes, of a clip that is there.
-        origin: the address that it came from.
-        reason: why it is not there, or what is odd about it.
+        path: relative to the folder of the corpus.
+        size: bytes, for a clip that is present.
+        origin: address that it was downloaded from.
+        reason: why it is missing, or how it differs from what was requested.
     """
 
     path: str
@@ -30,14 +30,14 @@ class Status:
 
 
 class Manifest:
-    """The statuses of a corpus's clips by path; the last one that was added for a path counts."""
+    """Statuses of the clips of a corpus by path; a later status of a path replaces an earlier one."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.path = root, root / MANIFEST_NAME
         entries = list(read_json_lines(self.path)) if self.path.exists() else []
         self.statuses = {entry["path"]: Status(**entry) for entry in entries}
         if entries and not self.path.read_bytes().endswith(b"\n"):
-            self.compact()  # a line that a kill cut short must not join with the next
+            self.compact()  # new lines must not be appended to a truncated one
 
     def __getitem__(self, path: Path) -> Status | None:
         return self.statuses.get(self.relative_path(path))
@@ -46,19 +46,19 @@ class Manifest:
         return path.relative_to(self.root).as_posix()
 
     def add(self, statuses: Iterable[Status]) -> None:
-        """Append lines, so that a kill loses none that were written."""
+        """Append statuses, so that a kill loses none of the lines written before."""
         statuses = list(statuses)
         self.statuses |= {status.path: status for status in statuses}
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(to_json_lines(statuses))
 
     def is_intact(self, path: Path) -> bool:
-        """Is a file there, with the size that it had when it was written?"""
+        """Whether a file exists and has the size that is recorded for it."""
         known = self[path]
         return path.is_file() and (known is None or known.size in (None, path.stat().st_size))
 
     def compact(self) -> None:
-        """One line for each path, in order."""
+        """Rewrite the file with one line per path, sorted."""
         content = "".join(to_json_lines(self.statuses[path] for path in sorted(self.statuses)))
         if content:
             write_atomic(self.path, content.encode())
@@ -67,4 +67,6 @@ class Manifest:
 def to_json_lines(statuses: Iterable[Status]) -> Iterator[str]:
     for status in statuses:
         entry = {key: value for key, value in asdict(status).items() if value is not None}
-        yield json.dumps(entry) + "\n"  # ASCII: no kill can cut a character, no name end a line
+        yield (
+            json.dumps(entry) + "\n"
+        )  # ASCII: a kill cannot truncate a character, and a name cannot contain a line break

@@ -1,4 +1,4 @@
-"""Files of a publisher, and what a download made of them."""
+"""Files on a publisher's server, and the result of a download."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,15 +10,15 @@ from clap.download.manifest import MANIFEST_NAME
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a publisher.
+    """A file on a publisher's server.
 
     Args:
-        key: its name in the yaml.
+        key: name in the yaml.
         checksum: `md5:...` or `sha256:...`; empty if none is published.
-        to: a file in the corpus's folder; with a slash at its end, the folder that an archive is unpacked to.
-        splits: those that need it.
-        parts: of a split zip, whose last part is at the address; {suffix: checksum}.
-        index: an archive that holds lists and no clips.
+        to: target file in the folder of the corpus; with a trailing slash, the folder that an archive is unpacked to.
+        splits: splits that need the file.
+        parts: {suffix: checksum} of the other parts of a split zip, whose last part is at the address.
+        index: whether an archive holds index files and no clips.
     """
 
     key: str
@@ -34,7 +34,7 @@ class RemoteFile:
         return self.to.endswith("/")
 
     def files(self) -> Iterator[tuple[str, str, str]]:
-        """Address, name on the way here and checksum of each file, parts first."""
+        """Address, name in the scratch folder and checksum of each file, parts first."""
         path, mark, query = self.address.partition("?")
         stem = path.rpartition(".")[0]
         for suffix, checksum in self.parts.items():
@@ -44,19 +44,19 @@ class RemoteFile:
 
 @dataclass
 class Result:
-    """What is there of each split after a download, and why the rest is not."""
+    """Present clips of each split after a download, and why the others are missing."""
 
     name: str
     root: Path
-    clips: dict[str, tuple[int, int, int | None]] = field(default_factory=dict)  # there, listed, published
-    missing: Counter = field(default_factory=Counter)  # reasons
-    failures: list[str] = field(default_factory=list)  # what another attempt may bring
+    clips: dict[str, tuple[int, int, int | None]] = field(default_factory=dict)  # present, listed, published
+    missing: Counter = field(default_factory=Counter)  # reason -> number of clips
+    failures: list[str] = field(default_factory=list)  # messages; another attempt may succeed
 
     def __str__(self) -> str:
         lines = [f"{self.name} in {self.root}"]
-        for split, (here, listed, published) in self.clips.items():
-            other = f", {published} were published" if published not in (None, listed) else ""
-            lines.append(f"  {split:5}  {here} of {listed} clips{other}")
+        for split, (present, listed, published) in self.clips.items():
+            other = f", {published} published" if published not in (None, listed) else ""
+            lines.append(f"  {split:5}  {present} of {listed} clips{other}")
         lines += [f"  missing: {count} clips, {reason}" for reason, count in self.missing.most_common()]
         lines += [f"  failed: {failure}" for failure in self.failures]
         lines += [f"  the status of each clip is in {self.root / MANIFEST_NAME}"] if self.missing else []

@@ -1,4 +1,4 @@
-"""A corpus from its publisher; what is there already is left as it is."""
+"""Downloads a corpus from its publisher; existing files are not modified."""
 
 import functools
 import logging
@@ -26,19 +26,19 @@ def download_corpus(
     workers: int = 4,
     again: bool = False,
 ) -> Result:
-    """Fetch what is missing of a corpus into the folder of its name in `root`.
+    """Download the missing files of a corpus into the folder `root/NAME`.
 
-    A kill at any moment loses nothing that was whole: the same call goes on. A second process waits for the first.
+    After a kill, the same call resumes the download. A second process waits for the first.
 
     Args:
         settings: as composed from clap/download/NAME.yaml.
-        open_corpus: makes the corpus from its folder and options, as `find_corpus` of clap.dataset does for a name.
-        splits: those that are wanted.
-        workers: connections at a time.
-        again: ask again for clips that are gone.
+        open_corpus: builds the corpus from its folder and options, as `find_corpus` of clap.dataset does for a name.
+        splits: splits to download.
+        workers: number of parallel connections.
+        again: whether to request clips again that are recorded as permanently unavailable.
 
     Raises:
-        OSError: a file cannot be written. ValueError: an index that was there already is wrong.
+        OSError: a file cannot be written. ValueError: an existing index is invalid.
     """
     if unknown := sorted(set(splits) - set(SPLITS)):
         raise ValueError(f"split {unknown[0]!r} is not one of {', '.join(SPLITS)}")
@@ -46,7 +46,7 @@ def download_corpus(
     start = functools.partial(
         Download, name, folder, settings, open_corpus, splits=splits, workers=workers, again=again
     )
-    if folder.is_dir() and (download := start()).is_complete():  # which may be one that cannot be written to
+    if folder.is_dir() and (download := start()).is_complete():  # the folder may be read-only
         return download.summarize()
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder / f"{SCRATCH}.lock"):
@@ -64,12 +64,12 @@ def download_corpus(
 
 @contextmanager
 def lock_folder(path: Path) -> Iterator[None]:
-    """Work alone in a folder, after those who came first."""
+    """Hold the lock of a folder, waiting for the process that holds it."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.warning("another download works in %s; waiting for it", path.parent)
+        log.warning("Another download is writing to %s; waiting for it to finish", path.parent)
         lock.acquire()
     try:
         yield
@@ -78,10 +78,10 @@ def lock_folder(path: Path) -> Iterator[None]:
 
 
 def find_target_folder(root: str | Path, name: str, open_corpus: Callable[[Path, Mapping[str, Any]], Corpus]) -> Path:
-    """The folder of a corpus: one of its name in `root`, or `root` itself if that bears its name or holds its lists."""
+    """The folder of a corpus: `root/NAME`, or `root` itself if it has this name or holds the index of the corpus."""
     root = Path(root)
     if root.exists() and not root.is_dir():
-        raise NotADirectoryError(f"{root} is a file; give a folder, which gets one for the corpus")
+        raise NotADirectoryError(f"{root} is a file; set --root to a folder, in which the corpus gets a subfolder")
     if (folder := find_folder(root, name)) is not None:
         return folder
     is_own = plain_name(root.resolve().name) == name
@@ -89,7 +89,7 @@ def find_target_folder(root: str | Path, name: str, open_corpus: Callable[[Path,
 
 
 def is_corpus_folder(folder: Path, open_corpus: Callable[[Path, Mapping[str, Any]], Corpus]) -> bool:
-    """Can a corpus be read from a folder, in part at least?"""
+    """Whether the index of at least one split can be read from a folder."""
     for split in SPLITS:
         with suppress(FileNotFoundError):
             open_corpus(folder, {}).clips(split)

@@ -1,4 +1,4 @@
-"""Archives into a corpus's folder, file by file, each whole or not there."""
+"""Unpacks zip, tar and 7z archives and joins split zips."""
 
 import errno
 import gzip
@@ -18,23 +18,23 @@ ARCHIVE_ERRORS = (
     *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
     *(EOFError, NotImplementedError, RuntimeError),
 )
-DAMAGED_EXIT_CODES = (2, 3)  # exit statuses of zip that are the archive's fault
+DAMAGED_EXIT_CODES = (2, 3)  # of zip, when the archive is damaged
 
 
 class ArchiveError(ValueError):
-    """A file that is no archive, or a damaged one."""
+    """A file that is not an archive, or a damaged archive."""
 
 
 def unpack(archive: Path, folder: Path) -> dict[str, Path]:
-    """Unpack a zip, tar or 7z archive, and say where its files lie, by their paths in it.
+    """Unpack a zip, tar or 7z archive; returns {path in the archive: path on disk}.
 
-    The folder inside the archive that holds all its files is left out, so that it does not matter what it is called.
+    A common parent folder of all files is dropped from the paths, so that its name does not matter.
 
     Args:
-        folder: its content is lost.
+        folder: target; existing content is deleted.
 
     Raises:
-        ArchiveError: no archive, or a damaged one. OSError: it cannot be written.
+        ArchiveError: not an archive, or a damaged one. OSError: a file cannot be written.
     """
     shutil.rmtree(folder, ignore_errors=True)
     extract(archive, folder)
@@ -47,7 +47,7 @@ def unpack(archive: Path, folder: Path) -> dict[str, Path]:
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Unpack into a folder; names that lead out of it are refused or mended by the libraries."""
+    """Unpack into a folder; the libraries refuse or sanitize paths that lead out of it."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
@@ -60,44 +60,45 @@ def extract(archive: Path, folder: Path) -> None:
             with py7zr.SevenZipFile(archive) as file:
                 file.extractall(folder)
         else:
-            raise ArchiveError(f"{archive.name} is no zip, tar or 7z archive")
+            raise ArchiveError(f"{archive.name} is not a zip, tar or 7z archive")
     except (*ARCHIVE_ERRORS, py7zr.exceptions.ArchiveError) as error:
         raise ArchiveError(f"{archive.name} is damaged ({error or type(error).__name__})") from None
     except OSError as error:
-        if error.errno == errno.EINVAL:  # an offset before the file's beginning
+        if error.errno == errno.EINVAL:  # a negative offset in the archive
             raise ArchiveError(f"{archive.name} is damaged ({error})") from None
         raise
 
 
 def check_tar_end(file: tarfile.TarFile) -> None:
-    """Refuse a tar archive that ends early; reading to the end also has gzip compare its checksum."""
+    """Refuse a truncated tar archive; reading to the end also makes gzip verify its checksum."""
     size = 0
     while chunk := file.fileobj.read(2**20):
         size += len(chunk)
-    if not size:  # tarfile stops at the first of the two blocks that end an archive, and at the end of the file
-        raise tarfile.ReadError("it ends before its end")
+    if not size:  # tarfile stops at the first of the two end blocks, or silently at the end of the file
+        raise tarfile.ReadError("end-of-archive blocks are missing")
 
 
 def require_zip_program(archive: str) -> None:
-    """Refuse before the download of an archive in parts what could not be joined after it.
+    """Check that parts of an archive can be joined, before they are downloaded.
 
     Raises:
-        FileNotFoundError: there is no program zip.
+        FileNotFoundError: the program zip is not installed.
     """
     if shutil.which("zip") is None:
         raise FileNotFoundError(
-            f"{archive} comes in parts, which the program zip joins; install it (apt-get install zip)"
+            f"{archive} is a split zip, and the program zip that joins it is not installed; apt-get install zip"
         )
 
 
 def join_parts(archive: Path, folder: Path) -> Path:
-    """One zip of a split one, whose last part is named and beside which the others lie.
+    """Join the parts of a split zip into one zip.
 
     Args:
-        folder: for the new one; its content is lost.
+        archive: last part; the others are next to it.
+        folder: target; existing content is deleted.
 
     Raises:
-        ArchiveError: a part is damaged. OSError: it cannot be written; the parts are as they were.
+        ArchiveError: a part is damaged. OSError: the zip cannot be written; the parts are unchanged.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -106,16 +107,16 @@ def join_parts(archive: Path, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         shutil.rmtree(folder)
-        reason = f"{archive.name} and its parts cannot be joined ({' '.join((done.stdout + done.stderr).split())})"
+        reason = f"the parts of {archive.name} cannot be joined ({' '.join((done.stdout + done.stderr).split())})"
         raise ArchiveError(reason) if done.returncode in DAMAGED_EXIT_CODES else OSError(reason)
     return joined
 
 
 def is_system_file(path: Path) -> bool:
-    """What file managers leave in archives."""
+    """Whether a file is metadata that file managers add to archives."""
     return path.name.startswith("._") or path.name == ".DS_Store" or "__MACOSX" in path.parts
 
 
 def find_common_folder(files: Sequence[Path]) -> Path:
-    """The deepest folder that holds all files."""
+    """The deepest folder that contains all files."""
     return Path(os.path.commonpath([path.parent for path in files]))

@@ -1,4 +1,4 @@
-"""Files from a server that breaks in the ways real ones do."""
+"""Downloads from a server that fails as real servers do."""
 
 import hashlib
 import resource
@@ -10,7 +10,7 @@ from download_server import FileServer
 
 from clap.fetch import CHUNK, MAX_ATTEMPTS, FetchError, Interrupted, fetch
 
-CONTENT = bytes(range(251)) * 1000  # four chunks, none like another
+CONTENT = bytes(range(251)) * 1000  # four chunks, all different
 CHECKSUM = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 
 
@@ -27,12 +27,12 @@ def get(server: FileServer, tmp_path: Path, name: str = "a.bin", **options: obje
     return path.read_bytes()
 
 
-def test_file_arrives_whole(server: FileServer, tmp_path: Path):
+def test_file_is_downloaded(server: FileServer, tmp_path: Path):
     assert get(server, tmp_path, checksum=CHECKSUM) == CONTENT
 
 
 @pytest.mark.parametrize("checksum", ["", CHECKSUM], ids=["unchecked", "checked"])
-def test_cut_connection_goes_on_where_it_stopped(server: FileServer, tmp_path: Path, checksum: str):
+def test_lost_connection_resumes_where_it_stopped(server: FileServer, tmp_path: Path, checksum: str):
     server.faults["a.bin"] = [("cut", 2 * CHUNK), ("cut", CHUNK)]
     assert get(server, tmp_path, checksum=checksum) == CONTENT
     assert server.requests == [
@@ -42,7 +42,7 @@ def test_cut_connection_goes_on_where_it_stopped(server: FileServer, tmp_path: P
     ]
 
 
-def test_later_call_goes_on_where_an_earlier_one_stopped(server: FileServer, tmp_path: Path):
+def test_later_call_resumes_where_an_earlier_one_stopped(server: FileServer, tmp_path: Path):
     server.faults["a.bin"] = [("cut", 3 * CHUNK), *[("status", 503)] * MAX_ATTEMPTS]
     with pytest.raises(FetchError, match="a.bin: not downloaded .503"):
         get(server, tmp_path)
@@ -50,7 +50,7 @@ def test_later_call_goes_on_where_an_earlier_one_stopped(server: FileServer, tmp
     assert server.requests[-1] == ("a.bin", f"bytes={3 * CHUNK}-")
 
 
-def test_file_that_changed_meanwhile_begins_anew(server: FileServer, tmp_path: Path):
+def test_file_that_has_changed_is_downloaded_from_scratch(server: FileServer, tmp_path: Path):
     server.faults["a.bin"] = [("cut", 3 * CHUNK), *[("status", 503)] * MAX_ATTEMPTS]
     with pytest.raises(FetchError):
         get(server, tmp_path)
@@ -58,8 +58,8 @@ def test_file_that_changed_meanwhile_begins_anew(server: FileServer, tmp_path: P
     assert get(server, tmp_path) == CONTENT[::-1]
 
 
-def test_server_that_ignores_the_condition_mixes_no_versions(server: FileServer, tmp_path: Path):
-    server.faults["a.bin"] = [("cut", 3 * CHUNK), *[("status", 503)] * MAX_ATTEMPTS, ("deaf", None)]
+def test_server_that_ignores_if_range_does_not_mix_versions(server: FileServer, tmp_path: Path):
+    server.faults["a.bin"] = [("cut", 3 * CHUNK), *[("status", 503)] * MAX_ATTEMPTS, ("no_if_range", None)]
     with pytest.raises(FetchError):
         get(server, tmp_path)
     (server.folder / "a.bin").write_bytes(CONTENT[::-1])
@@ -67,7 +67,7 @@ def test_server_that_ignores_the_condition_mixes_no_versions(server: FileServer,
 
 
 @pytest.mark.parametrize("status", [403, 404, 522])
-def test_refusal_on_the_way_keeps_what_has_arrived(server: FileServer, tmp_path: Path, status: int):
+def test_refused_retry_keeps_received_bytes(server: FileServer, tmp_path: Path, status: int):
     server.faults["a.bin"] = [("cut", 2 * CHUNK), *[("status", status)] * MAX_ATTEMPTS]
     with pytest.raises(FetchError, match=f"not downloaded .{status}"):
         get(server, tmp_path)
@@ -75,80 +75,80 @@ def test_refusal_on_the_way_keeps_what_has_arrived(server: FileServer, tmp_path:
     assert get(server, tmp_path) == CONTENT and server.requests[-1][1] == f"bytes={2 * CHUNK}-"
 
 
-def test_whole_file_of_another_content_is_fetched_again(server: FileServer, tmp_path: Path):
+def test_existing_file_with_wrong_checksum_is_downloaded_again(server: FileServer, tmp_path: Path):
     (tmp_path / "got").mkdir()
     (tmp_path / "got" / "a.bin").write_bytes(b"of another address")
     assert get(server, tmp_path, checksum=CHECKSUM) == CONTENT
 
 
-def test_part_without_version_is_not_continued_unchecked(server: FileServer, tmp_path: Path):
-    server.faults["a.bin"] = [("nameless", None), ("nameless", None)]
+def test_part_without_version_or_checksum_is_not_resumed(server: FileServer, tmp_path: Path):
+    server.faults["a.bin"] = [("no_etag", None), ("no_etag", None)]
     (tmp_path / "got").mkdir()
     (tmp_path / "got" / "a.bin.part").write_bytes(b"of another file")
     assert get(server, tmp_path) == CONTENT
 
 
-def test_part_that_is_already_whole_needs_no_further_byte(server: FileServer, tmp_path: Path):
+def test_complete_part_requires_no_further_byte(server: FileServer, tmp_path: Path):
     (tmp_path / "got").mkdir()
     (tmp_path / "got" / "a.bin.part").write_bytes(CONTENT)
     assert get(server, tmp_path, checksum=CHECKSUM) == CONTENT
     assert server.requests == [("a.bin", f"bytes={len(CONTENT)}-")]
 
 
-def test_part_longer_than_the_file_begins_anew(server: FileServer, tmp_path: Path):
+def test_part_longer_than_the_file_is_discarded(server: FileServer, tmp_path: Path):
     (tmp_path / "got").mkdir()
     (tmp_path / "got" / "a.bin.part").write_bytes(CONTENT + b"more")
     assert get(server, tmp_path, checksum=CHECKSUM) == CONTENT
 
 
-def test_server_without_ranges_gives_all_again(server: FileServer, tmp_path: Path):
-    server.faults["a.bin"] = [("cut", CHUNK), ("whole", None)]
+def test_server_without_ranges_sends_the_whole_file_again(server: FileServer, tmp_path: Path):
+    server.faults["a.bin"] = [("cut", CHUNK), ("no_range", None)]
     assert get(server, tmp_path) == CONTENT
 
 
-def test_busy_server_is_asked_again(server: FileServer, tmp_path: Path):
+def test_busy_server_is_retried(server: FileServer, tmp_path: Path):
     server.faults["a.bin"] = [("status", 503), ("status", 429)]
     assert get(server, tmp_path) == CONTENT
 
 
-def test_absent_file_is_not_asked_for_again(server: FileServer, tmp_path: Path):
+def test_absent_file_is_not_retried(server: FileServer, tmp_path: Path):
     with pytest.raises(FetchError, match="/b.bin: not downloaded .404 Not Found"):
         get(server, tmp_path, "b.bin")
     assert len(server.requests) == 1 and not list((tmp_path / "got").iterdir())
 
 
-def test_wrong_content_is_not_kept(server: FileServer, tmp_path: Path):
+def test_file_with_wrong_checksum_is_deleted(server: FileServer, tmp_path: Path):
     server.faults["a.bin"] = [("other", None)]
     with pytest.raises(FetchError, match=f"its md5 is not {CHECKSUM.removeprefix('md5:')}"):
         get(server, tmp_path, checksum=CHECKSUM)
     assert not list((tmp_path / "got").iterdir())
 
 
-def test_length_told_too_short_is_noticed_by_the_checksum(server: FileServer, tmp_path: Path):
+def test_content_length_too_small_is_detected_by_the_checksum(server: FileServer, tmp_path: Path):
     server.faults["a.bin"] = [("shorter", None)]
-    with pytest.raises(FetchError, match="another file than was published"):
+    with pytest.raises(FetchError, match="not the published file"):
         get(server, tmp_path, checksum=CHECKSUM)
     assert not list((tmp_path / "got").iterdir())
 
 
-def test_length_told_too_long_still_ends_whole(server: FileServer, tmp_path: Path):
+def test_content_length_too_large_still_gives_the_whole_file(server: FileServer, tmp_path: Path):
     server.faults["a.bin"] = [("longer", None)]
     assert get(server, tmp_path) == CONTENT
 
 
-def test_connection_that_always_breaks_is_given_up(server: FileServer, tmp_path: Path):
+def test_connection_that_always_fails_is_given_up(server: FileServer, tmp_path: Path):
     server.faults["a.bin"] = [("cut", 0)] * MAX_ATTEMPTS
     with pytest.raises(FetchError, match=f"a.bin: not downloaded .* {MAX_ATTEMPTS} times"):
         get(server, tmp_path)
     assert len(server.requests) == MAX_ATTEMPTS
 
 
-def test_address_that_is_none_is_refused_at_once(tmp_path: Path):
+def test_address_that_is_not_a_url_is_refused_at_once(tmp_path: Path):
     with pytest.raises(FetchError, match="mirror/a.bin: not downloaded"):
         fetch("mirror/a.bin", tmp_path / "a.bin")
 
 
-def test_stop_keeps_what_has_arrived(server: FileServer, tmp_path: Path):
+def test_stop_keeps_received_bytes(server: FileServer, tmp_path: Path):
     server.faults["a.bin"] = [("cut", CHUNK), *[("status", 503)] * MAX_ATTEMPTS]
     with pytest.raises(FetchError):
         get(server, tmp_path)
@@ -159,11 +159,11 @@ def test_stop_keeps_what_has_arrived(server: FileServer, tmp_path: Path):
     assert (tmp_path / "got" / "a.bin.part").stat().st_size == CHUNK
 
 
-def test_full_disk_keeps_what_has_arrived(server: FileServer, tmp_path: Path):
+def test_full_disk_keeps_received_bytes(server: FileServer, tmp_path: Path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * CHUNK, limits[1]))
     try:
-        with pytest.raises(OSError, match="a.bin.part: not written .*; free space and start again"):
+        with pytest.raises(OSError, match="a.bin.part: not written .*; free space and run again"):
             get(server, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
