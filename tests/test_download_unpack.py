@@ -9,7 +9,7 @@ from pathlib import Path
 import py7zr
 import pytest
 
-from clap.download.unpack import ArchiveError, unpack
+from clap.download.unpack import ArchiveError, join_parts, unpack
 
 FILES = {"a.wav": b"first" * 100, "deep/b.wav": b"second" * 100}
 
@@ -105,3 +105,13 @@ def test_metadata_of_file_managers_is_skipped(tmp_path: Path):
         tmp_path / "archive", {"C/a.wav": b"x", "C/._a.wav": b"?", "__MACOSX/C/._a.wav": b"?", "C/.DS_Store": b"?"}
     )
     assert list(unpack(tmp_path / "archive", tmp_path / "out")) == ["a.wav"]
+
+
+def test_parts_are_kept_if_the_disk_is_full_when_joining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    program = tmp_path / "bin" / "zip"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho zip error: Output file write failure; exit 14\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    with pytest.raises(OSError, match="Output file write failure"):
+        join_parts(tmp_path / "a.zip", tmp_path / "joined")
