@@ -11,7 +11,7 @@ from conftest import make_tone
 
 from clap.__main__ import main
 from clap.check.limits import Limits
-from clap.check.survey import check, make_report, make_split
+from clap.check.survey import check_corpus, make_report, make_split
 from clap.commands.check import compose_dataset
 from clap.commands.synthesize import synthesize
 from clap.corpus import Clip, Corpus
@@ -206,7 +206,7 @@ def test_block_list_cures_the_overlap(tmp_path: Path):
     soundfile.write(tmp_path / "again.wav", twin, RATE)
     write_index(tmp_path, [*rows, ("twin.wav", "born earlier", "train"), ("again.wav", "born later", "test")])
     assert len(run_check(tmp_path)) == 1
-    report = check(
+    report = check_corpus(
         compose_dataset(overrides(tmp_path, f"dataset.exclude={tmp_path / 'out' / 'exclude.txt'}")), limits=Limits()
     )
     assert len(report.splits[0].entries) == 4 and not any(overlap.matches for overlap in report.overlaps)
@@ -240,7 +240,7 @@ def esc50(tmp_path_factory) -> str:
 
 
 def test_replica_of_a_published_layout_lacks_clips_alone(esc50: str):
-    report = check(compose_dataset(["dataset=esc50", esc50]), limits=Limits(silence=-90.0))
+    report = check_corpus(compose_dataset(["dataset=esc50", esc50]), limits=Limits(silence=-90.0))
     assert [len(split.durations) for split in report.splits] == [66, 22, 22]
     assert [(found.kind, found.detail) for found in report.findings] == [("count", "22 listed, 176 published")]
     assert not any(overlap.matches for overlap in report.overlaps)
@@ -248,9 +248,9 @@ def test_replica_of_a_published_layout_lacks_clips_alone(esc50: str):
 
 def test_folds_trained_on_and_tested_on_share_recordings(esc50: str):
     other = ["dataset=esc50", esc50, "dataset.val_folds=[4]", "dataset.test_folds=[1]"]
-    report = check(compose_dataset(["dataset=esc50", esc50]), [compose_dataset(other)], limits=Limits(), workers=0)
+    report = check_corpus(compose_dataset(["dataset=esc50", esc50]), [compose_dataset(other)], limits=Limits(), workers=0)
     shared = {match.entry.clip.id for overlap in report.overlaps[3:] for match in overlap.matches}
-    assert shared == set(report.blocked(["recording"])) and {name[0] for name in shared} == {"1", "4"}
+    assert shared == set(report.find_blocked_clips(["recording"])) and {name[0] for name in shared} == {"1", "4"}
 
 
 def test_missing_root_is_named():
@@ -259,7 +259,9 @@ def test_missing_root_is_named():
 
 
 def test_rendered_clips_are_measured_too():
-    report = check(compose_dataset(["dataset.num_train=3", "dataset.num_val=2", "dataset.num_test=0"]), limits=Limits())
+    report = check_corpus(
+        compose_dataset(["dataset.num_train=3", "dataset.num_val=2", "dataset.num_test=0"]), limits=Limits()
+    )
     assert [len(split.durations) for split in report.splits] == [3, 2, 0] and not report.findings
 
 

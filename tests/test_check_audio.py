@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from conftest import make_tone
 
-from clap.check.measure import Measured, measure_all, measure_clip, measure_file
+from clap.check.measure import Measures, measure_all, measure_clip, measure_file
 from clap.corpus import Clip, Corpus
 
 RATE = 8_000
@@ -18,7 +18,7 @@ def write(path: Path, waveform: np.ndarray, rate: int = RATE, **options) -> Path
     return path
 
 
-def measure(folder: Path, waveform: np.ndarray, **options) -> Measured:
+def measure(folder: Path, waveform: np.ndarray, **options) -> Measures:
     return measure_file(write(folder / "a.wav", waveform, **options))
 
 

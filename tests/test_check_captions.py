@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from clap.check.near_captions import CaptionIndex, find_words, normalise
+from clap.check.near_captions import CaptionIndex, find_words, normalize_caption
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from clap.check.near_captions import CaptionIndex, find_words, normalise
     ],
 )
 def test_normalise_drops_case_and_punctuation(caption: str, expected: str):
-    assert normalise(caption) == expected
+    assert normalize_caption(caption) == expected
 
 
 def test_words_are_in_order():

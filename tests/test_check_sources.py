@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from clap.check.sources import find_sources, recording_of
+from clap.check.sources import infer_sources, source_recording
 from clap.corpus import Clip
 
 YOUTUBE = ("7fmOlUlwoNg", "6BJ455B1aAs", "GOD8Bt5LfDE", "r1nicOVtvkQ", "vfY_TJq7n_U")
 
 
 def sources(*names: str, source: str | None = None) -> list[str | None]:
-    return find_sources([Clip(name, (), Path("audio") / name, source=source) for name in names])
+    return infer_sources([Clip(name, (), Path("audio") / name, source=source) for name in names])
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_name_tells_the_recording(name: str, source: str | None):
 
 
 def test_clip_without_a_file_is_told_by_its_id():
-    assert find_sources([Clip("7fmOlUlwoNg_20", ())]) == ["youtube:7fmOlUlwoNg@20"]
+    assert infer_sources([Clip("7fmOlUlwoNg_20", ())]) == ["youtube:7fmOlUlwoNg@20"]
 
 
 def test_plain_looking_ids_count_among_random_ones():
@@ -59,7 +59,7 @@ def test_corpus_that_knows_wins():
 
 
 def test_recording_is_a_source_without_its_second():
-    assert [recording_of(source) for source in ("youtube:a@3", "freesound:7", None)] == [
+    assert [source_recording(source) for source in ("youtube:a@3", "freesound:7", None)] == [
         "youtube:a",
         "freesound:7",
         None,

@@ -16,8 +16,8 @@ COLORS = {"train": BLUE, "val": ORANGE, "test": GREEN}
 CHANNELS = {1: ("mono", GREY), 2: ("stereo", PURPLE)}
 FLOOR = -100.0  # dBFS: what is quieter is drawn here
 BINS = 20
-WIDE = 8  # longest to median, above which a linear axis shows one bar and nothing else
-FEWEST_ROWS = 5  # that findings leave room for, so that one bar alone is no wall
+LOG_AXIS_RATIO = 8  # longest to median, above which a linear axis shows one bar and nothing else
+MIN_ROWS = 5  # that findings leave room for, so that one bar alone is no wall
 
 
 def plot_report(report: Report, path: Path) -> None:
@@ -40,7 +40,7 @@ def plot_durations(axes: Axes, splits: Sequence[CheckedSplit]) -> None:
     """Lengths; on a logarithmic axis where few clips are far longer than the others."""
     values = {split.split: split.durations for split in splits}
     found = [duration for split in values.values() for duration in split] or [1.0]
-    top, wide = max(found) * 1.02, max(found) > WIDE * np.median(found)
+    top, wide = max(found) * 1.02, max(found) > LOG_AXIS_RATIO * np.median(found)
     edges = np.geomspace(min(found) * 0.98, top, BINS + 1) if wide else np.linspace(0, top, BINS + 1)
     draw_histograms(axes, values, edges)
     dress(axes, xlabel="duration / s", ylabel="share of clips")
@@ -120,7 +120,7 @@ def plot_findings(axes: Axes, report: Report) -> None:
     axes.grid(axis="y", visible=False)
     axes.set_yticks(range(len(kinds)), kinds)
     axes.set_xlim(0, 1.08 * max(left, default=1))
-    axes.set_ylim(max(len(kinds), FEWEST_ROWS) - 0.5, -0.5)
+    axes.set_ylim(max(len(kinds), MIN_ROWS) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     for row, total in enumerate(left):
         axes.annotate(f"{total:.0f}", (total, row), xytext=(4, 0), textcoords="offset points", va="center",

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from clap.check.limits import Limits
-from clap.check.measure import Measured
-from clap.check.near_captions import normalise
+from clap.check.measure import Measures
+from clap.check.near_captions import normalize_caption
 from clap.corpus import Clip
 
 
@@ -23,12 +23,12 @@ class Entry:
     split: str
     clip: Clip
     source: str | None = None
-    audio: Measured | None = None
+    audio: Measures | None = None
     problem: str | None = None
     texts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.texts = tuple(normalise(caption) for caption in self.clip.captions)
+        self.texts = tuple(normalize_caption(caption) for caption in self.clip.captions)
 
     @property
     def place(self) -> str:
@@ -86,32 +86,32 @@ def is_silent(entry: Entry, limits: Limits) -> bool:
     return entry.audio is not None and entry.audio.level < limits.silence
 
 
-def digest_of(entry: Entry, limits: Limits) -> str | None:
+def audio_digest(entry: Entry, limits: Limits) -> str | None:
     """What tells equal recordings; silent ones are no copies of each other."""
     return None if entry.audio is None or is_silent(entry, limits) else entry.audio.digest
 
 
 def find_duplicates(entries: Sequence[Entry], limits: Limits) -> Iterator[Finding]:
-    for first, *others in group(entries, lambda entry: [digest_of(entry, limits)]).values():
+    for first, *others in group_by_key(entries, lambda entry: [audio_digest(entry, limits)]).values():
         for entry in others:
             yield Finding("duplicate audio", entry.dataset, entry.split, entry.clip.id, "the same samples", first.place)
 
 
 def find_shared(entries: Sequence[Entry]) -> Iterator[Finding]:
     """Captions of several clips, each once; a caption made from a label is shared by right."""
-    for text, clips in group(entries, lambda entry: dict.fromkeys(entry.texts)).items():
-        if len(clips) > 1 and not one_label(clips):
+    for text, clips in group_by_key(entries, lambda entry: dict.fromkeys(entry.texts)).items():
+        if len(clips) > 1 and not have_same_label(clips):
             first, second = clips[:2]
             detail = f"{len(clips)} clips: {text}"
             yield Finding("shared caption", first.dataset, first.split, first.clip.id, detail, second.place)
 
 
-def one_label(entries: Sequence[Entry]) -> bool:
+def have_same_label(entries: Sequence[Entry]) -> bool:
     """Do all of these clips have one and the same label?"""
     return entries[0].clip.label is not None and len({entry.clip.label for entry in entries}) == 1
 
 
-def group(entries: Iterable[Entry], keys_of: Callable[[Entry], Iterable[str | None]]) -> dict[str, list[Entry]]:
+def group_by_key(entries: Iterable[Entry], keys_of: Callable[[Entry], Iterable[str | None]]) -> dict[str, list[Entry]]:
     """Entries by each of their keys; None and "" are no keys."""
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:

@@ -18,7 +18,7 @@ RENDER_RATE = 16_000  # Hz, for clips without a file, which their corpus renders
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measures:
     """What decoding tells of a recording.
 
     Attributes:
@@ -36,7 +36,7 @@ class Measured:
     digest: str
 
 
-def measure_all(items: Sequence[tuple[Corpus, Clip]], *, workers: int, name: str) -> list[Measured | str]:
+def measure_all(items: Sequence[tuple[Corpus, Clip]], *, workers: int, name: str) -> list[Measures | str]:
     """Each clip's measures, or why it has none: "missing", or what keeps it from being decoded.
 
     Args:
@@ -50,7 +50,7 @@ def measure_all(items: Sequence[tuple[Corpus, Clip]], *, workers: int, name: str
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for all the others
 
 
-def measure_clip(corpus: Corpus, clip: Clip) -> Measured | str:
+def measure_clip(corpus: Corpus, clip: Clip) -> Measures | str:
     if clip.path is not None and not clip.path.is_file():
         return "missing"
     try:
@@ -59,7 +59,7 @@ def measure_clip(corpus: Corpus, clip: Clip) -> Measured | str:
         return str(error).removeprefix(f"{clip.path}: ")
 
 
-def measure_file(path: Path) -> Measured:
+def measure_file(path: Path) -> Measures:
     """Decode a recording whole.
 
     Raises:
@@ -75,24 +75,24 @@ def measure_file(path: Path) -> Measured:
             digest.update((mono + 0.0).tobytes())  # + 0.0: minus zero is zero
             frames += len(mono)
             clipped += np.count_nonzero(np.abs(piece) >= full_scale)
-            power = max(power, loudest(mono, window))
+            power = max(power, max_window_power(mono, window))
         if frames < file.frames:
             raise AudioError(f"{path}: truncated, {frames} of {file.frames} samples could be read")
         share = clipped / (frames * file.channels)
-        return Measured(
-            frames / file.samplerate, file.samplerate, file.channels, decibels(power), share, digest.hexdigest()
+        return Measures(
+            frames / file.samplerate, file.samplerate, file.channels, to_decibels(power), share, digest.hexdigest()
         )
 
 
-def measure_rendered(corpus: Corpus, clip: Clip) -> Measured:
+def measure_rendered(corpus: Corpus, clip: Clip) -> Measures:
     """A clip without a file, as its corpus gives it."""
     waveform = corpus.load(clip, sample_rate=RENDER_RATE, max_duration=None)
-    level = decibels(loudest(waveform, round(WINDOW * RENDER_RATE)))
+    level = to_decibels(max_window_power(waveform, round(WINDOW * RENDER_RATE)))
     digest = hashlib.blake2b(waveform.tobytes(), digest_size=16).hexdigest()
-    return Measured(len(waveform) / RENDER_RATE, None, None, level, 0.0, digest)
+    return Measures(len(waveform) / RENDER_RATE, None, None, level, 0.0, digest)
 
 
-def loudest(waveform: np.ndarray, window: int) -> float:
+def max_window_power(waveform: np.ndarray, window: int) -> float:
     """Largest variance of any `window` samples (samples,), in steps of a window; of all where there are fewer."""
     whole = len(waveform) // window * window
     if not whole:
@@ -100,5 +100,5 @@ def loudest(waveform: np.ndarray, window: int) -> float:
     return float(waveform[:whole].reshape(-1, window).var(axis=1).max())
 
 
-def decibels(power: float) -> float:
+def to_decibels(power: float) -> float:
     return float(10 * np.log10(power)) if power > 0 else -np.inf

@@ -14,7 +14,7 @@ def find_words(caption: str) -> list[str]:
     return WORD.findall(unicodedata.normalize("NFKC", caption).casefold())
 
 
-def normalise(caption: str) -> str:
+def normalize_caption(caption: str) -> str:
     """A caption's words with single spaces; empty where it has none."""
     return " ".join(find_words(caption))
 
@@ -36,22 +36,22 @@ class CaptionIndex:
         self.frequency = Counter(word for words in self.words for word in words)
         self.postings: dict[str, list[int]] = defaultdict(list)
         for position, words in enumerate(self.words):
-            for word in self.prefix(words):
+            for word in self.rarest_words(words):
                 self.postings[word].append(position)
 
-    def prefix(self, words: frozenset[str]) -> list[str]:
+    def rarest_words(self, words: frozenset[str]) -> list[str]:
         """The rarest words, so many that without them too few would be left to share."""
         rarest = sorted(words, key=lambda word: (self.frequency[word], word))
-        return rarest[: len(words) - self.needed(len(words)) + 1]
+        return rarest[: len(words) - self.min_shared_words(len(words)) + 1]
 
-    def needed(self, count: int) -> int:
+    def min_shared_words(self, count: int) -> int:
         return math.ceil(self.threshold * count - 1e-9)
 
     def search(self, caption: str) -> list[tuple[str, float]]:
         """Captions of the index that are near, and how near, the nearest first."""
         words = frozenset(caption.split())
-        shortest, longest = self.needed(len(words)), len(words) / self.threshold + 1e-9
-        candidates = {position for word in self.prefix(words) for position in self.postings.get(word, ())}
+        shortest, longest = self.min_shared_words(len(words)), len(words) / self.threshold + 1e-9
+        candidates = {position for word in self.rarest_words(words) for position in self.postings.get(word, ())}
         found = []
         for position in candidates:
             other = self.words[position]

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from clap.check.findings import Entry, digest_of, group, one_label
+from clap.check.findings import Entry, audio_digest, group_by_key, have_same_label
 from clap.check.limits import Limits
 from clap.check.near_captions import CaptionIndex
-from clap.check.sources import recording_of
+from clap.check.sources import source_recording
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,15 @@ def find_overlap(entries: Sequence[Entry], others: Sequence[Entry], limits: Limi
     A caption is not shared by clips of the same label, and near only where no caption of the clip is equal.
     """
     matches = [
-        *match_keys("recording", entries, others, lambda entry: [recording_of(entry.source)], describe_source),
-        *match_keys("audio", entries, others, lambda entry: [digest_of(entry, limits)], lambda *_: "the same samples"),
+        *match_keys("recording", entries, others, lambda entry: [source_recording(entry.source)], describe_source),
+        *match_keys(
+            "audio", entries, others, lambda entry: [audio_digest(entry, limits)], lambda *_: "the same samples"
+        ),
         *match_keys("caption", entries, others, lambda entry: entry.texts, lambda key, *_: key, by_label=True),
     ]
     equal = {id(match.entry) for match in matches if match.kind == "caption"}
     rest = [entry for entry in entries if id(entry) not in equal]
-    return matches + match_near(rest, others, limits.similarity)
+    return matches + match_near_captions(rest, others, limits.similarity)
 
 
 def match_keys(
@@ -48,21 +50,21 @@ def match_keys(
     Args:
         by_label: clips of one label have nothing in common.
     """
-    groups = group(others, keys_of)
+    groups = group_by_key(others, keys_of)
     labels = {key: {other.clip.label for other in found} for key, found in groups.items()}
     matches = []
     for entry in entries:
         own = None if entry.clip.label is None or not by_label else {entry.clip.label}
         keys = [key for key in dict.fromkeys(keys_of(entry)) if key in groups and labels[key] != own]
         if keys:
-            found = groups[keys[0]] if len(keys) == 1 else unite(groups[key] for key in keys)
+            found = groups[keys[0]] if len(keys) == 1 else merge_unique(groups[key] for key in keys)
             matches.append(Match(kind, entry, found, describe(keys[0], entry, found)))
     return matches
 
 
-def match_near(entries: Sequence[Entry], others: Sequence[Entry], similarity: float) -> list[Match]:
+def match_near_captions(entries: Sequence[Entry], others: Sequence[Entry], similarity: float) -> list[Match]:
     """Clips with captions of nearly the same words; each different caption is looked up once."""
-    owners = group(others, lambda entry: dict.fromkeys(entry.texts))
+    owners = group_by_key(others, lambda entry: dict.fromkeys(entry.texts))
     index = CaptionIndex(owners, similarity)
     texts = dict.fromkeys(text for entry in entries for text in entry.texts if text)
     near = {text: [(other, how) for other, how in index.search(text) if other != text] for text in texts}
@@ -70,7 +72,9 @@ def match_near(entries: Sequence[Entry], others: Sequence[Entry], similarity: fl
     for entry in entries:
         found = [(how, text, other) for text in dict.fromkeys(entry.texts) for other, how in near.get(text, ())]
         found.sort(key=lambda item: -item[0])
-        others = [other for other in unite(owners[name] for *_, name in found) if not one_label([entry, other])]
+        others = [
+            other for other in merge_unique(owners[name] for *_, name in found) if not have_same_label([entry, other])
+        ]
         if others:
             how, text, other = next(item for item in found if item[2] in others[0].texts)
             matches.append(Match("near-caption", entry, others, f"{how:.2f}: {text} | {other}"))
@@ -83,6 +87,6 @@ def describe_source(key: str, entry: Entry, others: Sequence[Entry]) -> str:
     return key + (f" at {start} s and at {other} s" if start and other else "")
 
 
-def unite(groups: Iterable[Sequence[Entry]]) -> list[Entry]:
+def merge_unique(groups: Iterable[Sequence[Entry]]) -> list[Entry]:
     """The entries of all groups, each once."""
     return list({id(entry): entry for found in groups for entry in found}.values())

@@ -12,7 +12,7 @@ from clap.check.limits import FAULTS, OVERLAPS, Limits
 from clap.check.near_captions import find_words
 from clap.check.overlap import Match
 
-LONG = 40  # characters
+MAX_LAST_COLUMN = 40  # characters
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Overlap:
             kind, other = f"overlap: {match.kind}", others[0].place + more
             yield Finding(kind, entry.dataset, entry.split, entry.clip.id, match.detail, other)
 
-    def count(self, kind: str) -> str:
+    def count_clips(self, kind: str) -> str:
         """Clips of the split that share this, and of how many of the other."""
         matches = [match for match in self.matches if match.kind == kind]
         return f"{len(matches)} ({len({id(other) for m in matches for other in m.others})})" if matches else "0"
@@ -68,12 +68,15 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     overlaps: list[Overlap] = field(default_factory=list)
 
-    def markdown(self) -> str:
-        parts = [f"# Check of {self.name}", table(["", *(split.split for split in self.splits)], self.statistics())]
-        parts += ["## Findings", self.faults(), "## Overlap", self.shared()]
+    def to_markdown(self) -> str:
+        parts = [
+            f"# Check of {self.name}",
+            markdown_table(["", *(split.split for split in self.splits)], self.statistics_rows()),
+        ]
+        parts += ["## Findings", self.faults_table(), "## Overlap", self.overlap_table()]
         return "\n\n".join(parts) + "\n"
 
-    def statistics(self) -> Iterator[list[str]]:
+    def statistics_rows(self) -> Iterator[list[str]]:
         """Rows of what each split is."""
         rows: dict[str, Callable[[CheckedSplit], str]] = {"clips": lambda split: str(len(split.entries))}
         if any(split.listed != len(split.entries) for split in self.splits):  # dataset.exclude or dataset.max_clips
@@ -84,18 +87,18 @@ class Report:
             rows |= {
                 "decoded": lambda split: str(len(split.durations)),
                 "hours": lambda split: f"{sum(split.durations) / 3600:.2f}",
-                "seconds a clip": lambda split: spread(split.durations, digits=1),
-                "rates, Hz": lambda split: tally(e.audio.rate for e in split.entries if e.audio),
-                "channels": lambda split: tally(e.audio.channels for e in split.entries if e.audio),
-                "loudest 0.1 s, dBFS": lambda split: spread(
+                "seconds a clip": lambda split: format_range(split.durations, digits=1),
+                "rates, Hz": lambda split: format_counts(e.audio.rate for e in split.entries if e.audio),
+                "channels": lambda split: format_counts(e.audio.channels for e in split.entries if e.audio),
+                "loudest 0.1 s, dBFS": lambda split: format_range(
                     [e.audio.level for e in split.entries if e.audio], digits=0
                 ),
             }
         rows |= {
             "captions": lambda split: str(len(split.lengths)),
-            "captions a clip": lambda split: tally(len(entry.texts) for entry in split.entries),
+            "captions a clip": lambda split: format_counts(len(entry.texts) for entry in split.entries),
             "different captions": lambda split: str(len({text for e in split.entries for text in e.texts})),
-            "words a caption": lambda split: spread(split.lengths, digits=0),
+            "words a caption": lambda split: format_range(split.lengths, digits=0),
             "different words": lambda split: str(
                 len({w for e in split.entries for c in e.clip.captions for w in find_words(c)})
             ),
@@ -103,36 +106,36 @@ class Report:
         for label, value in rows.items():
             yield [label, *(value(split) if split.entries else "-" for split in self.splits)]
 
-    def faults(self) -> str:
+    def faults_table(self) -> str:
         """A table of each kind of fault that was found."""
         first = {finding.kind: finding for finding in reversed(self.findings)}
         counts = Counter((finding.kind, finding.split) for finding in self.findings)
         kinds = [kind for kind in FAULTS if kind in first]
         rows = [
-            [kind, *(str(counts[kind, split.split]) for split in self.splits), show_example(first[kind])]
+            [kind, *(str(counts[kind, split.split]) for split in self.splits), format_example(first[kind])]
             for kind in kinds
         ]
         limits = ", ".join(f"--{option.name} {getattr(self.limits, option.name):g}" for option in fields(self.limits))
         return "\n".join(
             [
-                table(["", *(split.split for split in self.splits), "the first"], rows) if rows else "none",
+                markdown_table(["", *(split.split for split in self.splits), "the first"], rows) if rows else "none",
                 "",
                 *(f"- {kind}: {FAULTS[kind]}" for kind in kinds),
                 f"- with {limits}",
             ]
         )
 
-    def shared(self) -> str:
+    def overlap_table(self) -> str:
         """A table of what each split shares with another, of this corpus or of those it was held against."""
         rows = [
-            [f"{o.split.dataset} {o.split.split}", f"{o.other.dataset} {o.other.split}", *map(o.count, OVERLAPS)]
+            [f"{o.split.dataset} {o.split.split}", f"{o.other.dataset} {o.other.split}", *map(o.count_clips, OVERLAPS)]
             for o in self.overlaps
         ]
         if not rows:
             return "There is no second split to compare with."
         kinds = [f"- {kind}: {meaning}" for kind, meaning in OVERLAPS.items()]
         note = "- 12 (3): 12 clips of the one share it with 3 of the other"
-        return "\n".join([table(["clips of", "shared with", *OVERLAPS], rows), "", *kinds, note])
+        return "\n".join([markdown_table(["clips of", "shared with", *OVERLAPS], rows), "", *kinds, note])
 
     def write_csv(self, path: Path) -> None:
         """Every finding, faults first, each in a row."""
@@ -142,7 +145,7 @@ class Report:
             writer.writerow([column.name for column in fields(Finding)])
             writer.writerows(map(astuple, rows))
 
-    def blocked(self, kinds: Sequence[str]) -> dict[str, str]:
+    def find_blocked_clips(self, kinds: Sequence[str]) -> dict[str, str]:
         """Names of training clips that share something of these kinds with an evaluation split, and the reason.
 
         A name is the clip's id, or its path where clips have the same id.
@@ -158,12 +161,12 @@ class Report:
         return reasons
 
 
-def show_example(finding: Finding) -> str:
+def format_example(finding: Finding) -> str:
     text = ": ".join(part for part in (finding.clip, finding.detail) if part)
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-def spread(values: Sequence[float], *, digits: int) -> str:
+def format_range(values: Sequence[float], *, digits: int) -> str:
     """Smallest, median and largest value."""
     if not values:
         return "-"
@@ -171,17 +174,17 @@ def spread(values: Sequence[float], *, digits: int) -> str:
     return " / ".join(f"{value:.{digits}f}" for value in ends)
 
 
-def tally(values: Iterable[int | None], most: int = 4) -> str:
+def format_counts(values: Iterable[int | None], most: int = 4) -> str:
     """How often each value comes, the most frequent first: "44100: 18, 16000: 2"."""
     counts = Counter("?" if value is None else str(value) for value in values).most_common()
     shown = [name if len(counts) == 1 else f"{name}: {count}" for name, count in counts[:most]]
     return ", ".join(shown + [f"{len(counts) - most} more"] * (len(counts) > most)) or "-"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table whose columns are as wide as their cells, but for long sentences in the last."""
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    widths[-1] = max(widths[-1] if widths[-1] <= LONG else len(header[-1]), 3)
+    widths[-1] = max(widths[-1] if widths[-1] <= MAX_LAST_COLUMN else len(header[-1]), 3)
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

@@ -14,12 +14,12 @@ FREESOUND = re.compile(
     r"|(\d+)-\d+-\d+-\d+",  # UrbanSound8K
     re.IGNORECASE,
 )
-CHANGE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Za-z])(?=[0-9])")
-RANDOM = 3  # changes of case or to a digit, from which on a name is no word; a YouTube id has 3.5 on average
-DENSE = 0.5  # numbers that fill more of their range were counted, and are no ids
+CHARACTER_CHANGE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Za-z])(?=[0-9])")
+MIN_CHANGES = 3  # changes of case or to a digit, from which on a name is no word; a YouTube id has 3.5 on average
+MAX_DENSITY = 0.5  # numbers that fill more of their range were counted, and are no ids
 
 
-def find_sources(clips: Sequence[Clip]) -> list[str | None]:
+def infer_sources(clips: Sequence[Clip]) -> list[str | None]:
     """For each clip "youtube:ID@SECONDS", "youtube:ID", "freesound:NUMBER" or None.
 
     A name of 11 characters is a YouTube id if it, or half of the corpus's names, looks drawn at random; a plain number
@@ -28,12 +28,12 @@ def find_sources(clips: Sequence[Clip]) -> list[str | None]:
     names = [PurePath(clip.id if clip.path is None else clip.path.name).name for clip in clips]
     stems = [re.sub(r"\.(?!\d+(_|$))\w+$", "", name) for name in names]
     youtube = [YOUTUBE.fullmatch(stem) for stem in stems]
-    all_random = 2 * sum(bool(match) and is_random(match[1]) for match in youtube) > len(stems)
-    all_numbers = are_numbers(stems)
+    all_random = 2 * sum(bool(match) and looks_random(match[1]) for match in youtube) > len(stems)
+    all_numbers = are_freesound_numbers(stems)
     sources = []
     for clip, stem, match in zip(clips, stems, youtube, strict=True):
         source = clip.source
-        if source is None and match and (all_random or is_random(match[1])):
+        if source is None and match and (all_random or looks_random(match[1])):
             source = f"youtube:{match[1]}" + (f"@{match[2]}" if match[2] else "")
         if source is None and (found := FREESOUND.fullmatch(stem)):
             source = f"freesound:{int(next(filter(None, found.groups())))}"
@@ -43,19 +43,19 @@ def find_sources(clips: Sequence[Clip]) -> list[str | None]:
     return sources
 
 
-def recording_of(source: str | None) -> str | None:
+def source_recording(source: str | None) -> str | None:
     """A source without the second at which the clip begins."""
     return source and source.partition("@")[0]
 
 
-def is_random(name: str) -> bool:
-    return len(CHANGE.findall(name)) >= RANDOM
+def looks_random(name: str) -> bool:
+    return len(CHARACTER_CHANGE.findall(name)) >= MIN_CHANGES
 
 
-def are_numbers(stems: Sequence[str]) -> bool:
+def are_freesound_numbers(stems: Sequence[str]) -> bool:
     """Are these the numbers of recordings: nearly all plain, none padded with zeros, with gaps?"""
     numbers = [stem for stem in stems if stem.isdecimal()]
     if len(numbers) < 2 or len(numbers) < 0.9 * len(stems) or any(number.startswith("0") for number in numbers):
         return False
     values = {int(number) for number in numbers}
-    return len(values) <= DENSE * (max(values) - min(values) + 1)
+    return len(values) <= MAX_DENSITY * (max(values) - min(values) + 1)

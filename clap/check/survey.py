@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 
 from clap.check.findings import Entry, Finding, find_faults
 from clap.check.limits import Limits
-from clap.check.measure import Measured, measure_all
+from clap.check.measure import Measures, measure_all
 from clap.check.overlap import find_overlap
 from clap.check.report import CheckedSplit, Overlap, Report
-from clap.check.sources import find_sources
+from clap.check.sources import infer_sources
 from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.exclude import is_excluded, read_exclusions
 from clap.dataset.registry import open_corpus
 
 
-def check(own: Mapping, against: Sequence[Mapping] = (), *, limits: Limits, workers: int = 1) -> Report:
+def check_corpus(own: Mapping, against: Sequence[Mapping] = (), *, limits: Limits, workers: int = 1) -> Report:
     """The report on a corpus, its splits compared with each other, and training with the val and test of other sets.
 
     Args:
@@ -33,7 +33,7 @@ def make_report(
     own: Sequence[CheckedSplit], others: Sequence[CheckedSplit], *, limits: Limits, with_audio: bool
 ) -> Report:
     """Faults of each split, and what splits share: each with the later ones, training with those of other sets."""
-    findings = [finding for split in own for finding in split_findings(split, limits)]
+    findings = [finding for split in own for finding in find_split_faults(split, limits)]
     pairs = [*itertools.combinations(own, 2), *((own[0], other) for other in others)]
     overlaps = [
         Overlap(split, other, find_overlap(split.entries, other.entries, limits))
@@ -43,7 +43,7 @@ def make_report(
     return Report(own[0].dataset, limits, with_audio, list(own), findings, overlaps)
 
 
-def split_findings(split: CheckedSplit, limits: Limits) -> list[Finding]:
+def find_split_faults(split: CheckedSplit, limits: Limits) -> list[Finding]:
     faults = list(find_faults(split.entries, limits))
     if split.published is not None and split.listed != split.published:
         detail = f"{split.listed} listed, {split.published} published"
@@ -65,7 +65,7 @@ def open_splits(settings: Mapping, names: Sequence[str], *, workers: int) -> lis
 
 def make_split(corpus: Corpus, name: str, clips: Sequence[Clip], *, listed: int, workers: int) -> CheckedSplit:
     """The clips of a split with their sources and measures."""
-    audio: list[Measured | str | None] = [None] * len(clips)
+    audio: list[Measures | str | None] = [None] * len(clips)
     if workers:
         audio = measure_all([(corpus, clip) for clip in clips], workers=workers, name=f"{corpus.name} {name}")
     entries = [
@@ -74,9 +74,9 @@ def make_split(corpus: Corpus, name: str, clips: Sequence[Clip], *, listed: int,
             name,
             clip,
             source,
-            audio=found if isinstance(found, Measured) else None,
+            audio=found if isinstance(found, Measures) else None,
             problem=found if isinstance(found, str) else None,
         )
-        for clip, source, found in zip(clips, find_sources(clips), audio, strict=True)
+        for clip, source, found in zip(clips, infer_sources(clips), audio, strict=True)
     ]
     return CheckedSplit(corpus.name, name, entries, listed, getattr(corpus, "counts", {}).get(name))

@@ -55,10 +55,10 @@ def run(args: argparse.Namespace) -> None:
 
     from clap.check import outputs, survey  # torch and matplotlib; a wrong option is reported without them
 
-    report = survey.check(own, against, limits=limits, workers=0 if args.no_audio else args.workers)
+    report = survey.check_corpus(own, against, limits=limits, workers=0 if args.no_audio else args.workers)
     folder = args.output or Path("outputs") / "check" / report.name
     num_blocked = outputs.write_outputs(report, folder, block=args.block)
-    print(f"{report.markdown()}\n{folder}: report.md, report.png, findings.csv, exclude.txt ({num_blocked} clips)")
+    print(f"{report.to_markdown()}\n{folder}: report.md, report.png, findings.csv, exclude.txt ({num_blocked} clips)")
     if num_blocked:
         print(f"to train without them: dataset.exclude={folder / 'exclude.txt'}")
 
