@@ -1,4 +1,4 @@
-"""python -m clap check on a folder with one planted fault of each kind: all are found, and nothing else."""
+"""python -m clap check finds one planted fault of each kind, and nothing else."""
 
 import csv
 from collections import Counter
@@ -22,7 +22,7 @@ Row = tuple[str, str, str]  # path, caption, split
 
 
 def write_tone(folder: Path, name: str, **options) -> np.ndarray:
-    """A recording unlike any other of the folder."""
+    """Write a recording that differs from every other in the folder."""
     seed = sum(map(ord, name))
     waveform = make_tone(200.0 + seed, options.pop("duration", 1.0), sample_rate=RATE, seed=seed)
     soundfile.write(folder / name, waveform, RATE, **options)
@@ -52,7 +52,7 @@ NUMERALS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 def sound_rows(folder: Path) -> list[Row]:
-    """Clips without any fault: mono and stereo, two rates, three formats."""
+    """Faultless clips: mono and stereo, two sample rates, three formats."""
     rows = []
     for i, (word, split) in enumerate(zip(NUMERALS, ("train",) * 4 + ("val", "val", "test", "test"), strict=True)):
         name = f"sound {word}.{('wav', 'flac', 'ogg')[i % 3]}"
@@ -64,7 +64,7 @@ def sound_rows(folder: Path) -> list[Row]:
 
 
 def plant(folder: Path) -> tuple[list[Row], Counter]:
-    """Rows with one fault of each kind, and the findings that they must lead to: (kind, split, clip)."""
+    """Rows with one fault of each kind, and the expected findings (kind, split, clip)."""
     rows, expected = [], []
 
     def add(name: str, caption: str, split: str, *kinds: str) -> None:
@@ -153,12 +153,12 @@ def test_every_planted_fault_is_found_and_nothing_else(planted):
     assert Counter((row["kind"], row["split"], row["clip"]) for row in found) == expected
 
 
-def test_fault_with_another_clip_names_it(planted):
+def test_finding_names_the_other_clip(planted):
     other = {row["clip"]: row["other"] for row in read_findings(planted[0] / "out")}
     assert other["copy.flac"] == "csv train: original.wav" and other["leak.wav"] == "csv val: leaked.wav"
 
 
-def test_recording_tells_id_and_seconds(planted):
+def test_recording_overlap_names_the_source(planted):
     detail = {row["clip"]: row["detail"] for row in read_findings(planted[0] / "out")}
     assert detail["r1nicOVtvkQ_130.wav"] == "youtube:r1nicOVtvkQ"
     assert detail["123456__someone__pond.wav"] == "freesound:123456"
@@ -176,7 +176,7 @@ def test_report_counts_faults_by_split(planted):
     assert [cell.strip() for cell in row.split("|")[2:5]] == ["1", "1", "1"]
 
 
-def test_picture_is_written(planted):
+def test_figure_is_written(planted):
     assert (planted[0] / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -187,20 +187,20 @@ def test_index_is_never_rewritten(tmp_path: Path):
     assert (tmp_path / "clips.csv").read_bytes() == before
 
 
-def test_count_that_is_not_the_published_one_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unexpected_number_of_clips_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(CSV, "counts", {"train": 5, "val": 2, "test": 2}, raising=False)
     write_index(tmp_path, sound_rows(tmp_path))
     (row,) = run_check(tmp_path)
     assert (row["kind"], row["split"], row["detail"]) == ("count", "train", "4 listed, 5 published")
 
 
-def test_captions_alone_need_no_recordings(tmp_path: Path):
+def test_no_audio_checks_captions_without_files(tmp_path: Path):
     write_index(tmp_path, [("a.wav", "a dog", "train"), ("b.wav", "A dog!", "test")])
     (row,) = run_check(tmp_path, "--no-audio")
     assert (row["kind"], row["clip"]) == ("overlap: caption", "a.wav")
 
 
-def test_block_list_cures_the_overlap(tmp_path: Path):
+def test_block_list_removes_the_overlap(tmp_path: Path):
     rows = sound_rows(tmp_path)
     twin = write_tone(tmp_path, "twin.wav")
     soundfile.write(tmp_path / "again.wav", twin, RATE)
@@ -212,7 +212,7 @@ def test_block_list_cures_the_overlap(tmp_path: Path):
     assert len(report.splits[0].entries) == 4 and not any(overlap.matches for overlap in report.overlaps)
 
 
-def test_captions_can_put_clips_on_the_block_list(tmp_path: Path):
+def test_block_caption_lists_clips_with_shared_captions(tmp_path: Path):
     write_index(tmp_path, [("a.wav", "a dog", "train"), ("c.wav", "a cat", "train"), ("b.wav", "A dog!", "test")])
     run_check(tmp_path, "--no-audio", "--block", "caption")
     assert (tmp_path / "out" / "exclude.txt").read_text().splitlines()[1:] == [
@@ -220,7 +220,7 @@ def test_captions_can_put_clips_on_the_block_list(tmp_path: Path):
     ]
 
 
-def test_training_is_held_against_evaluation_splits_of_other_sets(tmp_path: Path):
+def test_training_is_compared_with_evaluation_splits_of_other_corpora(tmp_path: Path):
     own, other = tmp_path / "own", tmp_path / "other"
     for folder in (own, other):
         folder.mkdir()
@@ -233,20 +233,20 @@ def test_training_is_held_against_evaluation_splits_of_other_sets(tmp_path: Path
 
 @pytest.fixture(scope="module")
 def esc50(tmp_path_factory) -> str:
-    """A replica whose captions come from labels and whose names hold Freesound numbers, as an override."""
+    """The dataset.root of an ESC-50 replica: captions from labels, file names with Freesound ids."""
     folder = tmp_path_factory.mktemp("esc50")
     synthesize(folder, layout="esc50", num_clips=110, sample_rate=RATE, max_duration=3.0)
     return f"dataset.root={folder}"
 
 
-def test_replica_of_a_published_layout_lacks_clips_alone(esc50: str):
+def test_replica_of_a_published_layout_has_only_missing_clips(esc50: str):
     report = check_corpus(compose_dataset(["dataset=esc50", esc50]), limits=Limits(silence=-90.0))
     assert [len(split.durations) for split in report.splits] == [66, 22, 22]
     assert [(found.kind, found.detail) for found in report.findings] == [("count", "22 listed, 176 published")]
     assert not any(overlap.matches for overlap in report.overlaps)
 
 
-def test_folds_trained_on_and_tested_on_share_recordings(esc50: str):
+def test_train_and_test_folds_with_common_recordings_overlap(esc50: str):
     other = ["dataset=esc50", esc50, "dataset.val_folds=[4]", "dataset.test_folds=[1]"]
     report = check_corpus(compose_dataset(["dataset=esc50", esc50]), [compose_dataset(other)], limits=Limits(), workers=0)
     shared = {match.entry.clip.id for overlap in report.overlaps[3:] for match in overlap.matches}
@@ -266,7 +266,7 @@ def test_rendered_clips_are_measured_too():
 
 
 @pytest.mark.parametrize("option", [("--similarity", "0"), ("--clipping", "2"), ("--workers", "0")])
-def test_wrong_option_is_named(tmp_path: Path, option: tuple[str, str]):
+def test_invalid_option_is_named(tmp_path: Path, option: tuple[str, str]):
     write_index(tmp_path, [("a.wav", "a dog", "train")])
     with pytest.raises(SystemExit, match=f"error: {option[0]} {option[1]}"):
         run_check(tmp_path, *option)
@@ -281,7 +281,7 @@ class Labelled(Corpus):
         return [Clip(f"{split} {i}", ("the sound of rain",), None, "rain") for i in range(2)]
 
 
-def test_caption_of_one_label_is_shared_by_right():
+def test_captions_from_the_same_label_are_not_reported():
     corpus = Labelled()
     splits = [make_split(corpus, name, corpus.clips(name), listed=2, workers=0) for name in ("train", "val", "test")]
     report = make_report(splits, [], limits=Limits(), with_audio=False)

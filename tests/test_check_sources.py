@@ -1,4 +1,4 @@
-"""Recordings of YouTube and Freesound told by names of clips, and names that only look like theirs."""
+"""YouTube and Freesound sources inferred from clip names, and names that only look similar."""
 
 from pathlib import Path
 
@@ -33,32 +33,32 @@ def sources(*names: str, source: str | None = None) -> list[str | None]:
         ("12.wav", None),
     ],
 )
-def test_name_tells_the_recording(name: str, source: str | None):
+def test_source_is_inferred_from_the_name(name: str, source: str | None):
     assert sources(name, "rain at night.wav", "a dog.wav") == [source, None, None]
 
 
-def test_clip_without_a_file_is_told_by_its_id():
+def test_source_is_inferred_from_the_id_without_a_file():
     assert infer_sources([Clip("7fmOlUlwoNg_20", ())]) == ["youtube:7fmOlUlwoNg@20"]
 
 
-def test_plain_looking_ids_count_among_random_ones():
+def test_plain_id_is_accepted_among_random_ones():
     assert sources(*YOUTUBE, "abcdefghijk")[-1] == "youtube:abcdefghijk"
 
 
-def test_sparse_numbers_are_freesound_s():
+def test_sparse_numbers_are_freesound_ids():
     assert sources("64760.wav", "1002.wav", "21914.wav") == ["freesound:64760", "freesound:1002", "freesound:21914"]
 
 
 @pytest.mark.parametrize("names", [("1.wav", "2.wav", "3.wav"), ("00001.wav", "08211.wav"), ("64760.wav", "dog.wav")])
-def test_counted_padded_or_rare_numbers_are_not(names: tuple[str, ...]):
+def test_consecutive_padded_or_rare_numbers_are_not_ids(names: tuple[str, ...]):
     assert sources(*names) == [None] * len(names)
 
 
-def test_corpus_that_knows_wins():
+def test_source_of_the_corpus_takes_precedence():
     assert sources("7fmOlUlwoNg.wav", source="freesound:7") == ["freesound:7"]
 
 
-def test_recording_is_a_source_without_its_second():
+def test_source_recording_drops_the_start():
     assert [source_recording(source) for source in ("youtube:a@3", "freesound:7", None)] == [
         "youtube:a",
         "freesound:7",

@@ -24,7 +24,7 @@ def clotho(file_server: FileServer) -> dict[str, object]:
         (["Clotho", "--root", "x", "--splits", "tset"], "split 'tset' is not one of train, val, test"),
         (["audiocaps", "--root", "x", "version=v3"], "version=v3 is not one of v1, v2"),
         (["clotho", "--root", "x", "--splits", "dev"], "split 'dev' is not one of train, val, test"),
-        (["clotho", "--root", "x", "--workers", "0"], "--workers 0 must be 1 or more"),
+        (["clotho", "--root", "x", "--workers", "0"], "--workers 0 is not positive; set it to 1 or more"),
     ],
 )
 def test_invalid_command_line_is_explained(argv: Sequence[str], message: str):

@@ -1,1 +1,1 @@
-"""python -m clap check: what is wrong with a corpus, and what its training split shares with evaluation sets."""
+"""python -m clap check: faults in the clips of a corpus, and overlap of its splits with evaluation data."""

@@ -1,4 +1,4 @@
-"""The picture of a check: lengths, rates, levels, words, and what is wrong."""
+"""The figure of a check: durations, sample rates, levels, caption lengths and findings."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from clap.plotting import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, dress, ne
 
 COLORS = {"train": BLUE, "val": ORANGE, "test": GREEN}
 CHANNELS = {1: ("mono", GREY), 2: ("stereo", PURPLE)}
-FLOOR = -100.0  # dBFS: what is quieter is drawn here
+FLOOR = -100.0  # dBFS; lower levels are drawn at this value
 BINS = 20
-LOG_AXIS_RATIO = 8  # longest to median, above which a linear axis shows one bar and nothing else
-MIN_ROWS = 5  # that findings leave room for, so that one bar alone is no wall
+LOG_AXIS_RATIO = 8  # ratio of longest to median duration above which the axis is logarithmic
+MIN_ROWS = 5  # of the findings axes, so that a single bar does not fill them
 
 
 def plot_report(report: Report, path: Path) -> None:
-    """One PNG; without recordings, words and findings alone."""
+    """Write the figure as PNG; without audio it shows caption lengths and findings only."""
     figure = new_figure(13.0, 7.0 if report.with_audio else 3.8, title=f"Check of {report.name}")
     rows = ["duration", "rate", "level"], ["words", "findings", "findings"]
     axes = figure.subplot_mosaic([*rows] if report.with_audio else [rows[1]])
@@ -37,7 +37,7 @@ def plot_report(report: Report, path: Path) -> None:
 
 
 def plot_durations(axes: Axes, splits: Sequence[CheckedSplit]) -> None:
-    """Lengths; on a logarithmic axis where few clips are far longer than the others."""
+    """Histogram of durations, on a logarithmic axis if a few clips are much longer than the others."""
     values = {split.split: split.durations for split in splits}
     found = [duration for split in values.values() for duration in split] or [1.0]
     top, wide = max(found) * 1.02, max(found) > LOG_AXIS_RATIO * np.median(found)
@@ -70,11 +70,11 @@ def plot_words(axes: Axes, splits: Sequence[CheckedSplit]) -> None:
     top = max((max(found) for found in values.values() if found), default=1)
     step = max(1, -(-top // 40))
     draw_histograms(axes, values, np.arange(-0.5, top + step + 0.5, step))
-    dress(axes, xlabel="words a caption", ylabel="share of captions")
+    dress(axes, xlabel="words per caption", ylabel="share of captions")
 
 
 def draw_histograms(axes: Axes, values: dict[str, Sequence[float]], edges: np.ndarray) -> None:
-    """Shares of each split as outlines over the same bins, training filled."""
+    """Shares of each split as outlines over the same bins; the training split is filled."""
     for split, found in values.items():
         if len(found):
             shares = np.histogram(found, edges)[0] / len(found)
@@ -85,7 +85,7 @@ def draw_histograms(axes: Axes, values: dict[str, Sequence[float]], edges: np.nd
 
 
 def plot_rates(axes: Axes, splits: Sequence[CheckedSplit]) -> None:
-    """Clips of each rate, of all splits, stacked by their channels."""
+    """Clips of all splits per sample rate, stacked by number of channels."""
     found = [entry.audio for split in splits for entry in split.entries if entry.audio and entry.audio.rate]
     rates = sorted({audio.rate for audio in found})
     counts = Counter((audio.rate, audio.channels) for audio in found)
@@ -97,7 +97,7 @@ def plot_rates(axes: Axes, splits: Sequence[CheckedSplit]) -> None:
         bottom += heights
     dress(axes, xlabel="sample rate / kHz", ylabel="clips, all splits")
     axes.set_xticks(range(len(rates)), [f"{rate / 1000:g}" for rate in rates])
-    room = max(3 - len(rates), 0) / 2  # so that one bar alone is no wall
+    room = max(3 - len(rates), 0) / 2  # so that a single bar does not fill the axes
     axes.set_xlim(-0.6 - room, len(rates) - 0.4 + room)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if found:
@@ -106,7 +106,7 @@ def plot_rates(axes: Axes, splits: Sequence[CheckedSplit]) -> None:
 
 
 def plot_findings(axes: Axes, report: Report) -> None:
-    """How many findings there are of each kind, by the split of the clip."""
+    """Number of findings of each kind, stacked by the split of the clip."""
     findings = [*report.findings, *(finding for overlap in report.overlaps for finding in overlap.findings())]
     counts = Counter((finding.kind, finding.split) for finding in findings)
     known = [*FAULTS, *(f"overlap: {kind}" for kind in OVERLAPS)]

@@ -1,4 +1,4 @@
-"""What can be wrong with the clips of a corpus, found from its index and from measures of its recordings."""
+"""Faults in the clips of a split, found from its index and from measures of its recordings."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,11 +12,12 @@ from clap.corpus import Clip
 
 @dataclass
 class Entry:
-    """A clip, where it stands, the recording it was cut from, and its measures or why it has none.
+    """A clip with its split, the recording it was cut from, and its measures.
 
     Attributes:
-        audio: None where recordings were not looked at.
-        texts: its captions, normalised.
+        audio: measures; None if audio was not checked or cannot be decoded.
+        problem: why the audio cannot be decoded.
+        texts: normalized captions.
     """
 
     dataset: str
@@ -37,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with one clip; `other` is the place of a clip that it is wrong together with."""
+    """One fault of one clip; `other` is the place of a second clip that is involved."""
 
     kind: str
     dataset: str
@@ -48,7 +49,7 @@ class Finding:
 
 
 def find_faults(entries: Sequence[Entry], limits: Limits) -> Iterator[Finding]:
-    """All that is wrong with the clips of one split by themselves."""
+    """Faults within one split, without comparison to other splits."""
     for entry in entries:
         for kind, detail in [*audio_faults(entry, limits), *caption_faults(entry)]:
             yield Finding(kind, entry.dataset, entry.split, entry.clip.id, detail)
@@ -87,7 +88,7 @@ def is_silent(entry: Entry, limits: Limits) -> bool:
 
 
 def audio_digest(entry: Entry, limits: Limits) -> str | None:
-    """What tells equal recordings; silent ones are no copies of each other."""
+    """Key of recordings with equal samples; None for silent ones, which are not duplicates of each other."""
     return None if entry.audio is None or is_silent(entry, limits) else entry.audio.digest
 
 
@@ -98,7 +99,7 @@ def find_duplicates(entries: Sequence[Entry], limits: Limits) -> Iterator[Findin
 
 
 def find_shared(entries: Sequence[Entry]) -> Iterator[Finding]:
-    """Captions of several clips, each once; a caption made from a label is shared by right."""
+    """Captions that several clips share, one finding each, except captions of clips with the same label."""
     for text, clips in group_by_key(entries, lambda entry: dict.fromkeys(entry.texts)).items():
         if len(clips) > 1 and not have_same_label(clips):
             first, second = clips[:2]
@@ -107,12 +108,12 @@ def find_shared(entries: Sequence[Entry]) -> Iterator[Finding]:
 
 
 def have_same_label(entries: Sequence[Entry]) -> bool:
-    """Do all of these clips have one and the same label?"""
+    """Whether all clips have the same label."""
     return entries[0].clip.label is not None and len({entry.clip.label for entry in entries}) == 1
 
 
 def group_by_key(entries: Iterable[Entry], keys_of: Callable[[Entry], Iterable[str | None]]) -> dict[str, list[Entry]]:
-    """Entries by each of their keys; None and "" are no keys."""
+    """Group entries by each of their keys; None and "" are ignored."""
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         for key in keys_of(entry):

@@ -1,4 +1,4 @@
-"""Recordings measured by decoding all of them, a piece at a time."""
+"""Measures recordings by decoding them completely, one piece at a time."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,20 +12,21 @@ from tqdm import tqdm
 from clap.audio import AudioError, check_samples, mix_down, open_recording
 from clap.corpus import Clip, Corpus
 
-WINDOW = 0.1  # seconds over which a level is taken
-PIECE = 100  # windows that are decoded at once, so that an hour needs no more memory than ten seconds
-RENDER_RATE = 16_000  # Hz, for clips without a file, which their corpus renders
+WINDOW = 0.1  # seconds over which the level is averaged
+PIECE = 100  # windows decoded at once; memory does not grow with the duration
+RENDER_RATE = 16_000  # Hz, for clips that their corpus renders
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What decoding tells of a recording.
+    """Measures of a decoded recording.
 
     Attributes:
-        duration: seconds. rate: Hz in the file; it and channels are None for a clip without a file.
-        level: dBFS, root mean square of the loudest 0.1 s of the mono mix without its mean; -inf for digital silence.
+        duration: seconds.
+        rate, channels: sample rate in Hz and channels of the file; None for a clip without a file.
+        level: dBFS, RMS of the loudest 0.1 s of the mono mix after mean removal; -inf for digital silence.
         clipped: share of samples at full scale.
-        digest: hash of the samples of the mono mix, so that container, codec (if lossless) and tags do not matter.
+        digest: hash of the samples of the mono mix, independent of container, lossless codec and tags.
     """
 
     duration: float
@@ -37,17 +38,17 @@ class Measures:
 
 
 def measure_all(items: Sequence[tuple[Corpus, Clip]], *, workers: int, name: str) -> list[Measures | str]:
-    """Each clip's measures, or why it has none: "missing", or what keeps it from being decoded.
+    """Measures of each clip, or why it has none: "missing" or a decoding error.
 
     Args:
-        name: stands beside the progress bar.
+        name: label of the progress bar.
     """
-    pool = ThreadPoolExecutor(workers)  # decoding and numpy leave the interpreter free
+    pool = ThreadPoolExecutor(workers)  # decoding and numpy release the GIL
     try:
         results = pool.map(lambda item: measure_clip(*item), items)
         return list(tqdm(results, total=len(items), unit="clip", desc=name, disable=None))
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for all the others
+        pool.shutdown(cancel_futures=True)  # on Ctrl-C, do not wait for the queued clips
 
 
 def measure_clip(corpus: Corpus, clip: Clip) -> Measures | str:
@@ -60,10 +61,10 @@ def measure_clip(corpus: Corpus, clip: Clip) -> Measures | str:
 
 
 def measure_file(path: Path) -> Measures:
-    """Decode a recording whole.
+    """Measure a recording by decoding it completely.
 
     Raises:
-        AudioError: where `load_waveform` raises it.
+        AudioError: under the conditions of `load_waveform`.
     """
     with open_recording(path) as file:
         window = max(1, round(WINDOW * file.samplerate))
@@ -72,7 +73,7 @@ def measure_file(path: Path) -> Measures:
         while len(piece := file.read(PIECE * window, dtype="float32", always_2d=True)):
             mono = mix_down(piece)
             check_samples(path, mono)
-            digest.update((mono + 0.0).tobytes())  # + 0.0: minus zero is zero
+            digest.update((mono + 0.0).tobytes())  # + 0.0 turns -0.0 into 0.0
             frames += len(mono)
             clipped += np.count_nonzero(np.abs(piece) >= full_scale)
             power = max(power, max_window_power(mono, window))
@@ -85,7 +86,7 @@ def measure_file(path: Path) -> Measures:
 
 
 def measure_rendered(corpus: Corpus, clip: Clip) -> Measures:
-    """A clip without a file, as its corpus gives it."""
+    """Measure a clip without a file, as rendered by its corpus."""
     waveform = corpus.load(clip, sample_rate=RENDER_RATE, max_duration=None)
     level = to_decibels(max_window_power(waveform, round(WINDOW * RENDER_RATE)))
     digest = hashlib.blake2b(waveform.tobytes(), digest_size=16).hexdigest()
@@ -93,7 +94,7 @@ def measure_rendered(corpus: Corpus, clip: Clip) -> Measures:
 
 
 def max_window_power(waveform: np.ndarray, window: int) -> float:
-    """Largest variance of any `window` samples (samples,), in steps of a window; of all where there are fewer."""
+    """Largest variance over consecutive windows of `window` samples; over all samples if there are fewer."""
     whole = len(waveform) // window * window
     if not whole:
         return float(waveform.var())

@@ -1,4 +1,4 @@
-"""Captions compared by their words: equal up to case and punctuation, or nearly so."""
+"""Compares captions by their words, ignoring case and punctuation."""
 
 import math
 import re
@@ -15,18 +15,17 @@ def find_words(caption: str) -> list[str]:
 
 
 def normalize_caption(caption: str) -> str:
-    """A caption's words with single spaces; empty where it has none."""
+    """The words of a caption joined by single spaces; empty if it has none."""
     return " ".join(find_words(caption))
 
 
 class CaptionIndex:
-    """Normalised captions, to be searched for near ones: those whose sets of words have a Jaccard index of `threshold`.
+    """Index of normalized captions that finds near ones: word sets with a Jaccard index of at least `threshold`.
 
-    Exact and quick by prefix filtering (Bayardo et al. 2007): of two sets that are as near as that, the few rarest
-    words of each share one.
+    Exact, and fast by prefix filtering (Bayardo et al. 2007): the rarest words of two near captions have one in common.
 
     Args:
-        threshold: words in both, divided by words in either; above 0, at most 1.
+        threshold: words in both captions divided by words in either; above 0, at most 1.
     """
 
     def __init__(self, captions: Iterable[str], threshold: float) -> None:
@@ -40,7 +39,7 @@ class CaptionIndex:
                 self.postings[word].append(position)
 
     def rarest_words(self, words: frozenset[str]) -> list[str]:
-        """The rarest words, so many that without them too few would be left to share."""
+        """The rarest words of a caption, at least one of which is in every near caption."""
         rarest = sorted(words, key=lambda word: (self.frequency[word], word))
         return rarest[: len(words) - self.min_shared_words(len(words)) + 1]
 
@@ -48,7 +47,7 @@ class CaptionIndex:
         return math.ceil(self.threshold * count - 1e-9)
 
     def search(self, caption: str) -> list[tuple[str, float]]:
-        """Captions of the index that are near, and how near, the nearest first."""
+        """Near captions of the index with their Jaccard index, nearest first."""
         words = frozenset(caption.split())
         shortest, longest = self.min_shared_words(len(words)), len(words) / self.threshold + 1e-9
         candidates = {position for word in self.rarest_words(words) for position in self.postings.get(word, ())}

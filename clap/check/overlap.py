@@ -1,4 +1,4 @@
-"""What two sets of clips share: recordings of YouTube and Freesound, equal samples, equal and near captions."""
+"""Overlap of two sets of clips: recordings on YouTube and Freesound, equal samples, equal and near captions."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from clap.check.sources import source_recording
 
 @dataclass(frozen=True)
 class Match:
-    """A clip, those of the other set that it shares something with, and what it is."""
+    """A clip, and the clips of the other set that it overlaps with."""
 
     kind: str
     entry: Entry
@@ -20,9 +20,9 @@ class Match:
 
 
 def find_overlap(entries: Sequence[Entry], others: Sequence[Entry], limits: Limits) -> list[Match]:
-    """What each of `entries` shares with `others`, at most one match of a kind for a clip.
+    """Overlap of each of `entries` with `others`, at most one match per kind and clip.
 
-    A caption is not shared by clips of the same label, and near only where no caption of the clip is equal.
+    Captions of clips with the same label do not count. A near caption counts only if no caption of the clip is equal.
     """
     matches = [
         *match_keys("recording", entries, others, lambda entry: [source_recording(entry.source)], describe_source),
@@ -48,7 +48,7 @@ def match_keys(
     """Clips that have a key in common with the other set.
 
     Args:
-        by_label: clips of one label have nothing in common.
+        by_label: whether to ignore matches between clips with the same label.
     """
     groups = group_by_key(others, keys_of)
     labels = {key: {other.clip.label for other in found} for key, found in groups.items()}
@@ -63,7 +63,7 @@ def match_keys(
 
 
 def match_near_captions(entries: Sequence[Entry], others: Sequence[Entry], similarity: float) -> list[Match]:
-    """Clips with captions of nearly the same words; each different caption is looked up once."""
+    """Clips with captions of nearly the same words; each distinct caption is searched once."""
     owners = group_by_key(others, lambda entry: dict.fromkeys(entry.texts))
     index = CaptionIndex(owners, similarity)
     texts = dict.fromkeys(text for entry in entries for text in entry.texts if text)
@@ -82,11 +82,11 @@ def match_near_captions(entries: Sequence[Entry], others: Sequence[Entry], simil
 
 
 def describe_source(key: str, entry: Entry, others: Sequence[Entry]) -> str:
-    """The recording, and the seconds at which its clips begin where the ids tell them."""
+    """The recording, and the start of both clips in seconds if their ids contain it."""
     start, other = entry.source.partition("@")[2], others[0].source.partition("@")[2]
     return key + (f" at {start} s and at {other} s" if start and other else "")
 
 
 def merge_unique(groups: Iterable[Sequence[Entry]]) -> list[Entry]:
-    """The entries of all groups, each once."""
+    """Entries of all groups without duplicates."""
     return list({id(entry): entry for found in groups for entry in found}.values())

@@ -1,4 +1,4 @@
-"""The report of a check: what a corpus is, what is wrong with it, what it shares; as Markdown and as CSV."""
+"""The report of a check, as Markdown and CSV: statistics of a corpus, its faults and the overlap of its splits."""
 
 import csv
 import statistics
@@ -12,12 +12,12 @@ from clap.check.limits import FAULTS, OVERLAPS, Limits
 from clap.check.near_captions import find_words
 from clap.check.overlap import Match
 
-MAX_LAST_COLUMN = 40  # characters
+MAX_LAST_COLUMN = 40  # characters; a wider last column is not padded
 
 
 @dataclass
 class CheckedSplit:
-    """A split, how many clips its index lists, and how many were published, if that is known."""
+    """The checked clips of a split, and the number of listed and, if known, published clips."""
 
     dataset: str
     split: str
@@ -32,13 +32,13 @@ class CheckedSplit:
 
     @property
     def lengths(self) -> list[int]:
-        """Words of each caption."""
+        """Number of words of each caption."""
         return [len(text.split()) for entry in self.entries for text in entry.texts]
 
 
 @dataclass
 class Overlap:
-    """What the clips of one split share with those of another."""
+    """Overlap of the clips of one split with those of another."""
 
     split: CheckedSplit
     other: CheckedSplit
@@ -52,14 +52,14 @@ class Overlap:
             yield Finding(kind, entry.dataset, entry.split, entry.clip.id, match.detail, other)
 
     def count_clips(self, kind: str) -> str:
-        """Clips of the split that share this, and of how many of the other."""
+        """Number of clips with a match of this kind, and in brackets that of the matched clips of the other split."""
         matches = [match for match in self.matches if match.kind == kind]
         return f"{len(matches)} ({len({id(other) for m in matches for other in m.others})})" if matches else "0"
 
 
 @dataclass
 class Report:
-    """All that a check found out about a corpus."""
+    """All results of the check of a corpus."""
 
     name: str
     limits: Limits
@@ -77,7 +77,7 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def statistics_rows(self) -> Iterator[list[str]]:
-        """Rows of what each split is."""
+        """Rows of the table of statistics per split."""
         rows: dict[str, Callable[[CheckedSplit], str]] = {"clips": lambda split: str(len(split.entries))}
         if any(split.listed != len(split.entries) for split in self.splits):  # dataset.exclude or dataset.max_clips
             rows["clips listed"] = lambda split: str(split.listed)
@@ -87,7 +87,7 @@ class Report:
             rows |= {
                 "decoded": lambda split: str(len(split.durations)),
                 "hours": lambda split: f"{sum(split.durations) / 3600:.2f}",
-                "seconds a clip": lambda split: format_range(split.durations, digits=1),
+                "seconds per clip": lambda split: format_range(split.durations, digits=1),
                 "rates, Hz": lambda split: format_counts(e.audio.rate for e in split.entries if e.audio),
                 "channels": lambda split: format_counts(e.audio.channels for e in split.entries if e.audio),
                 "loudest 0.1 s, dBFS": lambda split: format_range(
@@ -96,10 +96,10 @@ class Report:
             }
         rows |= {
             "captions": lambda split: str(len(split.lengths)),
-            "captions a clip": lambda split: format_counts(len(entry.texts) for entry in split.entries),
-            "different captions": lambda split: str(len({text for e in split.entries for text in e.texts})),
-            "words a caption": lambda split: format_range(split.lengths, digits=0),
-            "different words": lambda split: str(
+            "captions per clip": lambda split: format_counts(len(entry.texts) for entry in split.entries),
+            "distinct captions": lambda split: str(len({text for e in split.entries for text in e.texts})),
+            "words per caption": lambda split: format_range(split.lengths, digits=0),
+            "distinct words": lambda split: str(
                 len({w for e in split.entries for c in e.clip.captions for w in find_words(c)})
             ),
         }
@@ -107,7 +107,7 @@ class Report:
             yield [label, *(value(split) if split.entries else "-" for split in self.splits)]
 
     def faults_table(self) -> str:
-        """A table of each kind of fault that was found."""
+        """Table of the kinds of faults that were found, with an example each."""
         first = {finding.kind: finding for finding in reversed(self.findings)}
         counts = Counter((finding.kind, finding.split) for finding in self.findings)
         kinds = [kind for kind in FAULTS if kind in first]
@@ -118,27 +118,27 @@ class Report:
         limits = ", ".join(f"--{option.name} {getattr(self.limits, option.name):g}" for option in fields(self.limits))
         return "\n".join(
             [
-                markdown_table(["", *(split.split for split in self.splits), "the first"], rows) if rows else "none",
+                markdown_table(["", *(split.split for split in self.splits), "example"], rows) if rows else "none",
                 "",
                 *(f"- {kind}: {FAULTS[kind]}" for kind in kinds),
-                f"- with {limits}",
+                f"- limits: {limits}",
             ]
         )
 
     def overlap_table(self) -> str:
-        """A table of what each split shares with another, of this corpus or of those it was held against."""
+        """Table of the overlap of each pair of splits, of this corpus and of those in --against."""
         rows = [
             [f"{o.split.dataset} {o.split.split}", f"{o.other.dataset} {o.other.split}", *map(o.count_clips, OVERLAPS)]
             for o in self.overlaps
         ]
         if not rows:
-            return "There is no second split to compare with."
+            return "There is only one split; nothing to compare."
         kinds = [f"- {kind}: {meaning}" for kind, meaning in OVERLAPS.items()]
-        note = "- 12 (3): 12 clips of the one share it with 3 of the other"
-        return "\n".join([markdown_table(["clips of", "shared with", *OVERLAPS], rows), "", *kinds, note])
+        note = "- 12 (3): 12 clips of the first split match 3 clips of the second"
+        return "\n".join([markdown_table(["clips of", "compared with", *OVERLAPS], rows), "", *kinds, note])
 
     def write_csv(self, path: Path) -> None:
-        """Every finding, faults first, each in a row."""
+        """Write one row per finding, faults first."""
         rows = [*self.findings, *(finding for overlap in self.overlaps for finding in overlap.findings())]
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -146,9 +146,12 @@ class Report:
             writer.writerows(map(astuple, rows))
 
     def find_blocked_clips(self, kinds: Sequence[str]) -> dict[str, str]:
-        """Names of training clips that share something of these kinds with an evaluation split, and the reason.
+        """Training clips that overlap with an evaluation split, {name: reason}.
 
-        A name is the clip's id, or its path where clips have the same id.
+        A name is the id of a clip, or its path if several clips have this id.
+
+        Args:
+            kinds: kinds of overlap that count.
         """
         reasons: dict[str, str] = {}
         ids = Counter(entry.clip.id for split in self.splits for entry in split.entries)
@@ -175,14 +178,14 @@ def format_range(values: Sequence[float], *, digits: int) -> str:
 
 
 def format_counts(values: Iterable[int | None], most: int = 4) -> str:
-    """How often each value comes, the most frequent first: "44100: 18, 16000: 2"."""
+    """Number of occurrences of each value, most frequent first: "44100: 18, 16000: 2"."""
     counts = Counter("?" if value is None else str(value) for value in values).most_common()
     shown = [name if len(counts) == 1 else f"{name}: {count}" for name, count in counts[:most]]
     return ", ".join(shown + [f"{len(counts) - most} more"] * (len(counts) > most)) or "-"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns are as wide as their cells, but for long sentences in the last."""
+    """A Markdown table with columns padded to their widest cell, except a last column of long texts."""
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     widths[-1] = max(widths[-1] if widths[-1] <= MAX_LAST_COLUMN else len(header[-1]), 3)

@@ -1,4 +1,4 @@
-"""Which recording of YouTube or Freesound a clip was cut from, told by its corpus or by its name."""
+"""The recording on YouTube or Freesound that a clip was cut from, given by its corpus or inferred from its name."""
 
 import re
 from collections.abc import Sequence
@@ -8,22 +8,22 @@ from clap.corpus import Clip
 
 YOUTUBE = re.compile(r"Y?([\w-]{11})(?:[_@](\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?", re.ASCII)
 FREESOUND = re.compile(
-    r"(\d+)__.+"  # as Freesound names downloads
+    r"(\d+)__.+"  # file names of Freesound downloads
     r"|freesound[_-]?(\d+)"
     r"|[1-5]-(\d+)-[A-Z]-\d+"  # ESC-50
     r"|(\d+)-\d+-\d+-\d+",  # UrbanSound8K
     re.IGNORECASE,
 )
 CHARACTER_CHANGE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Za-z])(?=[0-9])")
-MIN_CHANGES = 3  # changes of case or to a digit, from which on a name is no word; a YouTube id has 3.5 on average
-MAX_DENSITY = 0.5  # numbers that fill more of their range were counted, and are no ids
+MIN_CHANGES = 3  # changes of case or to a digit; a name with as many is not a word. YouTube ids have 3.5 on average
+MAX_DENSITY = 0.5  # share of their range that numbers fill; denser ones are counters, not ids
 
 
 def infer_sources(clips: Sequence[Clip]) -> list[str | None]:
-    """For each clip "youtube:ID@SECONDS", "youtube:ID", "freesound:NUMBER" or None.
+    """The source of each clip: "youtube:ID@SECONDS", "youtube:ID", "freesound:NUMBER" or None.
 
-    A name of 11 characters is a YouTube id if it, or half of the corpus's names, looks drawn at random; a plain number
-    is Freesound's if nine tenths of the names are, and they do not count up.
+    A name of 11 characters is a YouTube id if it looks random, or if half of all names do. A plain number is a
+    Freesound id if nine tenths of the names are numbers and these do not count up.
     """
     names = [PurePath(clip.id if clip.path is None else clip.path.name).name for clip in clips]
     stems = [re.sub(r"\.(?!\d+(_|$))\w+$", "", name) for name in names]
@@ -44,7 +44,7 @@ def infer_sources(clips: Sequence[Clip]) -> list[str | None]:
 
 
 def source_recording(source: str | None) -> str | None:
-    """A source without the second at which the clip begins."""
+    """A source without the start of the clip."""
     return source and source.partition("@")[0]
 
 
@@ -53,7 +53,7 @@ def looks_random(name: str) -> bool:
 
 
 def are_freesound_numbers(stems: Sequence[str]) -> bool:
-    """Are these the numbers of recordings: nearly all plain, none padded with zeros, with gaps?"""
+    """Whether names are Freesound ids: nearly all are numbers, without zero padding and with gaps."""
     numbers = [stem for stem in stems if stem.isdecimal()]
     if len(numbers) < 2 or len(numbers) < 0.9 * len(stems) or any(number.startswith("0") for number in numbers):
         return False

@@ -1,4 +1,4 @@
-"""A corpus from its index to the report: every clip measured, faults found, splits compared."""
+"""Checks a corpus: measures every clip, finds faults and compares splits."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from clap.dataset.registry import open_corpus
 
 
 def check_corpus(own: Mapping, against: Sequence[Mapping] = (), *, limits: Limits, workers: int = 1) -> Report:
-    """The report on a corpus, its splits compared with each other, and training with the val and test of other sets.
+    """Check a corpus; its splits are compared with each other, and training with val and test of other corpora.
 
     Args:
-        own, against: the `dataset` node of a composed config each; its max_clips and exclude hold.
-        workers: threads that decode; 0: recordings are not looked at.
+        own, against: `dataset` nodes of composed configs; their max_clips and exclude apply.
+        workers: decoding threads; 0 skips the audio.
 
     Raises:
-        ValueError: an index or a block list is wrong. FileNotFoundError: an index is missing.
+        ValueError: an index or a block list is invalid. FileNotFoundError: an index is missing.
     """
     splits = open_splits(own, SPLITS, workers=workers)
     others = [split for settings in against for split in open_splits(settings, SPLITS[1:], workers=workers)]
@@ -32,7 +32,7 @@ def check_corpus(own: Mapping, against: Sequence[Mapping] = (), *, limits: Limit
 def make_report(
     own: Sequence[CheckedSplit], others: Sequence[CheckedSplit], *, limits: Limits, with_audio: bool
 ) -> Report:
-    """Faults of each split, and what splits share: each with the later ones, training with those of other sets."""
+    """Find faults within splits, and the overlap of each pair of own splits and of training with other corpora."""
     findings = [finding for split in own for finding in find_split_faults(split, limits)]
     pairs = [*itertools.combinations(own, 2), *((own[0], other) for other in others)]
     overlaps = [
@@ -52,7 +52,7 @@ def find_split_faults(split: CheckedSplit, limits: Limits) -> list[Finding]:
 
 
 def open_splits(settings: Mapping, names: Sequence[str], *, workers: int) -> list[CheckedSplit]:
-    """Splits of the corpus that a `dataset` config node describes, every clip measured unless `workers` is 0."""
+    """Splits of the corpus in a `dataset` config node, with every clip measured unless `workers` is 0."""
     corpus = open_corpus(settings)
     excluded = read_exclusions(settings["exclude"]) if settings["exclude"] is not None else {}
     splits = []
@@ -64,7 +64,7 @@ def open_splits(settings: Mapping, names: Sequence[str], *, workers: int) -> lis
 
 
 def make_split(corpus: Corpus, name: str, clips: Sequence[Clip], *, listed: int, workers: int) -> CheckedSplit:
-    """The clips of a split with their sources and measures."""
+    """A split with the sources and measures of its clips."""
     audio: list[Measures | str | None] = [None] * len(clips)
     if workers:
         audio = measure_all([(corpus, clip) for clip in clips], workers=workers, name=f"{corpus.name} {name}")

@@ -1,4 +1,4 @@
-"""python -m clap check: looks at every clip of a corpus and compares its splits with each other and with other sets."""
+"""python -m clap check: find faults in the clips of a corpus, and overlap of its splits with evaluation data."""
 
 import argparse
 import os
@@ -13,33 +13,36 @@ from clap.config import find_absent
 from clap.config.compose import compose_config
 
 LIMITS = {
-    "shortest": "seconds below which a clip is too short",
-    "longest": "seconds above which a clip is too long",
-    "silence": "dBFS that no 0.1 s of a silent clip reaches",
-    "clipping": "share of samples at full scale above which a clip is clipped",
-    "similarity": "words in both of two near captions, divided by words in either",
+    "shortest": "seconds; shorter clips are reported",
+    "longest": "seconds; longer clips are reported",
+    "silence": "dBFS; clips with no louder 0.1 s are reported",
+    "clipping": "share of samples at full scale; clips with more are reported",
+    "similarity": "Jaccard index of the words of two captions from which they are near",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `python -m clap check`."""
-    parser.add_argument("overrides", nargs="+", help="as for train.py: dataset=esc50 dataset.root=ESC-50")
+    """Arguments of `python -m clap check`."""
+    parser.add_argument(
+        "overrides", nargs="+", help="dataset overrides as for train.py: dataset=esc50 dataset.root=ESC-50"
+    )
     parser.add_argument(
         "--against",
         action="append",
         default=[],
         metavar="OVERRIDES",
-        help='a set whose val and test splits training must not meet: "dataset=esc50 dataset.root=ESC-50"; repeatable',
+        help='corpus whose val and test splits must not overlap with training: "dataset=esc50 dataset.root=ESC-50"; '
+        "repeatable",
     )
     parser.add_argument("--output", type=Path, help="folder of the report (default: outputs/check/NAME)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that decode (default: one a core)")
-    parser.add_argument("--no-audio", action="store_true", help="look at ids and captions alone")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="decoding threads (default: one per core)")
+    parser.add_argument("--no-audio", action="store_true", help="check ids and captions only")
     parser.add_argument(
         "--block",
         nargs="+",
         choices=tuple(OVERLAPS),
         default=["recording", "audio"],
-        help="what puts a training clip on the block list if it shares it (default: recording audio)",
+        help="kinds of overlap that put a training clip on the block list (default: recording audio)",
     )
     for option in fields(Limits):
         text = f"{LIMITS[option.name]} (default: {option.default})"
@@ -47,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check, print the report, and write it with its picture, all findings and the block list."""
+    """Check a corpus, print the report, and write it with its figure, all findings and the block list."""
     if args.workers < 1:
-        raise ValueError(f"--workers {args.workers} must be 1 or more")
+        raise ValueError(f"--workers {args.workers} is not positive; set it to 1 or more")
     limits = Limits(**{option.name: getattr(args, option.name) for option in fields(Limits)})
     own, *against = (compose_dataset(lines) for lines in (args.overrides, *map(shlex.split, args.against)))
 
@@ -60,14 +63,14 @@ def run(args: argparse.Namespace) -> None:
     num_blocked = outputs.write_outputs(report, folder, block=args.block)
     print(f"{report.to_markdown()}\n{folder}: report.md, report.png, findings.csv, exclude.txt ({num_blocked} clips)")
     if num_blocked:
-        print(f"to train without them: dataset.exclude={folder / 'exclude.txt'}")
+        print(f"to exclude these clips from training: dataset.exclude={folder / 'exclude.txt'}")
 
 
 def compose_dataset(overrides: Sequence[str]) -> dict[str, Any]:
-    """The `dataset` node of the config that train.py would compose.
+    """The `dataset` node of the config that train.py composes.
 
     Raises:
-        ValueError: an override is wrong, or a key is not given.
+        ValueError: an override is invalid, or a required key is missing.
     """
     settings = compose_config(list(overrides))["dataset"]
     if absent := find_absent(settings, "dataset."):

@@ -14,7 +14,7 @@ from clap.download.run import download_corpus
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `python -m clap download`."""
+    """Arguments of `python -m clap download`."""
     parser.add_argument("corpus", help=", ".join(list_downloads()))
     parser.add_argument(
         "overrides",
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Download and print present and missing clips; the exit status is 1 if another attempt may succeed."""
     if args.workers < 1:
-        raise ValueError(f"--workers {args.workers} must be 1 or more")
+        raise ValueError(f"--workers {args.workers} is not positive; set it to 1 or more")
     name, splits = plain_name(args.corpus), [split for split in args.splits if "=" not in split]
     check_downloadable(name)
     overrides = [*args.overrides, *(text for text in args.splits if "=" in text)]

@@ -1,4 +1,4 @@
-"""Captions by their words: the index finds exactly what comparing all with all finds."""
+"""Normalized captions, and an index that finds exactly the near captions that a plain loop finds."""
 
 import itertools
 import random
@@ -19,7 +19,7 @@ from clap.check.near_captions import CaptionIndex, find_words, normalize_caption
         ("...", ""),
     ],
 )
-def test_normalise_drops_case_and_punctuation(caption: str, expected: str):
+def test_normalize_drops_case_and_punctuation(caption: str, expected: str):
     assert normalize_caption(caption) == expected
 
 
@@ -48,5 +48,5 @@ def test_nearest_comes_first_with_its_similarity():
     assert index.search("a dog barks loudly") == [("a dog barks", 0.75), ("a dog barks at night", 0.5)]
 
 
-def test_words_of_no_indexed_caption_are_fine():
+def test_unknown_words_find_nothing():
     assert CaptionIndex(["a dog"], 0.8).search("two cats") == [] and CaptionIndex([], 0.8).search("a") == []

@@ -1,4 +1,4 @@
-"""What decoding tells of a recording, in whatever container and however long."""
+"""Measures of recordings in different containers and of different durations."""
 
 from pathlib import Path
 
@@ -26,12 +26,12 @@ def samples(duration: float = 1.0) -> np.ndarray:
     return (make_tone(300.0, duration, sample_rate=RATE) * 32767).astype(np.int16)
 
 
-def test_duration_rate_and_channels_are_the_file_s(tmp_path: Path):
+def test_duration_rate_and_channels_match_the_file(tmp_path: Path):
     found = measure(tmp_path, np.stack([samples()] * 2, axis=1))
     assert (found.duration, found.rate, found.channels) == (1.0, RATE, 2)
 
 
-def test_level_is_that_of_the_loudest_tenth_of_a_second(tmp_path: Path):
+def test_level_is_the_rms_of_the_loudest_tenth_of_a_second(tmp_path: Path):
     waveform = np.zeros(12 * RATE)
     burst = slice(11 * RATE, 11 * RATE + RATE // 10)  # in the second piece that is decoded
     waveform[burst] = 0.5 * np.sin(2 * np.pi * 200 * np.arange(RATE // 10) / RATE)
@@ -39,7 +39,7 @@ def test_level_is_that_of_the_loudest_tenth_of_a_second(tmp_path: Path):
 
 
 @pytest.mark.parametrize("waveform", [np.zeros(RATE), np.full(RATE, 0.25)])
-def test_constant_samples_are_silence(tmp_path: Path, waveform: np.ndarray):
+def test_constant_samples_are_silent(tmp_path: Path, waveform: np.ndarray):
     assert measure(tmp_path, waveform).level == -np.inf
 
 
@@ -54,13 +54,13 @@ def test_share_of_samples_at_full_scale(tmp_path: Path, subtype: str):
 
 
 @pytest.mark.parametrize("options", [{"subtype": "PCM_24"}, {"subtype": "FLOAT"}, {"rate": 2 * RATE}])
-def test_equal_samples_have_one_digest_in_any_wav(tmp_path: Path, options: dict):
+def test_digest_is_independent_of_the_wav_subtype(tmp_path: Path, options: dict):
     floats = samples(11.0) / np.float32(32768)
     assert measure(tmp_path, floats, **options).digest == measure(tmp_path, samples(11.0)).digest
 
 
 @pytest.mark.parametrize("suffix", ["flac", "aiff", "w64"])
-def test_equal_samples_have_one_digest_in_any_container(tmp_path: Path, suffix: str):
+def test_digest_is_independent_of_the_container(tmp_path: Path, suffix: str):
     other = measure_file(write(tmp_path / f"b.{suffix}", samples(), subtype="PCM_16"))
     assert other.digest == measure(tmp_path, samples()).digest
 
@@ -71,7 +71,7 @@ def test_one_changed_sample_changes_the_digest(tmp_path: Path):
     assert measure(tmp_path, changed).digest != measure(tmp_path, samples()).digest
 
 
-def test_what_is_wrong_is_said_without_the_path(tmp_path: Path):
+def test_decoding_error_does_not_repeat_the_path(tmp_path: Path):
     path = write(tmp_path / "a.wav", samples())
     path.write_bytes(path.read_bytes()[:-1000])
     found = measure_clip(Corpus(), Clip("a", (), path))
@@ -82,7 +82,7 @@ def test_absent_file_is_missing(tmp_path: Path):
     assert measure_clip(Corpus(), Clip("a", (), tmp_path / "a.wav")) == "missing"
 
 
-def test_threads_keep_the_order(tmp_path: Path):
+def test_results_keep_the_order_of_the_clips(tmp_path: Path):
     clips = [Clip(str(i), (), write(tmp_path / f"{i}.wav", samples(0.1 * (i + 1)))) for i in range(6)]
     found = measure_all([(Corpus(), clip) for clip in clips], workers=3, name="")
     assert [item.duration for item in found] == pytest.approx([0.1 * (i + 1) for i in range(6)])

@@ -1,4 +1,4 @@
-"""The picture of a check where its numbers are far apart, or few."""
+"""The figure of a check with outliers and few values."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from clap.plotting import new_figure
 
 
 @pytest.mark.parametrize(("longest", "scale"), [(7.0, "linear"), (180.0, "log")])
-def test_one_long_clip_does_not_squeeze_the_others_into_a_bar(longest: float, scale: str):
+def test_axis_is_logarithmic_with_one_long_clip(longest: float, scale: str):
     axes = new_figure(4.0, 3.0, title="").subplots()
     plot_durations(axes, [SimpleNamespace(split="train", durations=[4.0, 5.0, 5.0, longest])])
     assert axes.get_xscale() == scale
