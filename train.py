@@ -33,7 +33,7 @@ def train(cfg: DictConfig) -> float:
     log.info("%s: %s", corpus.name, ", ".join(f"{size} {kind}" for kind, size in sizes.items()))
 
     from clap.atomic import read_json
-    from clap.run_folder import COST, METRICS, continue_command, find_count, read_counts, read_history
+    from clap.run_folder import COST, METRICS, find_count, read_counts, read_history, resume_command
     from clap.tracking.store import open_store, resolve_uri
     from clap.tracking.tracker import Tracker, git_commit, recorded_run
 
@@ -130,7 +130,7 @@ def train(cfg: DictConfig) -> float:
             metrics = trainer.train_and_eval(run_dir)
         except KeyboardInterrupt:
             if job_name is None:  # a sweep says itself how to go on
-                command = continue_command(sys.argv, [f"hydra.run.dir={run_dir}", "resume=auto"])
+                command = resume_command(sys.argv, [f"hydra.run.dir={run_dir}", "resume=auto"])
                 log.warning("stopped at step %d; to go on: %s", trainer.step, command)
             raise
         cost = {f"cost/{name}": value for name, value in read_json(run_dir / COST).items()}

@@ -35,14 +35,14 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         temporary.mkdir(parents=True)
         write(temporary)
-        sync(temporary)
+        fsync_files(temporary)
     except WRITE_ERRORS as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"{folder}: checkpoint not written ({error}); what was there before is untouched") from error
     if folder.exists():
-        folder.rename(old_name(folder))
+        folder.rename(backup_folder(folder))
     temporary.rename(folder)
-    shutil.rmtree(old_name(folder), ignore_errors=True)
+    shutil.rmtree(backup_folder(folder), ignore_errors=True)
 
 
 def refuse_other_files(folder: Path, names: Sequence[str]) -> None:
@@ -57,7 +57,7 @@ def refuse_other_files(folder: Path, names: Sequence[str]) -> None:
         raise FileExistsError(f"{folder} {what}; give a new folder, or one that holds nothing else than a checkpoint")
 
 
-def sync(folder: Path) -> None:
+def fsync_files(folder: Path) -> None:
     """Have every file on the disk before the folder gets its name."""
     for path in folder.rglob("*"):
         if path.is_file():
@@ -65,13 +65,13 @@ def sync(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def old_name(folder: Path) -> Path:
+def backup_folder(folder: Path) -> Path:
     return folder.with_name(folder.name + ".old")
 
 
 def recover(folder: Path) -> None:
     """Undo a replacement that was killed half way: the old folder, whole, gets its name back. For the writer alone."""
-    old = old_name(folder)
+    old = backup_folder(folder)
     if old.is_dir():
         if folder.exists():
             shutil.rmtree(old)
@@ -82,7 +82,7 @@ def recover(folder: Path) -> None:
 def find_best(path: Path) -> Path:
     """A checkpoint folder itself, or the best one of a run folder."""
     best = path / "checkpoints" / "best"
-    return best if best.is_dir() or old_name(best).is_dir() else path
+    return best if best.is_dir() or backup_folder(best).is_dir() else path
 
 
 def find_file(folder: Path, name: str) -> Path:
@@ -90,7 +90,7 @@ def find_file(folder: Path, name: str) -> Path:
 
     It renames nothing, for the run that the folder belongs to may be writing.
     """
-    found = folder if folder.is_dir() else old_name(folder)
+    found = folder if folder.is_dir() else backup_folder(folder)
     if not found.is_dir():
         raise FileNotFoundError(
             f"{folder}: no such checkpoint folder; a run's are checkpoints/best and checkpoints/last"

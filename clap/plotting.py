@@ -36,7 +36,7 @@ def new_figure(width: float, height: float, *, title: str) -> Figure:
     return figure
 
 
-def dress(axes: Axes, *, xlabel: str, ylabel: str) -> None:
+def style_axes(axes: Axes, *, xlabel: str, ylabel: str) -> None:
     """Labels, a light grid and whole steps."""
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
@@ -47,14 +47,14 @@ def dress(axes: Axes, *, xlabel: str, ylabel: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
-def save_empty(path: Path, *, title: str, reason: str) -> None:
+def save_placeholder(path: Path, *, title: str, reason: str) -> None:
     """A picture that says why there is nothing to see."""
     figure = new_figure(6.0, 2.5, title=title)
     figure.text(0.5, 0.4, reason, ha="center", color=GREY)
-    save(figure, path)
+    save_png(figure, path)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_png(figure: Figure, path: Path) -> None:
     """Write the figure as PNG, and its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")

@@ -52,7 +52,7 @@ def find_count(metric: str, counts: Mapping[str, str]) -> str:
     return next((text for name, text in counts.items() if metric.startswith(name.removesuffix("clips"))), "")
 
 
-def continue_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
+def resume_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
     """The command of `argv` with further overrides, which take the place of those of the same keys."""
     script, *arguments = argv
     keys = tuple(f"{override.partition('=')[0]}=" for override in overrides)
@@ -65,7 +65,7 @@ def continue_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
 JOB_FILE, LOCK = "job.json", ".lock"
 
 
-def is_held(folder: Path) -> bool:
+def is_running(folder: Path) -> bool:
     """Is a process running the job of this folder now?"""
     try:
         with FileLock(folder / LOCK, blocking=False):

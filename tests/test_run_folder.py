@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clap.atomic import read_json, write_json
-from clap.run_folder import continue_command, count_clips, find_count, read_history
+from clap.run_folder import count_clips, find_count, read_history, resume_command
 
 
 def test_json_is_read_as_written(tmp_path: Path):
@@ -61,4 +61,4 @@ COMMANDS = {
 
 @pytest.mark.parametrize(("arguments", "command"), COMMANDS.values(), ids=COMMANDS)
 def test_command_to_go_on(arguments: list[str], command: str):
-    assert continue_command(["train.py", *arguments], ["hydra.sweep.dir=out", "resume=auto"]) == command
+    assert resume_command(["train.py", *arguments], ["hydra.sweep.dir=out", "resume=auto"]) == command

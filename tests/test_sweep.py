@@ -28,7 +28,7 @@ from script import ROOT, Script, run_script
 
 import clap.study.sweep
 from clap.commands.synthesize import synthesize
-from clap.run_folder import is_held
+from clap.run_folder import is_running
 from clap.study.factors import parse_overrides
 from clap.study.job import Job, name_job, read_job
 from clap.study.job_tracking import end_run
@@ -255,9 +255,9 @@ def test_failed_job_keeps_its_error_until_it_is_run_again(job: DictConfig, tmp_p
 
 def test_job_is_held_while_it_runs_and_goes_on_from_last(job: DictConfig, tmp_path: Path):
     seen = []
-    run_job(lambda config: seen.append((is_held(tmp_path / "job"), config.resume)), job)
+    run_job(lambda config: seen.append((is_running(tmp_path / "job"), config.resume)), job)
     assert seen == [(True, "auto")]
-    assert not is_held(tmp_path / "job")
+    assert not is_running(tmp_path / "job")
 
 
 def test_held_job_is_left_to_the_other_process(job: DictConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -557,6 +557,6 @@ def test_stopped_joblib_sweep_leaves_no_worker_and_no_open_run(number: int, proj
     assert process.returncode == 130, errors
     assert "to go on: python " in errors
     assert set(statuses(store).values()) == {"KILLED"}
-    assert not any(is_held(path.parent) for path in sweep.glob("*/.lock"))
+    assert not any(is_running(path.parent) for path in sweep.glob("*/.lock"))
     run(project / "train.py", *arguments)
     assert set(statuses(store).values()) == {"FINISHED"}

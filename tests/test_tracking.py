@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from clap.run_folder import read_history
-from clap.tracking.tracker import MAX_PARAM_LENGTH, Tracker, flatten, git_commit
+from clap.tracking.tracker import MAX_PARAM_LENGTH, Tracker, git_commit, to_params
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,11 @@ def test_params_are_read_back_under_dotted_keys(tracker: Tracker):
 
 
 def test_flatten_keeps_an_empty_group():
-    assert flatten({"fusion": {}}) == {"fusion": "{}"}
+    assert to_params({"fusion": {}}) == {"fusion": "{}"}
 
 
 def test_flatten_cuts_long_values():
-    assert len(flatten({"captions": "x" * 10_000})["captions"]) == MAX_PARAM_LENGTH
+    assert len(to_params({"captions": "x" * 10_000})["captions"]) == MAX_PARAM_LENGTH
 
 
 def test_tags_leave_out_none(tracker: Tracker):

@@ -10,7 +10,7 @@ from matplotlib.ticker import AutoLocator, MaxNLocator
 
 from clap.check.limits import FAULTS, OVERLAPS
 from clap.check.report import CheckedSplit, Report
-from clap.plotting import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, dress, new_figure
+from clap.plotting import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, new_figure, style_axes
 
 COLORS = {"train": BLUE, "val": ORANGE, "test": GREEN}
 CHANNELS = {1: ("mono", GREY), 2: ("stereo", PURPLE)}
@@ -43,7 +43,7 @@ def plot_durations(axes: Axes, splits: Sequence[CheckedSplit]) -> None:
     top, wide = max(found) * 1.02, max(found) > LOG_AXIS_RATIO * np.median(found)
     edges = np.geomspace(min(found) * 0.98, top, BINS + 1) if wide else np.linspace(0, top, BINS + 1)
     draw_histograms(axes, values, edges)
-    dress(axes, xlabel="duration / s", ylabel="share of clips")
+    style_axes(axes, xlabel="duration / s", ylabel="share of clips")
     axes.xaxis.set_major_locator(AutoLocator())
     if wide:
         axes.set_xscale("log")
@@ -60,7 +60,7 @@ def plot_levels(axes: Axes, splits: Sequence[CheckedSplit], silence: float) -> N
         "silent", (silence, 0.97), xycoords=("data", "axes fraction"), xytext=(-4, 0), textcoords="offset points",
         ha="right", va="top", color=RED, fontsize=9,
     )  # fmt: skip
-    dress(axes, xlabel="level of the loudest 0.1 s / dBFS", ylabel="share of clips")
+    style_axes(axes, xlabel="level of the loudest 0.1 s / dBFS", ylabel="share of clips")
     ticks = range(int(FLOOR), 1, 20)
     axes.set_xticks(ticks, [f"≤ {FLOOR:.0f}", *map(str, ticks[1:])])
 
@@ -70,7 +70,7 @@ def plot_words(axes: Axes, splits: Sequence[CheckedSplit]) -> None:
     top = max((max(found) for found in values.values() if found), default=1)
     step = max(1, -(-top // 40))
     draw_histograms(axes, values, np.arange(-0.5, top + step + 0.5, step))
-    dress(axes, xlabel="words per caption", ylabel="share of captions")
+    style_axes(axes, xlabel="words per caption", ylabel="share of captions")
 
 
 def draw_histograms(axes: Axes, values: dict[str, Sequence[float]], edges: np.ndarray) -> None:
@@ -95,7 +95,7 @@ def plot_rates(axes: Axes, splits: Sequence[CheckedSplit]) -> None:
         name, color = CHANNELS.get(channels, (f"{channels} channels", INK))
         axes.bar(range(len(rates)), heights, bottom=bottom, color=color, alpha=0.75, width=0.6, label=name)
         bottom += heights
-    dress(axes, xlabel="sample rate / kHz", ylabel="clips, all splits")
+    style_axes(axes, xlabel="sample rate / kHz", ylabel="clips, all splits")
     axes.set_xticks(range(len(rates)), [f"{rate / 1000:g}" for rate in rates])
     room = max(3 - len(rates), 0) / 2  # so that a single bar does not fill the axes
     axes.set_xlim(-0.6 - room, len(rates) - 0.4 + room)
@@ -116,7 +116,7 @@ def plot_findings(axes: Axes, report: Report) -> None:
         widths = np.array([counts[kind, split] for kind in kinds])
         axes.barh(range(len(kinds)), widths, left=left, color=color, alpha=0.75, height=0.65)
         left += widths
-    dress(axes, xlabel="findings", ylabel="")
+    style_axes(axes, xlabel="findings", ylabel="")
     axes.grid(axis="y", visible=False)
     axes.set_yticks(range(len(kinds)), kinds)
     axes.set_xlim(0, 1.08 * max(left, default=1))

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clap.tracking.register import find_store, register
+from clap.tracking.register import choose_store, register
 from clap.tracking.store import (
     DEFAULT_STORE,
 )
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Register a checkpoint, and say what it is now and how to serve it."""
-    uri = find_store(args.checkpoint, args.uri)
+    uri = choose_store(args.checkpoint, args.uri)
     found = register(args.checkpoint, name=args.name, uri=uri)
     belongs = f"of run {found.run_id}" if found.run_id else "of no run"
     print(f"{found.name} version {found.version}, {belongs}, in {uri}; to serve it:")

@@ -20,7 +20,20 @@ from torch import Tensor
 from clap.audio_encoder.base import LogMelEncoder
 from clap.dataset.clips import ClapDataset, Item
 from clap.model import Clap
-from clap.plotting import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, draw_curve, dress, new_figure, save, save_empty
+from clap.plotting import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    draw_curve,
+    new_figure,
+    save_placeholder,
+    save_png,
+    style_axes,
+)
 
 TRAINING_PANELS = {  # metric: axis label, colour, whether it is noisy
     "train/loss": ("loss", BLUE, True),
@@ -104,7 +117,7 @@ def plot_training_curves(history: Sequence[dict], path: Path) -> None:
     """
     names = [name for name in TRAINING_PANELS if any(name in entry["metrics"] for entry in history)]
     if not names:
-        return save_empty(path, title="Training", reason="no training metric has been logged")
+        return save_placeholder(path, title="Training", reason="no training metric has been logged")
     rest = names[1:]
     figure = new_figure(9.0, 4.0 + (2.4 if rest else 0.0), title="Training")
     grid = figure.add_gridspec(2 if rest else 1, max(len(rest), 1), height_ratios=[1.6, 1.0] if rest else None)
@@ -113,8 +126,8 @@ def plot_training_curves(history: Sequence[dict], path: Path) -> None:
         axes = figure.add_subplot(cell)
         label, color, is_noisy = TRAINING_PANELS[name]
         draw_curve(axes, *curve(history, name), color=color, is_noisy=is_noisy)
-        dress(axes, xlabel="step", ylabel=label)
-    return save(figure, path)
+        style_axes(axes, xlabel="step", ylabel=label)
+    return save_png(figure, path)
 
 
 def plot_recall_curves(history: Sequence[dict], path: Path) -> None:
@@ -125,7 +138,7 @@ def plot_recall_curves(history: Sequence[dict], path: Path) -> None:
     """
     panels = group_quality(history)
     if not panels:
-        return save_empty(path, title="Validation", reason="no validation metric has been logged")
+        return save_placeholder(path, title="Validation", reason="no validation metric has been logged")
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     figure = new_figure(5.0 * columns + 0.5, 3.8 * rows + 0.4, title="Validation")
@@ -136,11 +149,11 @@ def plot_recall_curves(history: Sequence[dict], path: Path) -> None:
         axes.set_title(" · ".join(prefix.split("/")).replace("_", " "), fontsize=11, color=INK)
         axes.set_ylim(0.0, 1.0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        dress(axes, xlabel="step", ylabel="share of queries")
+        style_axes(axes, xlabel="step", ylabel="share of queries")
         axes.legend(fontsize=9, framealpha=0.8, edgecolor="none")
     for axes in figure.axes[len(panels) :]:
         axes.remove()
-    return save(figure, path)
+    return save_png(figure, path)
 
 
 def plot_similarity(similarity: Tensor, path: Path, *, captions: Sequence[str], clip_ids: Sequence[str]) -> None:
@@ -158,7 +171,7 @@ def plot_similarity(similarity: Tensor, path: Path, *, captions: Sequence[str], 
             "give one caption a clip, (clips, clips)"
         )
     if not matrix.size:
-        return save_empty(path, title="Similarity", reason="there is no clip")
+        return save_placeholder(path, title="Similarity", reason="there is no clip")
     shown = min(len(matrix), MAX_MATRIX)
     count = f"{shown} of {len(matrix)} clips"
     matrix = matrix[:shown, :shown]
@@ -171,7 +184,7 @@ def plot_similarity(similarity: Tensor, path: Path, *, captions: Sequence[str], 
     label_matrix(axes, clip_ids[:shown], captions[:shown])
     axes.set_title(f"the clip's own caption (framed) scores highest in {wins} of {shown} rows", fontsize=10, color=GREY)
     figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.8)
-    return save(figure, path)
+    return save_png(figure, path)
 
 
 def plot_log_mels(
@@ -195,7 +208,7 @@ def plot_log_mels(
         mel_scale: slaney or htk.
     """
     if not log_mels:
-        return save_empty(path, title="Log-mels", reason="there is no clip")
+        return save_placeholder(path, title="Log-mels", reason="there is no clip")
     columns = 2 if len(log_mels) == 4 else min(len(log_mels), 3)
     rows = -(-len(log_mels) // columns)
     figure = new_figure(4.9 * columns + 0.6, 5.0 * rows + 0.4, title="Own caption above, best-scoring captions below")
@@ -224,7 +237,7 @@ def plot_log_mels(
         panels.append(axes)
         write_retrieved(figure.add_subplot(grid[2 * row + 1, column]), retrieved[index])
     figure.colorbar(mesh, ax=panels, label="level (dB)", shrink=0.6, aspect=30, pad=0.015)
-    return save(figure, path)
+    return save_png(figure, path)
 
 
 def curve(history: Sequence[dict], name: str) -> tuple[np.ndarray, np.ndarray]:

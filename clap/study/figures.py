@@ -16,7 +16,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from clap.plotting import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SMOOTHING_POINTS, dress, new_figure, running_mean
+from clap.plotting import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    SMOOTHING_POINTS,
+    new_figure,
+    running_mean,
+    style_axes,
+)
 from clap.study.runs import TRAIN_LOSS, Cell, StudyRuns, short
 from clap.study.scores import Column, label_metric
 from clap.study.statistics import MIN_SEEDS, Interval, seed_interval
@@ -183,7 +195,7 @@ def draw_rows(axes: Axes, names: Sequence[str], points: Sequence[Estimate | None
             axes.plot(point.mean, place, color=BLUE, marker="o", markersize=7)
         words = "no result" if point is None else format_number(point.mean, sign) + format_half(point.interval)
         axes.text(1.02, place, words, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=INK)
-    dress(axes, xlabel="", ylabel="")
+    style_axes(axes, xlabel="", ylabel="")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -229,7 +241,7 @@ def draw_interaction(axes: Axes, runs: StudyRuns, pair: tuple[str, str], points:
             shift = 0.06 * (index - (len(lines) - 1) / 2)
             x = [x + shift for x, _ in known]
             draw_points(axes, x, [point for _, point in known], cycle(COLORS, index), cycle(MARKERS, index), level)
-    dress(axes, xlabel=short(along), ylabel="")
+    style_axes(axes, xlabel=short(along), ylabel="")
     many = len(places) * max(map(len, places)) > 44
     axes.set_xticks(range(len(places)), places, rotation=25 if many else 0, ha="right" if many else "center")
     axes.set_xlim(-0.4, len(places) - 0.6)
@@ -309,7 +321,7 @@ def plot_learning_curves(runs: StudyRuns) -> Figure | None:
             shared[metric] = axes
             for cell in group:
                 draw_band(axes, runs, cell, metric, styles[runs.name(cell)].color)
-            dress(
+            style_axes(
                 axes, xlabel="step", ylabel="training loss" if metric == TRAIN_LOSS else f"val {label_metric(metric)}"
             )
     return figure
@@ -355,7 +367,7 @@ def plot_cost(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
     for row, at, point in zip(rows, minutes, points, strict=True):
         style = styles[runs.name(row.cell)]
         draw_points(axes, [at], [point], style.color, style.marker, legend_name(runs, row.cell))
-    dress(axes, xlabel="minutes of training", ylabel=column.label)
+    style_axes(axes, xlabel="minutes of training", ylabel=column.label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
     if max(minutes) > WIDE_RANGE * min(minutes) > 0:
         axes.set_xscale("log")

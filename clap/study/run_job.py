@@ -19,7 +19,7 @@ from clap.study.job import Job, job_tags, read_job
 from clap.study.result_config import check_same, has_checkpoint, read_result_config
 
 log = logging.getLogger(__name__)
-LOCK_SECONDS = 1.0  # to wait for a job's lock: `is_held` takes it for a moment
+LOCK_SECONDS = 1.0  # to wait for a job's lock: `is_running` takes it for a moment
 
 
 def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | None:

@@ -12,7 +12,7 @@ import numpy as np
 from clap.study.factors import SEED, Study
 from clap.study.result_config import changes_result
 from clap.study.scores import Column, Recorded, RunScores, make_column
-from clap.tracking.store import MlflowClient, MlflowException, open_store, reason, resolve_uri, store_path
+from clap.tracking.store import MlflowClient, MlflowException, error_summary, open_store, resolve_uri, store_path
 from clap.tracking.store import Run as MlflowRun
 
 FINISHED = "FINISHED"
@@ -143,7 +143,7 @@ def read_study_runs(study: Study, uri: str, *, sweep_id: str | None = None) -> S
     try:
         return read_all(client, find_runs(client, study, uri=uri, sweep_id=sweep_id))
     except MlflowException as error:
-        raise ConnectionError(f"MLflow at {uri} stopped answering ({reason(error)}); try again") from error
+        raise ConnectionError(f"MLflow at {uri} stopped answering ({error_summary(error)}); try again") from error
 
 
 def read_all(client: MlflowClient, runs: StudyRuns) -> StudyRuns:
@@ -285,8 +285,9 @@ def read_evaluations(client: MlflowClient, run: Run, folder: Path) -> list[Recor
         return [Recorded(protocol, load_arrays(found / f"{stem}.npz")) for stem, protocol in protocols.items()]
     except (MlflowException, OSError) as error:
         raise FileNotFoundError(
-            f"run {run.name} ({run.id}) lacks its artifacts evaluation/protocol.json and *.npz ({reason(error)}), so "
-            "nothing says what its numbers mean; delete the run in MLflow and go on with the sweep"
+            f"run {run.name} ({run.id}) lacks its artifacts evaluation/protocol.json and *.npz "
+            f"({error_summary(error)}), so nothing says what its numbers mean; "
+            "delete the run in MLflow and go on with the sweep"
         ) from error
 
 

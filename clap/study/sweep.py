@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clap.atomic import write_json
 from clap.config.launch import one_line
-from clap.run_folder import LOCK, SWEEP_FILE, continue_command, is_held
+from clap.run_folder import LOCK, SWEEP_FILE, is_running, resume_command
 from clap.study.factors import find_factors, find_study, one_factor_at_a_time, parse_overrides
 from clap.study.job import job_levels, read_jobs
 from clap.study.job_tracking import end_run
@@ -102,7 +102,7 @@ class Sweep(Callback):
             write_json(self.folder / SWEEP_FILE, values | {"settings": settings})
         atexit.register(self.close)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that no worker is left behind
-        log.info("sweep folder %s; to go on after a stop: %s", self.folder, self.continue_command())
+        log.info("sweep folder %s; to go on after a stop: %s", self.folder, self.resume_command())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Wait for jobs that other processes run, then write the leaderboard and close the parent run."""
@@ -112,7 +112,7 @@ class Sweep(Callback):
 
     def wait_for_others(self) -> None:
         waited: list[str] = []
-        while held := sorted(path.parent.name for path in self.folder.glob(f"*/{LOCK}") if is_held(path.parent)):
+        while held := sorted(path.parent.name for path in self.folder.glob(f"*/{LOCK}") if is_running(path.parent)):
             if held != waited:
                 log.info("waiting for jobs that another process runs: %s", ", ".join(held))
             waited = held
@@ -141,12 +141,12 @@ class Sweep(Callback):
         if not self.ended:
             with FileLock(self.folder / LOCK):
                 self.end_runs("KILLED")
-            print(f"to go on: {self.continue_command()}", file=sys.stderr)
+            print(f"to go on: {self.resume_command()}", file=sys.stderr)
 
     def end_runs(self, status: str) -> None:
         """Close the parent run, and the runs of jobs whose process was killed."""
         for job in read_jobs(self.folder):
-            if job.status == "running" and not is_held(job.folder):
+            if job.status == "running" and not is_running(job.folder):
                 end_run(self.tracking, job, "KILLED")
         self.tracker.finish(status)
 
@@ -155,8 +155,8 @@ class Sweep(Callback):
         store = [] if uri == DEFAULT_STORE else ["--uri", uri]
         return shlex.join(["python", "experiments/report.py", self.study, *store])
 
-    def continue_command(self) -> str:
-        return continue_command(sys.argv, [f"{FOLDER_KEY}{self.folder}"])
+    def resume_command(self) -> str:
+        return resume_command(sys.argv, [f"{FOLDER_KEY}{self.folder}"])
 
     def failures(self) -> list[str]:
         """What did not finish, with its reason, jobs of the same reason together."""

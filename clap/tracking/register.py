@@ -25,13 +25,13 @@ from clap.tracking.store import (
     Metric,
     MlflowClient,
     MlflowException,
+    error_summary,
     find_or_create_experiment,
     open_store,
-    reason,
     resolve_uri,
 )
 from clap.tracking.tracker import recorded_run
-from clap.tracking.upload import exists
+from clap.tracking.upload import has_run
 
 from mlflow import pyfunc  # isort: skip
 from mlflow.entities import LoggedModel, LoggedModelOutput  # isort: skip
@@ -59,34 +59,36 @@ def register(ckpt: Path, *, name: str = "clap", uri: str | None = None) -> Model
         FileNotFoundError, ValueError: no checkpoint that loads, no such kind of store, or the store refuses the name.
         ConnectionError: the store does not answer.
     """
-    folder, run_dir = locate(ckpt)
-    uri = find_store(ckpt, uri)
+    folder, run_dir = find_checkpoint_and_run(ckpt)
+    uri = choose_store(ckpt, uri)
     with tempfile.TemporaryDirectory() as temporary:
         copy = copy_checkpoint(folder, Path(temporary, "checkpoint"))
         Clap.from_ckpt(copy)  # what does not load is not registered
         client = open_store(uri)
         run_id = recorded_run(run_dir, uri)
-        run_id = run_id if exists(client, run_id, uri=uri) else None
+        run_id = run_id if has_run(client, run_id, uri=uri) else None
         try:
-            with suppress_existing():
+            with ignore_existing():
                 client.create_registered_model(name)
-            model = log_model(client, copy, name=name, uri=uri, run_id=run_id)
+            model = log_checkpoint(client, copy, name=name, uri=uri, run_id=run_id)
             if run_id and folder.name == "best":
-                log_metrics(client, model, read_json(run_dir / METRICS))
-            return add_version(client, model, name=name, source=folder)
+                copy_run_metrics(client, model, read_json(run_dir / METRICS))
+            return create_version(client, model, name=name, source=folder)
         except MlflowException as error:
-            raise ValueError(f"{uri} did not take {folder} as a version of {name!r} ({reason(error)})") from error
+            raise ValueError(
+                f"{uri} did not take {folder} as a version of {name!r} ({error_summary(error)})"
+            ) from error
 
 
-def locate(ckpt: Path) -> tuple[Path, Path]:
+def find_checkpoint_and_run(ckpt: Path) -> tuple[Path, Path]:
     """The folder of a checkpoint, and that of the run that it belongs to."""
     folder = checkpoint.find_best(Path(ckpt).resolve())
     return folder, folder.parent.parent if folder.parent.name == "checkpoints" else folder
 
 
-def find_store(ckpt: Path, uri: str | None) -> str:
+def choose_store(ckpt: Path, uri: str | None) -> str:
     """The store to register in: what is asked for, or the run's own, or the default one."""
-    uri = resolve_uri(uri or read_json(locate(ckpt)[1] / RECORD).get("uri") or DEFAULT_STORE)
+    uri = resolve_uri(uri or read_json(find_checkpoint_and_run(ckpt)[1] / RECORD).get("uri") or DEFAULT_STORE)
     if uri is None:
         raise ValueError(f"--uri none is no store; give a path like {DEFAULT_STORE}, or http://HOST:PORT")
     return uri
@@ -102,7 +104,7 @@ def copy_checkpoint(folder: Path, target: Path) -> Path:
 
 
 @contextmanager
-def suppress_existing() -> Iterator[None]:
+def ignore_existing() -> Iterator[None]:
     """Let a registered model be there already."""
     try:
         yield
@@ -111,7 +113,7 @@ def suppress_existing() -> Iterator[None]:
             raise
 
 
-def log_model(client: MlflowClient, copy: Path, *, name: str, uri: str, run_id: str | None) -> LoggedModel:
+def log_checkpoint(client: MlflowClient, copy: Path, *, name: str, uri: str, run_id: str | None) -> LoggedModel:
     """Write the model's folder and send it to the artifacts of the run's experiment."""
     experiment_id = (
         client.get_run(run_id).info.experiment_id if run_id else find_or_create_experiment(client, EXPERIMENT, uri=uri)
@@ -126,7 +128,7 @@ def log_model(client: MlflowClient, copy: Path, *, name: str, uri: str, run_id: 
         data_path=str(copy),
         code_paths=[str(Path(__file__).resolve().parents[1])],
         mlflow_model=Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id),
-        signature=describe_request(),
+        signature=make_signature(),
         input_example=pd.DataFrame({"text": ["a dog barks"]}),
         pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
     )
@@ -134,14 +136,14 @@ def log_model(client: MlflowClient, copy: Path, *, name: str, uri: str, run_id: 
     return client.finalize_logged_model(model.model_id, "READY")
 
 
-def describe_request() -> ModelSignature:
+def make_signature() -> ModelSignature:
     """Columns and parameters of `ServedClap.predict`; answers have columns of their own with class_names."""
     columns = [ColSpec("string", name, required=False) for name in ("text", "audio")]
     params = [ParamSpec(name, "string", default, shape=(-1,)) for name, default in DEFAULT_PARAMS.items()]
     return ModelSignature(inputs=Schema(columns), params=ParamSchema(params))
 
 
-def log_metrics(client: MlflowClient, model: LoggedModel, metrics: Mapping[str, float]) -> None:
+def copy_run_metrics(client: MlflowClient, model: LoggedModel, metrics: Mapping[str, float]) -> None:
     """Give the model the metrics that its run has of it; nothing is added to the run's own."""
     run_id = model.source_run_id
     points = [
@@ -152,7 +154,7 @@ def log_metrics(client: MlflowClient, model: LoggedModel, metrics: Mapping[str, 
     client.log_batch(run_id, metrics=found)
 
 
-def add_version(client: MlflowClient, model: LoggedModel, *, name: str, source: Path) -> ModelVersion:
+def create_version(client: MlflowClient, model: LoggedModel, *, name: str, source: Path) -> ModelVersion:
     """The next version of a registered model, with the checkpoint that it was copied from."""
     # A server asks for the model's id; a SQLite store does not keep it, and looks it up in the globally set store.
     model_id = None if client.tracking_uri.startswith("sqlite:") else model.model_id

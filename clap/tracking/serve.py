@@ -67,7 +67,7 @@ class ServedClap:
         if captions:
             embedding[list(captions)] = self.clap.get_text_embeddings(list(captions.values()))
         if recordings:
-            with as_files(recordings) as paths:
+            with write_temporary_files(recordings) as paths:
                 embedding[list(recordings)] = self.clap.get_audio_embeddings(paths)
         return embedding
 
@@ -86,7 +86,7 @@ def read_rows(rows: pd.DataFrame) -> tuple[dict[int, str], dict[int, bytes]]:
         if "text" in given:
             captions[position] = check_caption(given["text"], position)
         else:
-            recordings[position] = decode(given["audio"], position)
+            recordings[position] = decode_base64(given["audio"], position)
     return captions, recordings
 
 
@@ -101,7 +101,7 @@ def check_caption(value: object, position: int) -> str:
     return value
 
 
-def decode(value: object, position: int) -> bytes:
+def decode_base64(value: object, position: int) -> bytes:
     """The bytes of a recording."""
     if isinstance(value, bytes):
         return value
@@ -127,7 +127,7 @@ def read_params(params: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def as_files(recordings: Mapping[int, bytes]) -> Iterator[list[Path]]:
+def write_temporary_files(recordings: Mapping[int, bytes]) -> Iterator[list[Path]]:
     """Recordings as temporary files; an AudioError names the row."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"row {position}") for position in recordings]

@@ -86,7 +86,7 @@ def open_store(uri: str) -> MlflowClient:
         else:
             problem = "does not answer as an MLflow server"
             advice = f"start it with `mlflow server --port PORT`, or leave tracking.uri at {DEFAULT_STORE}"
-        raise ConnectionError(f"tracking.uri={uri} {problem} ({reason(error)}); {advice}") from error
+        raise ConnectionError(f"tracking.uri={uri} {problem} ({error_summary(error)}); {advice}") from error
     return client
 
 
@@ -160,7 +160,7 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, (requests.RequestException, SQLAlchemyError))
 
 
-def reason(error: Exception) -> str:
+def error_summary(error: Exception) -> str:
     """The telling part of an error's first line; MLflow's and urllib3's texts go on for pages."""
     lines = str(error).splitlines() or [type(error).__name__]
     _, _, cause = lines[0].partition("(Caused by ")

@@ -24,10 +24,10 @@ from clap.tracking.store import (
     MlflowException,
     RunTag,
     SystemMetricsMonitor,
+    error_summary,
     find_or_create_experiment,
     is_outage,
     open_store,
-    reason,
     resolve_tags,
     resolve_uri,
     send_dataset,
@@ -79,7 +79,7 @@ class Tracker:
         self.experiment_id: str | None = None
         self._record_path = Path(run_dir) / RECORD
         self._record = {"uri": self.uri, "experiment": experiment, "run_name": run_name, "status": "RUNNING"}
-        self._record["tags"] = as_tags(tags or {})
+        self._record["tags"] = to_tags(tags or {})
         self._resumed = self.run_id is not None
         self._metrics: list[Metric] = []
         self._last_flush = time.monotonic()
@@ -90,7 +90,7 @@ class Tracker:
         self._client = None if self.uri is None else open_store(self.uri)
         if self._client is not None:
             self._start_run(experiment, run_name)
-        self._note("run_id", self.run_id)
+        self._update_record("run_id", self.run_id)
         if self._resumed:
             self.set_tags(tags or {})
 
@@ -108,7 +108,7 @@ class Tracker:
             self._client.update_run(self.run_id, status="RUNNING")
         except MlflowException as error:
             raise ValueError(
-                f"run_id={self.run_id} cannot be continued in tracking.uri={self.uri} ({reason(error)}); "
+                f"run_id={self.run_id} cannot be continued in tracking.uri={self.uri} ({error_summary(error)}); "
                 "set tracking.uri to the store that holds the run, or start a new run"
             ) from error
 
@@ -143,19 +143,19 @@ class Tracker:
     def log_view(self, *, swept: Sequence[str], metrics: Sequence[str]) -> None:
         """Prepare the UI's page of this run's children: swept values and metrics, best by the first metric on top."""
         view = {"swept": list(swept), "metrics": list(metrics)}
-        self._note("view", view)
+        self._update_record("view", view)
         self._send("view", lambda client: send_view(client, self.run_id, **view))
 
     def log_params(self, config: Mapping) -> None:
         """Log a nested config under dotted keys; where a resumed run differs, the new value becomes a tag."""
-        params = flatten(config)
-        self._note("params", self._record.get("params", {}) | params)
+        params = to_params(config)
+        self._update_record("params", self._record.get("params", {}) | params)
         self._send("parameters", lambda client: send_params(client, self.run_id, params))
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags; a value of None is left out."""
-        tags = as_tags(tags)
-        self._note("tags", self._record["tags"] | tags)
+        tags = to_tags(tags)
+        self._update_record("tags", self._record["tags"] | tags)
         items = [RunTag(name, value) for name, value in tags.items()]
         self._send("tags", lambda client: client.log_batch(self.run_id, tags=items))
 
@@ -169,7 +169,7 @@ class Tracker:
             source: folder or address that the data came from.
         """
         described = {"name": name, "digest": digest, "split": split, "source": source, "num_clips": num_clips}
-        self._note("datasets", [*self._record.get("datasets", []), described])
+        self._update_record("datasets", [*self._record.get("datasets", []), described])
         self._send(f"dataset {name}", lambda client: send_dataset(client, self.run_id, **described))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -192,12 +192,12 @@ class Tracker:
         metrics, self._metrics = self._metrics, []
         if metrics and self._client is not None:
             self._queue.append(("metrics", lambda client: client.log_batch(self.run_id, metrics=metrics)))
-        self._drain()
+        self._send_queue()
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file, or a folder with all that is in it, to the run's artifacts, below `folder`."""
         inside = os.path.relpath(path, self._record_path.parent)
-        self._note("artifacts", [*self._record.get("artifacts", []), [inside, folder]])
+        self._update_record("artifacts", [*self._record.get("artifacts", []), [inside, folder]])
         self._send(f"artifact {path}", lambda client: client.log_artifact(self.run_id, str(path), folder))
 
     def start_system_metrics(self) -> None:
@@ -207,7 +207,7 @@ class Tracker:
         try:
             monitor = SystemMetricsMonitor(self.run_id, resume_logging=self._resumed, tracking_uri=self.uri)
         except Exception as error:  # psutil and the GPU libraries raise what they like
-            self._warn_once("system metrics", f"No system metrics in MLflow: {reason(error)}")
+            self._warn_once("system metrics", f"No system metrics in MLflow: {error_summary(error)}")
             return
         monitor.start()
         self._monitor = monitor
@@ -220,7 +220,7 @@ class Tracker:
         """
         if status not in STATUSES:
             raise ValueError(f"status={status!r} is not one of {', '.join(STATUSES)}")
-        self._note("status", status)
+        self._update_record("status", status)
         if self._monitor is not None:
             self._monitor.finish()
             self._monitor = None
@@ -231,7 +231,7 @@ class Tracker:
             folder = self.history_path.parent
             logger.info("MLflow still does not answer; to send the rest later: python -m clap upload %s", folder)
 
-    def _note(self, key: str, value: object) -> None:
+    def _update_record(self, key: str, value: object) -> None:
         """Keep what the store should hold in the run folder, for `python -m clap upload`."""
         self._record[key] = value
         write_json(self._record_path, self._record)
@@ -240,9 +240,9 @@ class Tracker:
         """Queue one call to MLflow, behind those that an outage holds back, and try to send it."""
         if self._client is not None:
             self._queue.append((what, operation))
-            self._drain()
+            self._send_queue()
 
-    def _drain(self) -> None:
+    def _send_queue(self) -> None:
         """Empty the queue as far as the store answers; after an outage it is left alone for a while."""
         while self._queue and time.monotonic() >= self._retry_at:
             what, operation = self._queue[0]
@@ -252,12 +252,12 @@ class Tracker:
                 if is_outage(error):
                     self._retry_at = time.monotonic() + RETRY_SECONDS
                     message = (
-                        f"MLflow at tracking.uri={self.uri} stopped answering ({reason(error)}); the run goes on and "
-                        f"tries again every {RETRY_SECONDS:g} s, its metrics are in {self.history_path}"
+                        f"MLflow at tracking.uri={self.uri} stopped answering ({error_summary(error)}); the run "
+                        f"continues and retries every {RETRY_SECONDS:g} s, its metrics are in {self.history_path}"
                     )
                     self._warn_once("outage", message)
                     return
-                self._warn_once(what, f"MLflow did not take {what} of run {self.run_id}: {reason(error)}")
+                self._warn_once(what, f"MLflow did not take {what} of run {self.run_id}: {error_summary(error)}")
             self._queue.popleft()
 
     def _warn_once(self, topic: str, message: str) -> None:
@@ -266,19 +266,19 @@ class Tracker:
             logger.warning(message)
 
 
-def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
+def to_params(config: Mapping, prefix: str = "") -> dict[str, str]:
     """Nested mapping -> {dotted key: text}, cut at the length that MLflow takes."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            flat |= flatten(value, prefix=f"{name}.")
+            flat |= to_params(value, prefix=f"{name}.")
         else:
             flat[name] = str(value)[:MAX_PARAM_LENGTH]
     return flat
 
 
-def as_tags(values: Mapping[str, object]) -> dict[str, str]:
+def to_tags(values: Mapping[str, object]) -> dict[str, str]:
     """Tags as MLflow takes them, without those that are None."""
     return {name: str(value)[:MAX_TAG_LENGTH] for name, value in values.items() if value is not None}
 

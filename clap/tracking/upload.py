@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from clap.atomic import read_json, read_json_lines, write_json
-from clap.run_folder import HISTORY, LOCK, RECORD, SWEEP_FILE, is_held
+from clap.run_folder import HISTORY, LOCK, RECORD, SWEEP_FILE, is_running
 from clap.tracking.store import (
     Metric,
     MlflowClient,
     MlflowException,
     RunTag,
+    error_summary,
     find_or_create_experiment,
     is_outage,
     open_store,
-    reason,
     resolve_uri,
     send_dataset,
     send_params,
@@ -53,15 +53,15 @@ def upload(folder: Path, *, uri: str | None = None) -> Iterator[str]:
         raise ValueError(f"{folder} was run with tracking.uri=null; name a store with --uri")
     client = open_store(uri)
     for run_dir in [folder, *sorted(path.parent for path in folder.glob(f"*/{RECORD}"))]:
-        if (run_dir / LOCK).exists() and is_held(run_dir):
+        if (run_dir / LOCK).exists() and is_running(run_dir):
             yield f"{run_dir} is running and left alone"
             continue
-        with outage_named(uri, run_dir):
+        with outage_as_connection_error(uri, run_dir):
             yield f"{run_dir}: {send_run(client, run_dir, uri=uri)}"
 
 
 @contextmanager
-def outage_named(uri: str, run_dir: Path) -> Iterator[None]:
+def outage_as_connection_error(uri: str, run_dir: Path) -> Iterator[None]:
     """Make one error of the many that a lost store raises."""
     try:
         yield
@@ -69,7 +69,7 @@ def outage_named(uri: str, run_dir: Path) -> Iterator[None]:
         if not is_outage(error):
             raise
         raise ConnectionError(
-            f"MLflow at {uri} stopped answering ({reason(error)}); nothing is lost: upload {run_dir} again"
+            f"MLflow at {uri} stopped answering ({error_summary(error)}); nothing is lost: upload {run_dir} again"
         ) from error
 
 
@@ -79,10 +79,10 @@ def send_run(client: MlflowClient, run_dir: Path, *, uri: str) -> str:
     times = [metric.timestamp for metric in metrics] or [round(1000 * (run_dir / RECORD).stat().st_mtime)]
     before = record["run_id"]
     link_to_parent(record, run_dir, uri=uri)
-    if not exists(client, before, uri=uri):
+    if not has_run(client, before, uri=uri):
         create_run(client, record, run_dir, uri=uri, start_time=min(times))
     run_id = record["run_id"]
-    missing = find_missing(client, run_id, metrics)
+    missing = find_missing_metrics(client, run_id, metrics)
     status = "KILLED" if record["status"] == "RUNNING" else record["status"]  # a killed run could not tell
     calls: list[tuple[str, Callable[[], Any]]] = [
         ("parameters", partial(send_params, client, run_id, record.get("params", {}))),
@@ -103,7 +103,7 @@ def send_run(client: MlflowClient, run_dir: Path, *, uri: str) -> str:
         except (MlflowException, OSError) as error:
             if is_outage(error):
                 raise
-            log.warning("MLflow did not take %s of %s: %s", what, run_dir, reason(error))
+            log.warning("MLflow did not take %s of %s: %s", what, run_dir, error_summary(error))
     name = f"run {run_id}" if run_id == before else f"new run {run_id}" + (f", it was {before}" if before else "")
     return f"{name}, {status}, in {uri}; it lacked {len(missing)} of {len(metrics)} metric values"
 
@@ -117,7 +117,7 @@ def link_to_parent(record: dict[str, Any], run_dir: Path, *, uri: str) -> None:
         write_json(run_dir / RECORD, record)
 
 
-def exists(client: MlflowClient, run_id: str | None, *, uri: str) -> bool:
+def has_run(client: MlflowClient, run_id: str | None, *, uri: str) -> bool:
     """Does the store have this run?"""
     if run_id is None:
         return False
@@ -155,7 +155,7 @@ def read_metrics(path: Path) -> list[Metric]:
     ]
 
 
-def find_missing(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:
+def find_missing_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:
     """Values that the run in the store lacks; not every kind of store drops a second copy."""
     names = client.get_run(run_id).data.metrics.keys() & {metric.key for metric in metrics}
     points = [point for name in names for point in client.get_metric_history(run_id, name)]
