@@ -1,4 +1,4 @@
-"""Checkpoint folders on disk: written whole or not at all, read without running anything that lies in them."""
+"""Checkpoint folders: written atomically, and read without executing code from them."""
 
 import os
 import pickle
@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 CONFIG, WEIGHTS, TOKENIZER, TRAINER = "config.yaml", "model.safetensors", "tokenizer", "trainer.pt"
-HUGGING_FACE = "huggingface"  # the same model for transformers
+HUGGING_FACE = "huggingface"  # subfolder with the same model for transformers
 
-# What a full disk raises: safetensors and torch.save have their own.
+# Raised on a full disk; safetensors and torch.save have their own types.
 WRITE_ERRORS = (OSError, safetensors.SafetensorError, RuntimeError)
-# What a damaged zip or pickle raises, depending on where it was hit.
+# Raised by a damaged zip or pickle, depending on the damaged position.
 READ_ERRORS = (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder beside `folder`, then put it in its place.
+    """Call `write` on a temporary folder next to `folder`, then rename it to `folder`.
 
-    A kill at any instant leaves the old or the new one whole, under its own name or beside it (see `recover`).
+    After a kill at any instant, either the old or the new folder is complete, possibly as a backup (see `recover`).
 
     Raises:
-        OSError: it could not be written.
+        OSError: the folder cannot be written.
     """
     temporary = folder.with_name(folder.name + ".new")
     recover(folder)
@@ -38,7 +38,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         fsync_files(temporary)
     except WRITE_ERRORS as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"{folder}: checkpoint not written ({error}); what was there before is untouched") from error
+        raise OSError(f"{folder}: checkpoint not written ({error}); an existing checkpoint is unchanged") from error
     if folder.exists():
         folder.rename(backup_folder(folder))
     temporary.rename(folder)
@@ -46,19 +46,19 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def refuse_other_files(folder: Path, names: Sequence[str]) -> None:
-    """Refuse a folder to write to that holds more than the named things, for write_folder would remove them.
+    """Check that a target folder contains only the named files, because `write_folder` deletes all others.
 
     Raises:
-        FileExistsError: it does, or it is a file.
+        FileExistsError: there are other files, or the target is a file.
     """
     other = sorted({item.name for item in folder.iterdir()} - set(names)) if folder.is_dir() else []
     if other or folder.is_file():
-        what = f"holds {', '.join(other[:4])}" if other else "is a file"
-        raise FileExistsError(f"{folder} {what}; give a new folder, or one that holds nothing else than a checkpoint")
+        what = f"contains {', '.join(other[:4])}" if other else "is a file"
+        raise FileExistsError(f"{folder} {what}; give a new folder, or one that contains only a checkpoint")
 
 
 def fsync_files(folder: Path) -> None:
-    """Have every file on the disk before the folder gets its name."""
+    """Flush every file to disk, before the folder is renamed."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -70,7 +70,7 @@ def backup_folder(folder: Path) -> Path:
 
 
 def recover(folder: Path) -> None:
-    """Undo a replacement that was killed half way: the old folder, whole, gets its name back. For the writer alone."""
+    """Finish or undo a replacement that was killed. Only the writer of the folder may call it."""
     old = backup_folder(folder)
     if old.is_dir():
         if folder.exists():
@@ -80,25 +80,27 @@ def recover(folder: Path) -> None:
 
 
 def find_best(path: Path) -> Path:
-    """A checkpoint folder itself, or the best one of a run folder."""
+    """The best checkpoint of a run folder; any other path is returned unchanged."""
     best = path / "checkpoints" / "best"
     return best if best.is_dir() or backup_folder(best).is_dir() else path
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """The named file of a checkpoint folder; where a replacement was killed half way, of the old one.
+    """Path of a file in a checkpoint folder, or in its backup if a replacement was killed.
 
-    It renames nothing, for the run that the folder belongs to may be writing.
+    Renames nothing, because a run may be writing to the folder.
     """
     found = folder if folder.is_dir() else backup_folder(folder)
     if not found.is_dir():
         raise FileNotFoundError(
-            f"{folder}: no such checkpoint folder; a run's are checkpoints/best and checkpoints/last"
+            f"{folder}: no such checkpoint folder; give checkpoints/best or checkpoints/last of a run folder"
         )
     path = found / name
     if not path.exists():
         present = ", ".join(sorted(item.name for item in found.iterdir())) or "nothing"
-        raise FileNotFoundError(f"{found}: {name} is missing from this checkpoint; the folder holds {present}")
+        raise FileNotFoundError(
+            f"{found}: {name} is missing from this checkpoint, which contains {present}; give another checkpoint"
+        )
     return path
 
 
@@ -107,17 +109,17 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: damaged or truncated ({error}); take another checkpoint") from None
+        raise ValueError(f"{path}: damaged or truncated ({error}); give another checkpoint") from None
 
 
 def read_trainer_state(folder: Path) -> dict[str, Any]:
-    """What training needs beyond the weights: plain data and tensors only (`weights_only`)."""
+    """Training state except the weights; only plain data and tensors are loaded (`weights_only`)."""
     path = find_file(folder, TRAINER)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
-            f"{path}: refused, it is damaged or holds more than plain data and tensors; nothing in it was run; "
+            f"{path}: refused, damaged or not limited to plain data and tensors; no code was executed; "
             "resume from another checkpoint"
         ) from None
     except READ_ERRORS as error:

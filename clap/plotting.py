@@ -1,4 +1,4 @@
-"""What all figures share: colours, size, axes and files; built without pyplot, so no window and no global state."""
+"""Style shared by all figures; built without pyplot, so without windows and global state."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from matplotlib.ticker import MaxNLocator
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#2f6db5", "#e08a1e", "#2a8c55", "#c2453d", "#7b5ea7", "#6b7280"
 INK = "#1f2937"
 DPI = 120
-SMOOTHING_POINTS = 60  # from this many on, a noisy curve is drawn pale under its running mean
+SMOOTHING_POINTS = 60  # a noisy curve with as many points is drawn pale under its running mean
 
 
 def draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, *, color: str, is_noisy: bool) -> None:
-    """A line; many noisy points are drawn pale under their running mean, a single one as a dot."""
+    """Draw a line; many noisy points are drawn pale under their running mean, a single point as a dot."""
     if is_noisy and len(values) >= SMOOTHING_POINTS:
         axes.plot(steps, values, color=color, alpha=0.3, linewidth=1.0)
         values = running_mean(values, reach=len(values) // 40)
@@ -22,7 +22,7 @@ def draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, *, color: str,
 
 
 def running_mean(values: np.ndarray, *, reach: int) -> np.ndarray:
-    """Mean of each point with up to `reach` neighbours on either side; those that are not finite are left out."""
+    """Mean of each point and up to `reach` neighbors on either side, ignoring values that are not finite."""
     windows = [values[max(index - reach, 0) : index + reach + 1] for index in range(len(values))]
     finite = [window[np.isfinite(window)] for window in windows]
     return np.array([window.mean() if window.size else np.nan for window in finite])
@@ -37,7 +37,7 @@ def new_figure(width: float, height: float, *, title: str) -> Figure:
 
 
 def style_axes(axes: Axes, *, xlabel: str, ylabel: str) -> None:
-    """Labels, a light grid and whole steps."""
+    """Set labels, a light grid and integer ticks on the x axis."""
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.grid(color="#e5e7eb", linewidth=0.8)
@@ -48,13 +48,13 @@ def style_axes(axes: Axes, *, xlabel: str, ylabel: str) -> None:
 
 
 def save_placeholder(path: Path, *, title: str, reason: str) -> None:
-    """A picture that says why there is nothing to see."""
+    """Save a figure that says why there is no data."""
     figure = new_figure(6.0, 2.5, title=title)
     figure.text(0.5, 0.4, reason, ha="center", color=GREY)
     save_png(figure, path)
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG, and its folder."""
+    """Save a figure as PNG, creating its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")

@@ -1,4 +1,4 @@
-"""The files of a run's folder: their names, the metrics' history, clip counts, and the command that resumes the run."""
+"""The files of a run folder, its metric history and clip counts, its lock, and the command that resumes the run."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,13 +9,13 @@ from filelock import FileLock, Timeout
 
 from clap.atomic import read_json, read_json_lines
 
-RECORD = "mlflow.json"  # what the store should hold of this run
+RECORD = "mlflow.json"  # what the MLflow store should have of this run
 HISTORY = "metrics.jsonl"
 METRICS, COST, PROTOCOL = "metrics.json", "cost.json", "evaluation/protocol.json"
 
 
 def read_history(path: Path) -> list[dict]:
-    """metrics.jsonl -> [{"step": int, "metrics": {name: value}}] by step; the later value of a repeated step wins."""
+    """metrics.jsonl -> [{"step": int, "metrics": {name: value}}] by step; later values of a step win."""
     merged: dict[int, dict[str, float]] = {}
     for entry in read_json_lines(path):
         merged.setdefault(entry["step"], {}).update(entry["metrics"])
@@ -23,7 +23,7 @@ def read_history(path: Path) -> list[dict]:
 
 
 def read_counts(run_dir: Path) -> dict[str, str]:
-    """What `count_clips` says of a run; nothing before its first evaluation."""
+    """`count_clips` of a run; empty before its first evaluation."""
     return count_clips(read_json(run_dir / PROTOCOL).values())
 
 
@@ -37,28 +37,28 @@ def count_clips(protocols: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def describe_clips(protocol: Mapping[str, Any]) -> str:
-    """`893 of 900 clips (975 published, 300 with a label)`; in brackets only what differs from the numbers before."""
+    """`893 of 900 clips (975 published, 300 with a label)`; in brackets only numbers that differ from the first two."""
     used, listed = map(int, protocol["clips"].split(" of "))
     others = {
         "published": (protocol.get("published_clips"), listed),
         "with a label": (protocol.get("clips_with_label"), used),
     }
-    told = [f"{number} {words}" for words, (number, same) in others.items() if number not in (None, same)]
-    return f"{protocol['clips']} clips" + (f" ({', '.join(told)})" if told else "")
+    extra = [f"{number} {words}" for words, (number, same) in others.items() if number not in (None, same)]
+    return f"{protocol['clips']} clips" + (f" ({', '.join(extra)})" if extra else "")
 
 
 def find_count(metric: str, counts: Mapping[str, str]) -> str:
-    """The clips behind a metric, from what `count_clips` says; nothing where it does not say."""
+    """The clips behind a metric, from the counts of `count_clips`; empty if unknown."""
     return next((text for name, text in counts.items() if metric.startswith(name.removesuffix("clips"))), "")
 
 
 def resume_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
-    """The command of `argv` with further overrides, which take the place of those of the same keys."""
+    """The command of `argv` with additional overrides, which replace those of the same keys."""
     script, *arguments = argv
     keys = tuple(f"{override.partition('=')[0]}=" for override in overrides)
     arguments = [argument for argument in arguments if not argument.startswith(keys)]
     together = (i for i, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-"))
-    first = next(together, len(arguments))  # flags stand before or after all overrides
+    first = next(together, len(arguments))  # flags are before or after all overrides
     return shlex.join(["python", script, *arguments[:first], *overrides, *arguments[first:]])
 
 
@@ -66,7 +66,7 @@ JOB_FILE, LOCK = "job.json", ".lock"
 
 
 def is_running(folder: Path) -> bool:
-    """Is a process running the job of this folder now?"""
+    """Whether a process holds the lock of a folder."""
     try:
         with FileLock(folder / LOCK, blocking=False):
             return False

@@ -1,4 +1,4 @@
-"""Checkpoint folders: whole or not there, and nothing in them is run."""
+"""Checkpoint folders: atomic writes, and no execution of code."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def folder(tmp_path) -> Path:
 
 
 def kill_at_rename(monkeypatch, number: int) -> None:
-    """The `number`-th rename from now on is where the process dies."""
+    """Simulate a kill at the `number`-th rename from now on."""
     rename, calls = Path.rename, []
 
     def dying(self, target):
@@ -44,19 +44,19 @@ def kill_at_rename(monkeypatch, number: int) -> None:
     monkeypatch.setattr(Path, "rename", dying)
 
 
-def test_folder_is_replaced_and_nothing_is_left_beside_it(folder):
+def test_folder_is_replaced_without_leftovers(folder):
     write_folder(folder, write_number(2))
     assert read_number(folder) == 2
     assert [path.name for path in folder.parent.iterdir()] == ["last"]
 
 
-def test_parent_folders_are_made(tmp_path):
+def test_parent_folders_are_created(tmp_path):
     write_folder(tmp_path / "run" / "checkpoints" / "best", write_number(1))
     assert read_number(tmp_path / "run" / "checkpoints" / "best") == 1
 
 
 @pytest.mark.parametrize("rename", [1, 2])
-def test_kill_between_renames_leaves_the_old_one_readable(folder, monkeypatch, rename):
+def test_kill_between_renames_keeps_the_old_folder_readable(folder, monkeypatch, rename):
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         kill_at_rename(patch, rename)
         write_folder(folder, write_number(2))
@@ -65,7 +65,7 @@ def test_kill_between_renames_leaves_the_old_one_readable(folder, monkeypatch, r
     assert folder.is_dir() and read_number(folder) == 1
 
 
-def test_kill_before_the_old_one_is_removed_leaves_the_new_one(folder):
+def test_kill_before_the_backup_is_deleted_keeps_the_new_folder(folder):
     write_folder(folder, write_number(2))
     folder.with_name("last.old").mkdir()
     assert read_number(folder) == 2
@@ -73,7 +73,7 @@ def test_kill_before_the_old_one_is_removed_leaves_the_new_one(folder):
     assert read_number(folder) == 3 and not folder.with_name("last.old").exists()
 
 
-def test_next_write_goes_through_after_a_kill(folder, monkeypatch):
+def test_write_succeeds_after_a_kill(folder, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         kill_at_rename(patch, 2)
         write_folder(folder, write_number(2))
@@ -83,7 +83,7 @@ def test_next_write_goes_through_after_a_kill(folder, monkeypatch):
 
 
 def test_reading_renames_nothing(folder):
-    """A reader must not get between the renames of the run that writes."""
+    """A reader must not interfere with the renames of a run that is writing."""
     folder.rename(folder.with_name("last.old"))
     assert read_number(folder) == 1
     assert not folder.exists()
@@ -97,19 +97,19 @@ def test_reading_renames_nothing(folder):
         RuntimeError("PytorchStreamWriter failed writing file"),
     ],
 )
-def test_full_disk_leaves_the_old_one_and_says_so(folder, error):
+def test_full_disk_keeps_the_old_folder(folder, error):
     def write(temporary: Path) -> None:
         (temporary / WEIGHTS).write_bytes(b"half")
         raise error
 
-    with pytest.raises(OSError, match=f"{folder}: checkpoint not written .*what was there before is untouched"):
+    with pytest.raises(OSError, match=f"{folder}: checkpoint not written .*an existing checkpoint is unchanged"):
         write_folder(folder, write)
     assert read_number(folder) == 1
     assert [path.name for path in folder.parent.iterdir()] == ["last"]
 
 
-def test_missing_file_is_named_with_what_is_there(folder):
-    with pytest.raises(FileNotFoundError, match="config.yaml is missing.*holds model.safetensors, trainer.pt"):
+def test_missing_file_is_named_with_the_existing_files(folder):
+    with pytest.raises(FileNotFoundError, match="config.yaml is missing.*contains model.safetensors, trainer.pt"):
         find_file(folder, checkpoint.CONFIG)
 
 
@@ -120,7 +120,7 @@ def test_missing_folder_is_named(tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize(("name", "read"), [(WEIGHTS, read_weights), (TRAINER, read_trainer_state)])
-def test_truncated_file_is_one_line(folder, name, read, share):
+def test_error_of_a_truncated_file_is_one_line(folder, name, read, share):
     path = folder / name
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
@@ -130,7 +130,7 @@ def test_truncated_file_is_one_line(folder, name, read, share):
 
 
 class Touch:
-    """Unpickling this runs a command."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

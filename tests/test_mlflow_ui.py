@@ -1,4 +1,4 @@
-"""A sweep's page, as a state and in a headless Chromium that opens the addresses which a sweep of train.py prints."""
+"""The view of a sweep, as data and in a headless Chromium that opens the addresses printed by a sweep."""
 
 import base64
 import json
@@ -28,32 +28,32 @@ needs_browser = pytest.mark.skipif(
 )
 OPTIONS = (
     "--headless=new",
-    "--no-sandbox",  # root has none
+    "--no-sandbox",  # not available to root
     "--disable-dev-shm-usage",
-    "--window-size=2400,1600",  # MLflow renders only what is in sight
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing from outside
-    "--blink-settings=primaryHoverType=2,availableHoverTypes=2",  # a mouse, or charts show their tools at all times
+    "--window-size=2400,1600",  # MLflow renders only the visible part
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no network
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2",  # a mouse; without it charts always show their tools
 )
 JOBS = {f"lr={rate}-s{seed}": (rate, seed) for rate in ("0.01", "0.0001") for seed in "01"}
 LEADING = "synthetic/text_to_audio/recall_at_1"
 
 
-# The state
+# The data
 
 
-def test_page_lists_the_jobs_of_its_sweep_best_first():
+def test_view_lists_the_jobs_of_its_sweep_best_first():
     view = make_view("f00", swept=["optimizer.lr", "seed"], metrics=["test/x/recall_at_1", "test/x/recall_at_10"])
     assert view["searchFilter"] == "tags.`mlflow.parentRunId` = 'f00'"
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`test/x/recall_at_1`", False)
     assert view["selectedColumns"][:3] == ["tags.`optimizer.lr`", "tags.`seed`", "metrics.`test/x/recall_at_1`"]
 
 
-def test_page_of_jobs_without_metrics_is_by_time():
+def test_view_without_metrics_is_sorted_by_time():
     view = make_view("f00", swept=["seed"], metrics=[])
     assert (view["orderByKey"], view["compareRunCharts"]) == ("attributes.start_time", [])
 
 
-def test_page_of_many_metrics_fits_into_a_tag():
+def test_view_of_many_metrics_fits_into_a_tag():
     arguments = {"swept": ["seed"], "metrics": [f"test/x/text_to_audio/recall_at_{k}" for k in range(50)]}
     kind, packed = pack_view("f00", **arguments).split(";")
     assert (kind, len(packed) < 5000) == ("deflate", True)
@@ -65,7 +65,7 @@ def test_page_of_many_metrics_fits_into_a_tag():
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a sweep of four jobs, and what it printed."""
+    """The folder of a sweep of four jobs, and its output."""
     folder = tmp_path_factory.mktemp("sweep")
     places = [f"hydra.sweep.dir={folder}", f"tracking.uri={folder / 'server.db'}"]
     jobs = ["optimizer.lr=0.01,0.0001", "seed=0,1", "dataset.num_test=60"]
@@ -100,14 +100,14 @@ def browser() -> Iterator[WebDriver]:
 
 
 def open_page(browser: WebDriver, page: str, sweep: tuple[Path, str], server: Server) -> None:
-    """Open the address that a sweep printed for a page, at another port."""
+    """Open the address that a sweep printed for a page, at the port of the server."""
     (address,) = re.findall(rf"^{page}: http://127\.0\.0\.1:5000(/\S+)$", sweep[1], re.MULTILINE)
-    browser.get("about:blank")  # addresses that differ behind the # alone are one page
+    browser.get("about:blank")  # without it, a change after # does not load the page
     browser.get(server.address + address)
 
 
 def wait_for(browser: WebDriver, find: Callable[[], set], expected: set) -> None:
-    """Wait until all that is expected is on the page."""
+    """Wait until all expected items are on the page."""
     found = set()
 
     def is_complete(_: WebDriver) -> bool:
@@ -115,20 +115,20 @@ def wait_for(browser: WebDriver, find: Callable[[], set], expected: set) -> None
         found.update(find())
         return expected <= found
 
-    drawing = [StaleElementReferenceException, ValueError]  # cells that are replaced, or still empty
+    drawing = [StaleElementReferenceException, ValueError]  # replaced or empty cells
     try:
         WebDriverWait(browser, 120, ignored_exceptions=drawing).until(is_complete)
     except TimeoutException as error:
-        raise AssertionError(f"not on the page: {expected - found}; there is {found}") from error
+        raise AssertionError(f"not on the page: {expected - found}; found {found}") from error
 
 
 def read_lines(browser: WebDriver) -> list[str]:
-    """What a person reads on the page."""
+    """Visible text of the page, by line."""
     return browser.find_element(By.TAG_NAME, "body").text.splitlines()
 
 
 def read_column(browser: WebDriver, column: str) -> list[str]:
-    """Cells of the table of runs, from top to bottom."""
+    """Cells of a column of the runs table, from top to bottom."""
     cells = browser.find_elements(By.CSS_SELECTOR, f'[role=gridcell][col-id="{column}"]')
     return [cell.text for cell in sorted(cells, key=lambda cell: cell.location["y"])]
 
@@ -142,7 +142,7 @@ def read_rows(browser: WebDriver) -> list[tuple[str, str, str, float]]:
 
 
 @needs_browser
-def test_table_shows_jobs_best_first_and_what_was_swept(sweep: tuple[Path, str], server: Server, browser: WebDriver):
+def test_table_shows_jobs_best_first_with_swept_values(sweep: tuple[Path, str], server: Server, browser: WebDriver):
     open_page(browser, "table", sweep, server)
     scores = {row["job"]: float(row[f"test/{LEADING}"]) for row in read_board(sweep[0])}
     assert scores.keys() == JOBS.keys()
@@ -152,7 +152,7 @@ def test_table_shows_jobs_best_first_and_what_was_swept(sweep: tuple[Path, str],
 
 
 def read_charts(browser: WebDriver) -> set[tuple[str, int, bool]]:
-    """Title, number of bars and whether there are curves, of the first two charts."""
+    """Title, number of bars and presence of curves of the first two charts."""
     titles = browser.find_elements(By.CSS_SELECTOR, "h4")[:2]
     plots = browser.find_elements(By.CLASS_NAME, "js-plotly-plot")[:2]
     return {

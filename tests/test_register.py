@@ -1,4 +1,4 @@
-"""A checkpoint becomes a version of a registered model in a real SQLite store."""
+"""Registration of checkpoints as versions of a model in a real SQLite store."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def run_dir(store: str, tmp_path_factory: pytest.TempPathFactory, tiny_clap) -> Path:
-    """The folder of a run that validated twice and kept its second checkpoint as the best."""
+    """The folder of a run with two validations, the second of which is the best."""
     folder = tmp_path_factory.mktemp("run")
     with Tracker(store, "trials", run_name="nano-s0", run_dir=folder) as tracker:
         for step, recall in enumerate((0.25, 0.5)):
@@ -51,7 +51,7 @@ def find_model(client: MlflowClient, version: ModelVersion):
     return client.get_logged_model(Path(version.source).parent.name)
 
 
-def test_version_belongs_to_the_run_of_its_checkpoint(version: ModelVersion, run_dir: Path, client: MlflowClient):
+def test_version_is_linked_to_the_run_of_its_checkpoint(version: ModelVersion, run_dir: Path, client: MlflowClient):
     run_id = json.loads((run_dir / "mlflow.json").read_text())["run_id"]
     model = find_model(client, version)
     assert (version.run_id, model.source_run_id, model.status) == (run_id, run_id, "READY")
@@ -63,7 +63,7 @@ def test_model_has_the_metrics_of_the_best_checkpoint(version: ModelVersion, cli
     assert metrics == {"val/synthetic/text_to_audio/recall_at_1": 0.5}
 
 
-def test_run_keeps_its_metrics_as_they_were(version: ModelVersion, client: MlflowClient):
+def test_metrics_of_the_run_do_not_change(version: ModelVersion, client: MlflowClient):
     history = client.get_metric_history(version.run_id, "val/synthetic/text_to_audio/recall_at_1")
     assert [(point.step, point.value) for point in history] == [(0, 0.25), (1, 0.5)]
 
@@ -83,14 +83,14 @@ def test_checkpoint_without_run_is_registered(store: str, tmp_path: Path, tiny_c
     tiny_clap().save(tmp_path / "checkpoint")
     found = register(tmp_path / "checkpoint", name="found", uri=store)
     assert int(found.version) == 1 and not found.run_id
-    assert os.listdir(tmp_path) == ["checkpoint"]  # where MLflow's global state would have made a store
+    assert os.listdir(tmp_path) == ["checkpoint"]  # with global state, MLflow would create a store here
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
-def test_loaded_model_gives_the_embeddings_of_clap(
+def test_loaded_model_gives_the_same_embeddings(
     version: ModelVersion, run_dir: Path, tones: list[Path], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow puts the registered code in front
+    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow prepends the registered code
     model, clap = pyfunc.load_model(version.source), Clap.from_ckpt(run_dir)
     texts = model.predict(pd.DataFrame({"text": ["a dog barks", "rain"]}))["embedding"]
     expected = clap.get_text_embeddings(["a dog barks", "rain"]).numpy()
@@ -99,30 +99,32 @@ def test_loaded_model_gives_the_embeddings_of_clap(
     np.testing.assert_allclose(np.stack(audio), clap.get_audio_embeddings(tones).numpy(), rtol=0, atol=1e-6)
 
 
-def test_registered_folder_holds_no_pickle(version: ModelVersion):
+def test_registered_folder_contains_no_pickle(version: ModelVersion):
     suffixes = {path.suffix for path in Path(version.source).rglob("*") if path.is_file()}
     assert suffixes <= {"", ".json", ".py", ".safetensors", ".txt", ".yaml"}
 
 
-def test_command_line_says_how_to_serve(store: str, run_dir: Path, capsys: pytest.CaptureFixture):
+def test_command_line_prints_the_serve_command(store: str, run_dir: Path, capsys: pytest.CaptureFixture):
     main(["register", str(run_dir), "--name", "spoken"])
-    said = capsys.readouterr().out
-    assert f"MLFLOW_TRACKING_URI=sqlite:///{store} mlflow models serve -m models:/spoken/1 --env-manager local" in said
+    output = capsys.readouterr().out
+    assert (
+        f"MLFLOW_TRACKING_URI=sqlite:///{store} mlflow models serve -m models:/spoken/1 --env-manager local" in output
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--name", "a/b"], "Names cannot contain '/' or ':'"),
-        (["--uri", "none"], "--uri none is no store"),
+        (["--uri", "none"], "--uri none is not a store"),
     ],
 )
-def test_refusals_are_one_line(run_dir: Path, arguments: list[str], message: str):
+def test_errors_are_one_line(run_dir: Path, arguments: list[str], message: str):
     with pytest.raises(SystemExit, match=message):
         main(["register", str(run_dir), *arguments])
 
 
-def test_what_does_not_load_is_not_registered(store: str, run_dir: Path, tmp_path: Path, client: MlflowClient):
+def test_damaged_checkpoint_is_not_registered(store: str, run_dir: Path, tmp_path: Path, client: MlflowClient):
     best = run_dir / "checkpoints" / "best"
     for name in ("config.yaml", "tokenizer"):
         (tmp_path / name).symlink_to(best / name)

@@ -1,4 +1,4 @@
-"""The plain files of a run's folder."""
+"""The files of a run folder."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ def test_json_is_read_as_written(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["cost.json"]
 
 
-def test_json_that_is_absent_or_cut_short_holds_nothing(tmp_path: Path):
+def test_absent_or_truncated_json_is_empty(tmp_path: Path):
     (tmp_path / "cost.json").write_text('{"seconds": 1')
     assert read_json(tmp_path / "cost.json") == read_json(tmp_path / "absent.json") == {}
 
 
-def test_history_takes_the_later_value_of_a_step(tmp_path: Path):
+def test_later_value_of_a_step_wins(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         '{"step": 2, "metrics": {"a": 1}}\n{"step": 1, "metrics": {"a": 0}}\n{"step": 2, "metrics": {"a": 3}}'
@@ -27,7 +27,7 @@ def test_history_takes_the_later_value_of_a_step(tmp_path: Path):
     assert read_history(path) == [{"step": 1, "metrics": {"a": 0}}, {"step": 2, "metrics": {"a": 3}}]
 
 
-def test_history_skips_a_line_cut_short(tmp_path: Path):
+def test_history_skips_a_truncated_line(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "metrics": {"a": 0}}\n{"step": 2, "met')
     assert read_history(path) == [{"step": 1, "metrics": {"a": 0}}]
@@ -43,7 +43,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize(("protocols", "text"), COUNTS.values(), ids=COUNTS)
-def test_clips_behind_a_number(protocols: list[dict], text: str):
+def test_clips_behind_a_metric(protocols: list[dict], text: str):
     counts = count_clips(protocols)
     assert counts == {"test/audiocaps/clips": text}
     assert find_count("test/audiocaps/text_to_audio/recall_at_1", counts) == text
@@ -60,5 +60,5 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(("arguments", "command"), COMMANDS.values(), ids=COMMANDS)
-def test_command_to_go_on(arguments: list[str], command: str):
+def test_resume_command(arguments: list[str], command: str):
     assert resume_command(["train.py", *arguments], ["hydra.sweep.dir=out", "resume=auto"]) == command

@@ -1,4 +1,4 @@
-"""Requests to a served model: from Python, and over HTTP to the real server."""
+"""Requests to the served model, from Python and over HTTP to the real server."""
 
 import base64
 import os
@@ -37,12 +37,12 @@ def encode(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def expect(rows: list, embedding: torch.Tensor) -> None:
-    """Compare lists of floats with an embedding (rows, embed_dim)."""
+def assert_rows_close(rows: list, embedding: torch.Tensor) -> None:
+    """Assert that lists of floats equal an embedding (rows, embed_dim)."""
     np.testing.assert_allclose(np.array(rows), embedding.cpu().numpy(), rtol=0, atol=1e-6)
 
 
-def expect_refusal(served: ServedClap, rows: list[dict], message: str, **params) -> None:
+def assert_refused(served: ServedClap, rows: list[dict], message: str, **params) -> None:
     with pytest.raises(MlflowException, match=message) as caught:
         served.predict(pd.DataFrame(rows), params)
     assert caught.value.get_http_status_code() == 400
@@ -52,13 +52,13 @@ def test_text_and_audio_share_a_request(served: ServedClap, clap: Clap, tones: l
     rows = [{"audio": encode(tones[3])}, {"text": "a dog barks"}, {"audio": encode(tones[0]), "text": None}]
     answer = served.predict(pd.DataFrame(rows, index=[7, 8, 9]))
     assert list(answer.index) == [7, 8, 9]
-    expect(answer["embedding"][[7, 9]].tolist(), clap.get_audio_embeddings([tones[3], tones[0]]))
-    expect([answer["embedding"][8]], clap.get_text_embeddings(["a dog barks"]))
+    assert_rows_close(answer["embedding"][[7, 9]].tolist(), clap.get_audio_embeddings([tones[3], tones[0]]))
+    assert_rows_close([answer["embedding"][8]], clap.get_text_embeddings(["a dog barks"]))
 
 
-def test_base64_with_broken_lines_is_read(served: ServedClap, clap: Clap, tones: list[Path]):
+def test_base64_with_line_breaks_is_decoded(served: ServedClap, clap: Clap, tones: list[Path]):
     rows = [{"audio": base64.encodebytes(tones[0].read_bytes()).decode()}]
-    expect(served.predict(pd.DataFrame(rows))["embedding"].tolist(), clap.get_audio_embeddings([tones[0]]))
+    assert_rows_close(served.predict(pd.DataFrame(rows))["embedding"].tolist(), clap.get_audio_embeddings([tones[0]]))
 
 
 def test_scores_are_a_softmax_over_averaged_prompts(served: ServedClap, clap: Clap, tones: list[Path]):
@@ -67,7 +67,7 @@ def test_scores_are_a_softmax_over_averaged_prompts(served: ServedClap, clap: Cl
     answer = served.predict(rows, {"class_names": names, "templates": templates})
     logits = clap.compute_similarity(clap.get_audio_embeddings(tones), clap.embed_classes(names, templates))
     assert list(answer.columns) == names
-    expect(answer.to_numpy(), logits.softmax(dim=1))
+    assert_rows_close(answer.to_numpy(), logits.softmax(dim=1))
 
 
 @pytest.mark.parametrize(
@@ -78,38 +78,38 @@ def test_scores_are_a_softmax_over_averaged_prompts(served: ServedClap, clap: Cl
         ({"text": "  "}, "row 1: text is '  '; give a caption"),
         ({"text": 3}, "row 1: text is 3"),
         ({"audio": "dog.wav"}, "row 1: audio is 'dog.wav', which is not base64"),
-        ({"audio": "/usr/share/sounds/rain.wav"}, "no path or address"),
+        ({"audio": "/usr/share/sounds/rain.wav"}, "not a path or an address"),
         ({"audio": 7.5}, "row 1: audio is '7.5', which is not base64"),
         ({"audio": ""}, "^row 1: empty, 0 bytes"),
         ({"audio": base64.b64encode(b"no recording").decode()}, "^row 1: cannot be decoded .*; damaged, or not WAV"),
     ],
 )
 def test_bad_row_is_named(served: ServedClap, row: dict, message: str):
-    expect_refusal(served, [{"text": "a dog barks"}, row], message)
+    assert_refused(served, [{"text": "a dog barks"}, row], message)
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
         ({"class_names": ["rain", "dog"]}, "row 0 is text; with class_names every row must be audio"),
-        ({"class_names": ["rain"]}, "two names or more"),
-        ({"class_names": ["rain", "rain"]}, "each once"),
-        ({"class_names": ["rain", None]}, "none of them empty"),
+        ({"class_names": ["rain"]}, "two or more distinct names"),
+        ({"class_names": ["rain", "rain"]}, "distinct names"),
+        ({"class_names": ["rain", None]}, "names that are not empty"),
         ({"class_names": ["rain", "dog"], "templates": ["a sound"]}, "each with {} for the class"),
-        ({"templates": ["a sound of {}"]}, "without class_names"),
+        ({"templates": ["a sound of {}"]}, "require class_names"),
     ],
 )
 def test_bad_params_are_named(served: ServedClap, params: dict, message: str):
-    expect_refusal(served, [{"text": "a dog barks"}], message, **params)
+    assert_refused(served, [{"text": "a dog barks"}], message, **params)
 
 
 def test_request_without_a_known_column_is_refused(served: ServedClap):
-    expect_refusal(served, [], "no row has text or audio")
+    assert_refused(served, [], "no row has text or audio")
 
 
 @pytest.fixture
 def address(tmp_path: Path, clap: Clap) -> Iterator[str]:
-    """Of `mlflow models serve`, started in a folder from which only the registered code can be imported."""
+    """Address of `mlflow models serve`, started in a folder where only the registered code can be imported."""
     (tmp_path / "checkpoint").mkdir()
     clap.save(tmp_path / "checkpoint")
     register(tmp_path / "checkpoint", name="tiny", uri=str(tmp_path / "mlflow.db"))
@@ -151,8 +151,8 @@ def test_server_answers_requests(address: str, clap: Clap, tones: list[Path]):
     audio = {"audio": encode(tones[0])}
     status, answer = post(dataframe_records=[{"text": "a dog barks"}, audio])
     assert status == 200
-    expect([answer["predictions"][0]["embedding"]], clap.get_text_embeddings(["a dog barks"]))
-    expect([answer["predictions"][1]["embedding"]], clap.get_audio_embeddings([tones[0]]))
+    assert_rows_close([answer["predictions"][0]["embedding"]], clap.get_text_embeddings(["a dog barks"]))
+    assert_rows_close([answer["predictions"][1]["embedding"]], clap.get_audio_embeddings([tones[0]]))
 
     status, answer = post(dataframe_records=[audio], params={"class_names": ["dog", "rain"]})
     assert status == 200 and list(answer["predictions"][0]) == ["dog", "rain"]

@@ -1,4 +1,4 @@
-"""The store behind tracking.uri: files, servers that are there or not, experiments."""
+"""The store of tracking.uri: files, reachable and unreachable servers, experiments."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ def client(store: str) -> MlflowClient:
 
 @pytest.fixture
 def silent_server():
-    """Address of a server that takes connections and never answers."""
+    """Address of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -53,17 +53,17 @@ def test_broken_store_names_the_file(tmp_path: Path):
         open_store(resolve_uri(str(tmp_path / "mlflow.db")))
 
 
-def test_closed_port_is_an_error_that_names_tracking_uri(closed_address: str):
+def test_error_of_a_closed_port_names_tracking_uri(closed_address: str):
     with pytest.raises(ConnectionError, match=f"tracking.uri={closed_address}.*mlflow server"):
         open_store(closed_address)
 
 
-def test_silent_server_is_given_up_before_long(silent_server: str, monkeypatch: pytest.MonkeyPatch):
+def test_silent_server_times_out_quickly(silent_server: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     start = time.monotonic()
     with pytest.raises(ConnectionError, match="tracking.uri"):
         open_store(silent_server)
-    assert time.monotonic() - start < 7  # two tries; with the default of five seconds, under 15
+    assert time.monotonic() - start < 7  # two attempts; under 15 with the default of five seconds
 
 
 def test_experiment_created_by_another_process_is_used(

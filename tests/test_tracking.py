@@ -1,4 +1,4 @@
-"""Runs are written to real SQLite stores and read back through MLflow's client."""
+"""The tracker with real SQLite stores, read back through MLflow's client."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from clap.tracking.tracker import MAX_PARAM_LENGTH, Tracker, git_commit, to_para
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Path of a store that the module's tests share: creating one takes three seconds."""
+    """Path of a store shared by the tests of this module: creating one takes three seconds."""
     return str(tmp_path_factory.mktemp("store") / "outputs" / "mlflow.db")
 
 
@@ -32,7 +32,7 @@ def read_run(tracker: Tracker):
 
 
 def break_store(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every later call of the tracker fail as one to a dead server does."""
+    """Make every later call of the tracker fail like one to an unreachable server."""
 
     def fail(*args, **kwargs):
         raise MlflowException("connection refused")
@@ -41,7 +41,7 @@ def break_store(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tracker._client, name, fail)
 
 
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+def list_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -55,15 +55,15 @@ def test_params_are_read_back_under_dotted_keys(tracker: Tracker):
     assert read_run(tracker).data.params == {"seed": "0", "optimizer.lr": "0.001"}
 
 
-def test_flatten_keeps_an_empty_group():
+def test_params_keep_an_empty_group():
     assert to_params({"fusion": {}}) == {"fusion": "{}"}
 
 
-def test_flatten_cuts_long_values():
+def test_long_params_are_truncated():
     assert len(to_params({"captions": "x" * 10_000})["captions"]) == MAX_PARAM_LENGTH
 
 
-def test_tags_leave_out_none(tracker: Tracker):
+def test_tags_of_none_are_skipped(tracker: Tracker):
     tracker.set_tags({"audio_encoder": "htsat_tiny", "git_commit": None})
     tags = read_run(tracker).data.tags
     assert tags["audio_encoder"] == "htsat_tiny" and "git_commit" not in tags
@@ -109,7 +109,7 @@ def test_nan_metric_is_kept(tracker: Tracker):
 def test_infinite_metric_is_sent(tracker: Tracker):
     tracker.log_metrics({"train/loss": math.inf}, 1)
     tracker.flush()
-    assert read_run(tracker).data.metrics["train/loss"] > 1e300  # SQLite holds the largest finite number
+    assert read_run(tracker).data.metrics["train/loss"] > 1e300  # SQLite stores the largest finite number
 
 
 @pytest.mark.parametrize("name", ["recall@1", "val//loss", "/loss", "val/", ""])
@@ -118,7 +118,7 @@ def test_bad_metric_name_is_refused(tracker: Tracker, name: str):
         tracker.log_metrics({name: 1.0}, 1)
 
 
-def test_artifact_lies_beside_the_store(tracker: Tracker, store: str, tmp_path: Path):
+def test_artifact_is_next_to_the_store(tracker: Tracker, store: str, tmp_path: Path):
     (tmp_path / "loss.png").write_bytes(b"png")
     tracker.log_artifact(tmp_path / "loss.png", "plots")
     assert (Path(store).parent / "mlartifacts" / tracker.run_id / "artifacts/plots/loss.png").read_bytes() == b"png"
@@ -126,10 +126,10 @@ def test_artifact_lies_beside_the_store(tracker: Tracker, store: str, tmp_path: 
 
 def test_missing_artifact_is_a_warning(tracker: Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     tracker.log_artifact(tmp_path / "absent.png")
-    assert "absent.png" in warnings_of(caplog)[0]
+    assert "absent.png" in list_warnings(caplog)[0]
 
 
-def test_refused_call_does_not_hold_back_later_ones(tracker: Tracker, tmp_path: Path):
+def test_refused_call_does_not_block_later_ones(tracker: Tracker, tmp_path: Path):
     tracker.log_artifact(tmp_path / "absent.png")
     tracker.set_tags({"seed": 0})
     assert read_run(tracker).data.tags["seed"] == "0"
@@ -191,7 +191,7 @@ def test_resume_of_an_unknown_run_names_it(store: str, tmp_path: Path):
         Tracker(store, "clap", run_name="nano-s0", run_id="abc123", run_dir=tmp_path)
 
 
-def test_two_runs_live_in_one_process(store: str, tmp_path: Path):
+def test_one_process_can_have_two_runs(store: str, tmp_path: Path):
     runs = [Tracker(store, "clap", run_name=name, run_dir=tmp_path / name) for name in ("a", "b")]
     for value, run in enumerate(runs):
         run.log_metrics({"train/loss": value}, 1)
@@ -213,17 +213,19 @@ def test_finish_stops_the_system_metrics_thread(tracker: Tracker):
     assert "SystemMetricsMonitor" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_dead_store_is_one_warning(tracker: Tracker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_unreachable_store_is_one_warning(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     break_store(tracker, monkeypatch)
     for step in range(3):
         tracker.log_metrics({"train/loss": 1.0}, step)
         tracker.flush()
     tracker.set_tags({"seed": 0})
     tracker.finish()
-    assert len(warnings_of(caplog)) == 1
+    assert len(list_warnings(caplog)) == 1
 
 
-def test_dead_store_is_left_alone_for_a_while(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+def test_unreachable_store_is_not_retried_at_once(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
     break_store(tracker, monkeypatch)
     tracker.set_tags({"seed": 0})
     monkeypatch.undo()
@@ -231,14 +233,14 @@ def test_dead_store_is_left_alone_for_a_while(tracker: Tracker, monkeypatch: pyt
     assert "fusion" not in read_run(tracker).data.tags
 
 
-def test_dead_store_leaves_metrics_in_the_run_folder(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+def test_metrics_stay_in_the_run_folder_without_a_store(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
     break_store(tracker, monkeypatch)
     tracker.log_metrics({"train/loss": 1.0}, 1)
     tracker.finish()
     assert read_history(tracker.history_path) == [{"step": 1, "metrics": {"train/loss": 1.0}}]
 
 
-def test_store_that_answers_again_gets_what_waited(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+def test_pending_metrics_are_sent_when_the_store_is_back(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("clap.tracking.tracker.RETRY_SECONDS", 0.0)
     break_store(tracker, monkeypatch)
     tracker.log_metrics({"train/loss": 1.0}, 1)
@@ -248,7 +250,7 @@ def test_store_that_answers_again_gets_what_waited(tracker: Tracker, monkeypatch
     assert read_run(tracker).data.metrics == {"train/loss": 1.0}
 
 
-def test_finish_tries_a_dead_store_once_more(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
+def test_finish_retries_an_unreachable_store(tracker: Tracker, monkeypatch: pytest.MonkeyPatch):
     break_store(tracker, monkeypatch)
     tracker.log_metrics({"train/loss": 1.0}, 1)
     tracker.flush()
@@ -265,7 +267,7 @@ def test_metrics_file_is_written_at_once(tracker: Tracker):
 
 
 @pytest.mark.parametrize("uri", [None, "none"])
-def test_switched_off_writes_metrics_only(uri: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tracking_turned_off_writes_metrics_only(uri: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     tracker = Tracker(uri, "clap", run_name="nano-s0", run_dir=tmp_path / "run")
     tracker.log_params({"seed": 0})

@@ -1,4 +1,4 @@
-"""What a run could not send reaches real SQLite stores and a real server later, once."""
+"""Uploads of lost runs to real SQLite stores and a real server."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ DATASET = {"name": "synthetic", "digest": "0" * 16, "split": "train", "num_clips
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Path of a store that the module's tests share: creating one takes three seconds."""
+    """Path of a store shared by the tests of this module: creating one takes three seconds."""
     return str(tmp_path_factory.mktemp("store") / "mlflow.db")
 
 
@@ -39,8 +39,8 @@ def start_run(uri: str | None, run_dir: Path, **settings) -> Tracker:
     return tracker
 
 
-def go_on(tracker: Tracker) -> None:
-    """What a training does after its first steps."""
+def log_steps(tracker: Tracker) -> None:
+    """Log what a training logs after its first steps."""
     for step in range(4):
         tracker.log_metrics({"train/loss": 1.0 / (step + 1), "train/logit_scale": float("nan")}, step)
         tracker.flush()
@@ -52,7 +52,7 @@ def go_on(tracker: Tracker) -> None:
 
 
 def lose_store(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every later call of the tracker fail as one to a dead server does."""
+    """Make every later call of the tracker fail like one to an unreachable server."""
 
     def fail(*args, **kwargs):
         raise MlflowException("connection refused")
@@ -66,7 +66,7 @@ def read_record(run_dir: Path) -> dict:
 
 
 def read_store(run_dir: Path) -> dict:
-    """All that the store has of a run."""
+    """All data of a run in the store."""
     record = read_record(run_dir)
     client = MlflowClient(record["uri"])
     run = client.get_run(record["run_id"])
@@ -92,7 +92,7 @@ def read_store(run_dir: Path) -> dict:
 
 
 def read_expected_history(run_dir: Path) -> dict:
-    """metrics.jsonl in the words of `read_store`."""
+    """metrics.jsonl in the format of `read_store`."""
     history: dict[str, list] = {}
     for entry in read_json_lines(run_dir / "metrics.jsonl"):
         for name, value in entry["metrics"].items():
@@ -100,10 +100,10 @@ def read_expected_history(run_dir: Path) -> dict:
     return history
 
 
-def test_lost_run_is_sent_whole(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_lost_run_is_sent_completely(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tracker = start_run(store, tmp_path)
     lose_store(tracker, monkeypatch)
-    go_on(tracker)
+    log_steps(tracker)
     tracker.finish()
     assert read_store(tmp_path)["status"] == "RUNNING"
     list(upload(tmp_path))
@@ -112,33 +112,33 @@ def test_lost_run_is_sent_whole(store: str, tmp_path: Path, monkeypatch: pytest.
     assert (found["status"], found["tags"]["late"], found["artifacts"]) == ("FINISHED", "yes", ["plots/loss.png"])
 
 
-def test_lost_run_ended_with_its_last_metric(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_end_time_of_a_lost_run_is_its_last_metric(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tracker = start_run(store, tmp_path)
     lose_store(tracker, monkeypatch)
-    go_on(tracker)
+    log_steps(tracker)
     tracker.finish()
     list(upload(tmp_path))
     assert read_store(tmp_path)["times"][1] == read_expected_history(tmp_path)["train/loss"][-1][1]
 
 
-def test_upload_of_what_is_there_changes_nothing(store: str, tmp_path: Path):
+def test_upload_of_a_complete_run_changes_nothing(store: str, tmp_path: Path):
     tracker = start_run(store, tmp_path)
-    go_on(tracker)
+    log_steps(tracker)
     tracker.finish()
     before, record = read_store(tmp_path), read_record(tmp_path)
     (line,) = upload(tmp_path)
-    assert "lacked 0 of 8" in line
+    assert "sent 0 of 8 metric values" in line
     assert (read_store(tmp_path), read_record(tmp_path)) == (before, record)
 
 
 def test_killed_run_is_sent_as_killed(store: str, tmp_path: Path):
-    go_on(start_run(store, tmp_path))
+    log_steps(start_run(store, tmp_path))
     list(upload(tmp_path))
     assert read_store(tmp_path)["status"] == "KILLED"
 
 
-def test_line_cut_short_by_a_kill_is_left_out(store: str, tmp_path: Path):
-    go_on(start_run(store, tmp_path))
+def test_line_truncated_by_a_kill_is_skipped(store: str, tmp_path: Path):
+    log_steps(start_run(store, tmp_path))
     expected = read_expected_history(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "ti')
@@ -146,9 +146,9 @@ def test_line_cut_short_by_a_kill_is_left_out(store: str, tmp_path: Path):
     assert read_store(tmp_path)["history"] == expected
 
 
-def test_run_without_tracking_is_new_in_a_store(store: str, tmp_path: Path):
+def test_run_without_tracking_becomes_a_new_run(store: str, tmp_path: Path):
     tracker = start_run(None, tmp_path, tags={"role": "train"})
-    go_on(tracker)
+    log_steps(tracker)
     tracker.finish("FAILED")
     (line,) = upload(tmp_path, uri=store)
     found = read_store(tmp_path)
@@ -159,8 +159,8 @@ def test_run_without_tracking_is_new_in_a_store(store: str, tmp_path: Path):
     assert found["history"] == read_expected_history(tmp_path)
 
 
-def test_new_run_is_continued_by_the_next_upload(store: str, tmp_path: Path):
-    go_on(start_run(None, tmp_path))
+def test_next_upload_sends_to_the_same_new_run(store: str, tmp_path: Path):
+    log_steps(start_run(None, tmp_path))
     list(upload(tmp_path, uri=store))
     before, record = read_store(tmp_path), read_record(tmp_path)
     (line,) = upload(tmp_path)
@@ -168,7 +168,7 @@ def test_new_run_is_continued_by_the_next_upload(store: str, tmp_path: Path):
     assert (read_store(tmp_path), read_record(tmp_path)) == (before, record)
 
 
-def test_new_run_keeps_who_started_it(store: str, tmp_path: Path):
+def test_new_run_keeps_its_source_tag(store: str, tmp_path: Path):
     tracker = start_run(store, tmp_path)
     tracker.finish()
     source = read_store(tmp_path)["tags"]["mlflow.source.name"]
@@ -177,7 +177,7 @@ def test_new_run_keeps_who_started_it(store: str, tmp_path: Path):
         json.dumps(record | {"tags": record["tags"] | {"mlflow.source.name": "x.py"}})
     )
     (line,) = upload(tmp_path)
-    assert f"it was {'0' * 32}" in line and record["tags"]["mlflow.source.name"] == source
+    assert f"previously {'0' * 32}" in line and record["tags"]["mlflow.source.name"] == source
     assert read_store(tmp_path)["tags"]["mlflow.source.name"] == "x.py"
 
 
@@ -186,7 +186,7 @@ def make_sweep(folder: Path, uri: str | None) -> Path:
     parent = Tracker(uri, "clap", run_name="ablation", run_dir=folder, tags={"role": "sweep"})
     (folder / "sweep.json").write_text(json.dumps({"study": "ablation", "run_id": parent.run_id, "swept": ["seed"]}))
     job = start_run(uri, folder / "seed=0", tags={"mlflow.parentRunId": parent.run_id or "lost"})
-    go_on(job)
+    log_steps(job)
     job.finish()
     parent.log_view(swept=["seed"], metrics=["train/loss"])
     parent.finish()
@@ -205,7 +205,7 @@ def test_sweep_is_sent_with_its_jobs(store: str, tmp_path: Path):
     }
 
 
-def test_page_of_a_sweep_is_sent_for_its_new_run(store: str, tmp_path: Path):
+def test_view_of_a_sweep_is_sent_for_its_new_run(store: str, tmp_path: Path):
     make_sweep(tmp_path, None)
     list(upload(tmp_path, uri=store))
     record = read_record(tmp_path)
@@ -214,7 +214,7 @@ def test_page_of_a_sweep_is_sent_for_its_new_run(store: str, tmp_path: Path):
     assert tags[f"mlflow.sharedViewState.{record['run_id']}"] == packed
 
 
-def test_job_that_was_sent_alone_finds_its_parent_later(store: str, tmp_path: Path):
+def test_job_that_was_sent_alone_is_linked_to_its_parent_later(store: str, tmp_path: Path):
     job = make_sweep(tmp_path, None)
     list(upload(job, uri=store))
     run_id = read_record(job)["run_id"]
@@ -230,11 +230,11 @@ def test_second_upload_of_a_sweep_changes_nothing(store: str, tmp_path: Path):
     assert [read_store(folder) for folder in (tmp_path, job)] == before
 
 
-def test_job_that_is_running_is_left_alone(store: str, tmp_path: Path):
+def test_running_job_is_skipped(store: str, tmp_path: Path):
     job = make_sweep(tmp_path, None)
     with FileLock(job / ".lock"):
         lines = list(upload(tmp_path, uri=store))
-    assert lines[1] == f"{job} is running and left alone" and read_record(job)["uri"] is None
+    assert lines[1] == f"{job} is running; skipped" and read_record(job)["uri"] is None
 
 
 def test_refused_artifact_is_a_warning(store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -246,21 +246,21 @@ def test_refused_artifact_is_a_warning(store: str, tmp_path: Path, caplog: pytes
     assert "artifact absent.png" in warnings[0] and read_store(tmp_path)["status"] == "FINISHED"
 
 
-def test_deleted_run_is_named_with_the_way_back(store: str, tmp_path: Path):
+def test_deleted_run_is_named_with_the_restore_command(store: str, tmp_path: Path):
     tracker = start_run(store, tmp_path)
     MlflowClient(tracker.uri).delete_run(tracker.run_id)
     with pytest.raises(ValueError, match=f"run {tracker.run_id} was deleted.*mlflow runs restore"):
         list(upload(tmp_path))
 
 
-def test_mistakes_are_one_line(tmp_path: Path):
+def test_errors_are_one_line(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = f"http://127.0.0.1:{server.getsockname()[1]}"
     start_run(None, tmp_path / "run")
     answers = {
-        (str(tmp_path / "absent"),): "there is no folder",
+        (str(tmp_path / "absent"),): "absent does not exist",
         (str(tmp_path),): "has no mlflow.json",
-        (str(tmp_path / "run"),): "tracking.uri=null; name a store with --uri",
+        (str(tmp_path / "run"),): "tracking.uri=null; set a store with --uri",
         (str(tmp_path / "run"), "--uri", "mlruns"): "neither a SQLite file",
         (str(tmp_path / "run"), "--uri", closed): "does not answer as an MLflow server",
     }
@@ -271,7 +271,7 @@ def test_mistakes_are_one_line(tmp_path: Path):
 
 
 class Server:
-    """A real `mlflow server` on a port of this machine, to be killed and started again."""
+    """A real local `mlflow server` that can be killed and restarted."""
 
     def __init__(self, folder: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -319,15 +319,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.kill()
 
 
-def test_server_that_was_lost_gets_the_run_when_it_is_back(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_run_is_sent_when_a_lost_server_is_back(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     tracker = start_run(server.address, tmp_path)
     tracker.log_metrics({"train/loss": 2.0}, 0)
     tracker.flush()
     server.kill()
-    go_on(tracker)
+    log_steps(tracker)
     tracker.finish()
     assert f"python -m clap upload {tmp_path}" in caplog.text
     with pytest.raises(ConnectionError, match="does not answer"):

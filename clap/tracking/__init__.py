@@ -1,1 +1,1 @@
-"""Runs in MLflow: tracker, store, prepared pages, upload, registry and serving."""
+"""Runs in MLflow: tracker, store, views, upload, model registry and serving."""

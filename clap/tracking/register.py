@@ -1,8 +1,7 @@
-"""Put a model into MLflow's registry, ready to be served: `python -m clap register CHECKPOINT`.
+"""Registers a model in MLflow, ready to be served: `python -m clap register CHECKPOINT`.
 
-A version is a folder with a copy of the checkpoint and of this package, pinned requirements, and what a request looks
-like. Nothing in it is pickled, and later changes of a checkout do not change its answers. Every call names its store,
-so that MLflow's global state stays as it is.
+A version is a folder with a copy of the checkpoint and of this package, pinned requirements and a signature. It
+contains no pickle and does not depend on a checkout. Every call names its store; MLflow's global state is not changed.
 """
 
 import json
@@ -39,8 +38,8 @@ from mlflow.entities.model_registry import ModelVersion  # isort: skip
 from mlflow.models import Model, ModelSignature  # isort: skip
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema  # isort: skip
 
-EXPERIMENT = "clap"  # of models whose run the store does not have
-# What the served code imports; pinned to the versions that are installed where the model is registered.
+EXPERIMENT = "clap"  # for models whose run is not in the store
+# Imports of the served code, pinned to the versions that are installed at registration.
 REQUIREMENTS = (
     *("mlflow", "torch", "torchaudio", "torchvision", "transformers", "tokenizers", "safetensors", "timm"),
     *("librosa", "soundfile", "soxr", "numpy", "pandas", "tqdm", "omegaconf", "pyyaml", "psutil", "filelock"),
@@ -48,22 +47,22 @@ REQUIREMENTS = (
 
 
 def register(ckpt: Path, *, name: str = "clap", uri: str | None = None) -> ModelVersion:
-    """Make a checkpoint the next version of a registered model.
+    """Register a checkpoint as the next version of a registered model.
 
-    If the store has its run, the version belongs to it, and of a best checkpoint the model gets the run's metrics.
+    If the run of the checkpoint is in the store, the version is linked to it, and a best checkpoint gets its metrics.
 
     Args:
-        uri: store, by default the one that the run was logged to, or outputs/mlflow.db.
+        uri: store; defaults to the one that the run was logged to, or else outputs/mlflow.db.
 
     Raises:
-        FileNotFoundError, ValueError: no checkpoint that loads, no such kind of store, or the store refuses the name.
-        ConnectionError: the store does not answer.
+        FileNotFoundError, ValueError: the checkpoint does not load, uri is invalid, or the store refuses the name.
+        ConnectionError: the store cannot be reached.
     """
     folder, run_dir = find_checkpoint_and_run(ckpt)
     uri = choose_store(ckpt, uri)
     with tempfile.TemporaryDirectory() as temporary:
         copy = copy_checkpoint(folder, Path(temporary, "checkpoint"))
-        Clap.from_ckpt(copy)  # what does not load is not registered
+        Clap.from_ckpt(copy)  # raises if it does not load
         client = open_store(uri)
         run_id = recorded_run(run_dir, uri)
         run_id = run_id if has_run(client, run_id, uri=uri) else None
@@ -76,26 +75,26 @@ def register(ckpt: Path, *, name: str = "clap", uri: str | None = None) -> Model
             return create_version(client, model, name=name, source=folder)
         except MlflowException as error:
             raise ValueError(
-                f"{uri} did not take {folder} as a version of {name!r} ({error_summary(error)})"
+                f"{uri} refuses {folder} as a version of {name!r} ({error_summary(error)}); set another --name or --uri"
             ) from error
 
 
 def find_checkpoint_and_run(ckpt: Path) -> tuple[Path, Path]:
-    """The folder of a checkpoint, and that of the run that it belongs to."""
+    """The folder of a checkpoint, and the folder of its run."""
     folder = checkpoint.find_best(Path(ckpt).resolve())
     return folder, folder.parent.parent if folder.parent.name == "checkpoints" else folder
 
 
 def choose_store(ckpt: Path, uri: str | None) -> str:
-    """The store to register in: what is asked for, or the run's own, or the default one."""
+    """The store to register in: `uri`, or else the store of the run, or else the default."""
     uri = resolve_uri(uri or read_json(find_checkpoint_and_run(ckpt)[1] / RECORD).get("uri") or DEFAULT_STORE)
     if uri is None:
-        raise ValueError(f"--uri none is no store; give a path like {DEFAULT_STORE}, or http://HOST:PORT")
+        raise ValueError(f"--uri none is not a store; set it to a path like {DEFAULT_STORE}, or to http://HOST:PORT")
     return uri
 
 
 def copy_checkpoint(folder: Path, target: Path) -> Path:
-    """What loads the model, without the state of its training."""
+    """Copy the files that load the model, without the training state."""
     target.mkdir()
     for name in (checkpoint.CONFIG, checkpoint.WEIGHTS):
         shutil.copy(checkpoint.find_file(folder, name), target)
@@ -105,7 +104,7 @@ def copy_checkpoint(folder: Path, target: Path) -> Path:
 
 @contextmanager
 def ignore_existing() -> Iterator[None]:
-    """Let a registered model be there already."""
+    """Ignore the error for an existing registered model."""
     try:
         yield
     except MlflowException as error:
@@ -114,7 +113,7 @@ def ignore_existing() -> Iterator[None]:
 
 
 def log_checkpoint(client: MlflowClient, copy: Path, *, name: str, uri: str, run_id: str | None) -> LoggedModel:
-    """Write the model's folder and send it to the artifacts of the run's experiment."""
+    """Write the folder of a logged model and upload it to the artifacts of the run's experiment."""
     experiment_id = (
         client.get_run(run_id).info.experiment_id if run_id else find_or_create_experiment(client, EXPERIMENT, uri=uri)
     )
@@ -137,14 +136,14 @@ def log_checkpoint(client: MlflowClient, copy: Path, *, name: str, uri: str, run
 
 
 def make_signature() -> ModelSignature:
-    """Columns and parameters of `ServedClap.predict`; answers have columns of their own with class_names."""
+    """Columns and parameters of `ServedClap.predict`; the columns of its answers depend on class_names."""
     columns = [ColSpec("string", name, required=False) for name in ("text", "audio")]
     params = [ParamSpec(name, "string", default, shape=(-1,)) for name, default in DEFAULT_PARAMS.items()]
     return ModelSignature(inputs=Schema(columns), params=ParamSchema(params))
 
 
 def copy_run_metrics(client: MlflowClient, model: LoggedModel, metrics: Mapping[str, float]) -> None:
-    """Give the model the metrics that its run has of it; nothing is added to the run's own."""
+    """Link metric values of the run to the model; no value is added to the run."""
     run_id = model.source_run_id
     points = [
         next((point for point in reversed(client.get_metric_history(run_id, name)) if point.value == value), None)
@@ -155,8 +154,8 @@ def copy_run_metrics(client: MlflowClient, model: LoggedModel, metrics: Mapping[
 
 
 def create_version(client: MlflowClient, model: LoggedModel, *, name: str, source: Path) -> ModelVersion:
-    """The next version of a registered model, with the checkpoint that it was copied from."""
-    # A server asks for the model's id; a SQLite store does not keep it, and looks it up in the globally set store.
+    """Create the next version of a registered model, tagged with the path of its checkpoint."""
+    # A server requires the id of the model; a SQLite store would look it up in the globally set store.
     model_id = None if client.tracking_uri.startswith("sqlite:") else model.model_id
     found = client.create_model_version(
         name, model.artifact_location, model.source_run_id, tags={"checkpoint": str(source)}, model_id=model_id

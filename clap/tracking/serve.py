@@ -1,6 +1,6 @@
-"""What a served model does with a request: captions and recordings in, embeddings or class scores out.
+"""The served model: captions and recordings in, embeddings or class probabilities out.
 
-`clap/register.py` puts a copy of this package beside the checkpoint; MLflow loads both through `_load_pyfunc`.
+`register.py` copies this package next to the checkpoint; MLflow loads both through `_load_pyfunc`.
 """
 
 import base64
@@ -27,31 +27,32 @@ DEFAULT_PARAMS = {"class_names": [], "templates": list(TEMPLATES)}
 
 
 class ServedClap:
-    """Answers a request: a table whose rows hold either a caption in `text`, or a recording in `audio`.
+    """Answers requests: tables whose rows have either a caption in `text` or a recording in `audio`.
 
-    A recording is the base64 of a WAV, FLAC, OGG, Opus or MP3 file; called from Python, it may be the file's bytes.
+    A recording is a WAV, FLAC, OGG, Opus or MP3 file in base64, or from Python its bytes.
     """
 
     def __init__(self, clap: Clap) -> None:
         self.clap = clap.to(choose_device("auto"))
-        self._lock = threading.Lock()  # the server answers from many threads; the model uses all cores for each
+        self._lock = threading.Lock()  # requests come from many threads, and the model uses all cores for one
 
     def predict(self, rows: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """A row of answers for every row, in order.
+        """One row of answers per row, in order.
 
-        Without params the column `embedding`, lists of embed_dim floats of unit norm. With params `class_names`, a
-        column for each class with its share of the softmax over the model's logits; all rows are then audio.
-        `templates` are the prompts of a class, `{}` standing for its name; their embeddings are averaged.
+        By default the column `embedding` with lists of embed_dim floats of unit norm. With `class_names` in params, one
+        column per class with its probability, the softmax of the logits; all rows must be audio. `templates` are the
+        prompts of a class with `{}` for its name; their embeddings are averaged.
 
         Raises:
-            MlflowException: INVALID_PARAMETER_VALUE, which the server answers with 400, naming the row and what is
-                wrong with it.
+            MlflowException: INVALID_PARAMETER_VALUE, HTTP status 400, with the invalid row and the reason.
         """
         try:
             captions, recordings = read_rows(rows)
             class_names, templates = read_params(params or {})
             if class_names and captions:
-                raise ValueError(f"row {min(captions)} is text; with class_names every row must be audio")
+                raise ValueError(
+                    f"row {min(captions)} is text; with class_names every row must be audio; remove the row"
+                )
             with self._lock:
                 embedding = self.embed(captions, recordings)
                 if not class_names:
@@ -62,7 +63,7 @@ class ServedClap:
             raise MlflowException.invalid_parameter_value(str(error)) from error
 
     def embed(self, captions: Mapping[int, str], recordings: Mapping[int, bytes]) -> Tensor:
-        """Embeddings (rows, embed_dim); the keys are the rows' positions."""
+        """Embeddings (rows, embed_dim) of captions and recordings by row position."""
         embedding = torch.empty(len(captions) + len(recordings), self.clap.embed_dim, device=self.clap.device)
         if captions:
             embedding[list(captions)] = self.clap.get_text_embeddings(list(captions.values()))
@@ -73,9 +74,9 @@ class ServedClap:
 
 
 def read_rows(rows: pd.DataFrame) -> tuple[dict[int, str], dict[int, bytes]]:
-    """Captions and recordings by position."""
-    if rows.empty:  # MLflow leaves out columns that it does not know
-        raise ValueError("no row has text or audio; name the columns so")
+    """Captions and recordings by row position."""
+    if rows.empty:  # MLflow drops unknown columns
+        raise ValueError("no row has text or audio; name the columns text or audio")
     captions, recordings = {}, {}
     for position, row in enumerate(rows.to_dict("records")):
         given = {name: value for name, value in row.items() if not is_missing(value)}
@@ -91,7 +92,7 @@ def read_rows(rows: pd.DataFrame) -> tuple[dict[int, str], dict[int, bytes]]:
 
 
 def is_missing(value: object) -> bool:
-    """None, and what pandas puts where a row lacks a column."""
+    """Whether a cell is None or a missing value of pandas."""
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
@@ -102,33 +103,37 @@ def check_caption(value: object, position: int) -> str:
 
 
 def decode_base64(value: object, position: int) -> bytes:
-    """The bytes of a recording."""
+    """The bytes of an audio file."""
     if isinstance(value, bytes):
         return value
     try:
-        return base64.b64decode("".join(str(value).split()), validate=True)  # `base64` breaks its lines
+        return base64.b64decode("".join(str(value).split()), validate=True)  # the program base64 wraps lines
     except ValueError as error:
         raise ValueError(
             f"row {position}: audio is {str(value)[:20]!r}, which is not base64 ({error}); "
-            "give the base64 of an audio file's bytes, no path or address"
+            "give the bytes of an audio file in base64, not a path or an address"
         ) from None
 
 
 def read_params(params: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Class names, of which there may be none, and templates."""
+    """Class names, possibly none, and templates."""
     class_names, templates = (list(params.get(name, default)) for name, default in DEFAULT_PARAMS.items())
     if class_names and (len(set(class_names)) < max(2, len(class_names)) or not all(class_names)):
-        raise ValueError(f"class_names={class_names}; give two names or more, each once, none of them empty")
+        raise ValueError(
+            f"class_names={class_names} must be two or more distinct names that are not empty; set class_names"
+        )
     if not templates or not all(template and "{}" in template for template in templates):
-        raise ValueError(f"templates={templates}; give one or more, each with {{}} for the class")
+        raise ValueError(
+            f"templates={templates} must be one or more texts, each with {{}} for the class; set templates"
+        )
     if not class_names and templates != DEFAULT_PARAMS["templates"]:
-        raise ValueError(f"templates={templates} without class_names; give the classes too")
+        raise ValueError(f"templates={templates} require class_names; set class_names")
     return class_names, templates
 
 
 @contextmanager
 def write_temporary_files(recordings: Mapping[int, bytes]) -> Iterator[list[Path]]:
-    """Recordings as temporary files; an AudioError names the row."""
+    """Write recordings to temporary files; an AudioError names the row instead of the file."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"row {position}") for position in recordings]
         for path, content in zip(paths, recordings.values(), strict=True):
@@ -140,5 +145,5 @@ def write_temporary_files(recordings: Mapping[int, bytes]) -> Iterator[list[Path
 
 
 def _load_pyfunc(path: str) -> ServedClap:
-    """What MLflow calls with the folder of the checkpoint."""
+    """Entry point of MLflow, called with the checkpoint folder."""
     return ServedClap(Clap.from_ckpt(path))

@@ -1,6 +1,6 @@
-"""The MLflow store behind tracking.uri, a SQLite file or a server: what it takes, and how its failures read.
+"""The MLflow store of tracking.uri, a SQLite file or a server: opening, writing and error messages.
 
-Other modules import MLflow's names from here: its environment must be set before its import.
+Other modules import MLflow from here, because environment variables must be set before its import.
 """
 
 import json
@@ -15,8 +15,9 @@ import requests
 from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
-# Read by MLflow at its import or at a request; a user's own value wins. With MLflow's own retries an unreachable server
-# blocks for 246 s; with these a refused connection takes under a second and one that never answers 5 s, in a run 10 s.
+# Read by MLflow at import or at a request; values set by the user take precedence. With MLflow's default retries an
+# unreachable server blocks for 246 s; with these, a refused connection takes under a second and a server that never
+# answers 5 s, in a run 10 s.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -27,8 +28,8 @@ ENVIRONMENT = {
 }
 for variable, default in ENVIRONMENT.items():
     os.environ.setdefault(variable, default)
-logging.getLogger("alembic").setLevel(logging.WARNING)  # lists its plugins
-# Both repeat for every request what the tracker says once.
+logging.getLogger("alembic").setLevel(logging.WARNING)  # it lists its plugins
+# Both log for every request what the tracker logs once.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
 
@@ -51,7 +52,7 @@ MAX_DIGEST_LENGTH = 36
 
 
 def resolve_uri(uri: str | None) -> str | None:
-    """Absolute `sqlite:///` URI of a local path, or the address of a server; None where tracking is off."""
+    """Absolute `sqlite:///` URI of a local path, or the address of a server; None if tracking is off."""
     if uri is None or uri.lower() == "none":
         return None
     if uri.startswith(("http://", "https://")):
@@ -60,29 +61,31 @@ def resolve_uri(uri: str | None) -> str | None:
     if "://" in path or Path(path).suffix not in STORE_SUFFIXES:
         raise ValueError(
             f"tracking.uri={uri} is neither a SQLite file ({', '.join(STORE_SUFFIXES)}) nor a server; set it to a path "
-            f"like {DEFAULT_STORE}, to http://HOST:PORT, or to null to switch MLflow off"
+            f"like {DEFAULT_STORE}, to http://HOST:PORT, or to null to turn MLflow off"
         )
     return f"sqlite:///{Path(path).expanduser().resolve().as_posix()}"
 
 
 def open_store(uri: str) -> MlflowClient:
-    """Client of a store that has answered once; a SQLite file is created if it does not exist."""
+    """Client of a store, after a test request; a SQLite file is created if it does not exist."""
     try:
         if uri.startswith("sqlite:"):
             path = store_path(uri)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):  # processes that create the tables at the same time leave them unusable
+            with FileLock(f"{path}.lock"):  # concurrent creation of the tables corrupts them
                 if not path.exists():
                     create_store(path)
                 return MlflowClient(uri)
         with suppress(requests.exceptions.SSLError):  # MLflow may trust other certificates
-            requests.get(f"{uri}/health", timeout=float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))  # MLflow asks twice
+            requests.get(
+                f"{uri}/health", timeout=float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+            )  # MLflow retries once
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
         if uri.startswith("sqlite:"):
             problem = "cannot be opened as an MLflow store"
-            advice = f"move it away, run `mlflow db upgrade {uri}` if an older MLflow wrote it, or set another path"
+            advice = f"move the file, run `mlflow db upgrade {uri}` if an older MLflow wrote it, or set another path"
         else:
             problem = "does not answer as an MLflow server"
             advice = f"start it with `mlflow server --port PORT`, or leave tracking.uri at {DEFAULT_STORE}"
@@ -91,7 +94,7 @@ def open_store(uri: str) -> MlflowClient:
 
 
 def create_store(path: Path) -> None:
-    """An SQLite store, whole or not at all: MLflow cannot open one whose tables a kill has left half made."""
+    """Create a SQLite store atomically: MLflow cannot open one with incomplete tables."""
     folder = path.with_name(f"{path.name}.new")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -106,7 +109,7 @@ def store_path(uri: str) -> Path:
 
 
 def find_or_create_experiment(client: MlflowClient, name: str, *, uri: str) -> str:
-    """Id of an experiment; a new one in a SQLite store keeps its artifacts in `mlartifacts` beside the file."""
+    """Id of an experiment; a new one in a SQLite store keeps its artifacts in `mlartifacts` next to the file."""
     found = client.get_experiment_by_name(name)
     if found is None:
         folder = str(store_path(uri).parent / "mlartifacts") if uri.startswith("sqlite:") else None
@@ -115,7 +118,7 @@ def find_or_create_experiment(client: MlflowClient, name: str, *, uri: str) -> s
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # another process was faster
+            found = client.get_experiment_by_name(name)  # another process has created it
     if found.lifecycle_stage == "deleted":
         raise ValueError(
             f"tracking.experiment={name} was deleted in {uri}; set another name, or restore it with "
@@ -125,11 +128,11 @@ def find_or_create_experiment(client: MlflowClient, name: str, *, uri: str) -> s
 
 
 def send_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
-    """Log parameters; MLflow refuses to change one, so a changed value becomes the tag `resumed.<name>`."""
+    """Log parameters; MLflow parameters are immutable, so a changed value becomes the tag `resumed.<name>`."""
     known = client.get_run(run_id).data.params
     changed = {name: value for name, value in params.items() if known.get(name, value) != value}
     if changed:
-        logger.warning("Run %s goes on with other values, kept as tags: %s", run_id, ", ".join(changed))
+        logger.warning("Run %s resumes with changed parameters, logged as tags: %s", run_id, ", ".join(changed))
     client.log_batch(
         run_id,
         params=[Param(name, value) for name, value in params.items() if name not in known],
@@ -140,7 +143,7 @@ def send_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) ->
 def send_dataset(
     client: MlflowClient, run_id: str, *, name: str, digest: str, split: str, source: str, num_clips: int | None
 ) -> None:
-    """Make a dataset an input of a run; a second time changes nothing."""
+    """Log a dataset as an input of a run; idempotent."""
     profile = None if num_clips is None else json.dumps({"num_clips": num_clips})
     source = json.dumps({"uri": source})
     dataset = Dataset(name, digest[:MAX_DIGEST_LENGTH], source_type="local", source=source, profile=profile)
@@ -148,20 +151,20 @@ def send_dataset(
 
 
 def send_view(client: MlflowClient, run_id: str, *, swept: Sequence[str], metrics: Sequence[str]) -> None:
-    """Prepare the UI's page of a sweep; its key is the id of the parent run."""
+    """Store the UI view of a sweep under the id of its parent run."""
     experiment_id = client.get_run(run_id).info.experiment_id
     client.set_experiment_tag(experiment_id, f"{VIEW_TAG}{run_id}", pack_view(run_id, swept=swept, metrics=metrics))
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether the same call may succeed later: the store is unreachable, overloaded or locked."""
+    """Whether a call may succeed later: the store is unreachable, overloaded or locked."""
     if isinstance(error, MlflowException):
         return error.error_code in OUTAGE_CODES
     return isinstance(error, (requests.RequestException, SQLAlchemyError))
 
 
 def error_summary(error: Exception) -> str:
-    """The telling part of an error's first line; MLflow's and urllib3's texts go on for pages."""
+    """Cause in the first line of an error; messages of MLflow and urllib3 are very long."""
     lines = str(error).splitlines() or [type(error).__name__]
     _, _, cause = lines[0].partition("(Caused by ")
     return (cause.removesuffix(")") or lines[0])[:200]

@@ -1,8 +1,8 @@
 """A run in MLflow.
 
-It is written through `MlflowClient`, never through MLflow's global state, so that several runs live in one process.
-MLflow never stops a training: a store that cannot be reached is an error before the first step and one warning after
-it; what waits is sent when the store answers again, and every metric is in metrics.jsonl in the run folder anyway.
+It is written through `MlflowClient`, not through MLflow's global state, so that a process can have several runs.
+MLflow never stops a training: an unreachable store is an error before the first step and a warning after it. Pending
+calls are sent when the store is reachable again, and metrics.jsonl in the run folder always has every metric.
 """
 
 import json
@@ -41,25 +41,25 @@ logger = logging.getLogger(__name__)
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 METRIC_NAME = re.compile(r"[\w\-. :]+(/[\w\-. :]+)*", re.ASCII)
 MAX_PARAM_LENGTH = 6000  # characters; MLflow refuses longer ones
-FLUSH_SIZE = 500  # metrics; one call a metric costs 10 ms, a batch 0.2 ms a metric
+FLUSH_SIZE = 500  # metrics; a call per metric costs 10 ms, a batch 0.2 ms per metric
 FLUSH_SECONDS = 10.0
-RETRY_SECONDS = 300.0  # a server that hangs holds each attempt for 10 s: 3 % of the time
+RETRY_SECONDS = 300.0  # an attempt blocks for 10 s if the server hangs: 3 % of the time
 
 
 class Tracker:
-    """One MLflow run: parameters, tags, buffered metrics, artifacts. MLflow never stops a training.
+    """One MLflow run: parameters, tags, buffered metrics, artifacts.
 
     Args:
-        uri: `outputs/mlflow.db` or another SQLite file (its artifacts in `mlartifacts` beside it), or the address of
-            an MLflow server; None or "none" switches MLflow off, metrics.jsonl is still written.
+        uri: `outputs/mlflow.db` or another SQLite file (with its artifacts in `mlartifacts` next to it), or the address
+            of an MLflow server; None or "none" turns MLflow off, metrics.jsonl is still written.
         experiment: MLflow experiment, created if it does not exist.
-        tags: of a new run, there from its first moment.
-        run_id: run to continue; None starts a new one.
-        run_dir: folder of the run, where metrics.jsonl is appended to and mlflow.json says what the store should hold.
+        tags: set when the run is created.
+        run_id: run to resume; None starts a new one.
+        run_dir: folder of the run, with metrics.jsonl and mlflow.json, the record of everything sent except metrics.
 
     Raises:
-        ValueError: uri is of an unknown kind, the experiment was deleted, or run_id is not in the store.
-        ConnectionError: the store does not answer.
+        ValueError: uri is invalid, the experiment was deleted, or run_id is not in the store.
+        ConnectionError: the store cannot be reached.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class Tracker:
             run = self._client.get_run(self.run_id)
             self.experiment_id = run.info.experiment_id
             if "error" in run.data.tags:
-                self._client.delete_tag(self.run_id, "error")  # of the attempt before
+                self._client.delete_tag(self.run_id, "error")  # of the previous attempt
             self._client.update_run(self.run_id, status="RUNNING")
         except MlflowException as error:
             raise ValueError(
-                f"run_id={self.run_id} cannot be continued in tracking.uri={self.uri} ({error_summary(error)}); "
+                f"run_id={self.run_id} cannot be resumed in tracking.uri={self.uri} ({error_summary(error)}); "
                 "set tracking.uri to the store that holds the run, or start a new run"
             ) from error
 
@@ -123,7 +123,7 @@ class Tracker:
 
     @property
     def url_hint(self) -> str:
-        """Where a person looks at the run: a command to open the UI, or the run's address on its server."""
+        """How to view the run: the command that opens the UI, or the address of the run on its server."""
         if self.uri is None:
             return "MLflow is off (tracking.uri=null)"
         if self.uri.startswith("sqlite:"):
@@ -132,7 +132,7 @@ class Tracker:
 
     @property
     def view_hint(self) -> str:
-        """Where the UI shows what `log_view` has prepared, in lines."""
+        """How to open the view of `log_view`: addresses of the table and charts, one per line."""
         if self.uri is None:
             return self.url_hint
         local = self.uri.startswith("sqlite:")
@@ -141,19 +141,19 @@ class Tracker:
         return "\n".join([self.url_hint, *lines] if local else lines)
 
     def log_view(self, *, swept: Sequence[str], metrics: Sequence[str]) -> None:
-        """Prepare the UI's page of this run's children: swept values and metrics, best by the first metric on top."""
+        """Store a UI view of the child runs: swept values and metrics, sorted by the first metric."""
         view = {"swept": list(swept), "metrics": list(metrics)}
         self._update_record("view", view)
         self._send("view", lambda client: send_view(client, self.run_id, **view))
 
     def log_params(self, config: Mapping) -> None:
-        """Log a nested config under dotted keys; where a resumed run differs, the new value becomes a tag."""
+        """Log a nested config under dotted keys; values that a resumed run changes become tags."""
         params = to_params(config)
         self._update_record("params", self._record.get("params", {}) | params)
         self._send("parameters", lambda client: send_params(client, self.run_id, params))
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        """Set tags; a value of None is left out."""
+        """Set tags; values of None are skipped."""
         tags = to_tags(tags)
         self._update_record("tags", self._record["tags"] | tags)
         items = [RunTag(name, value) for name, value in tags.items()]
@@ -162,18 +162,18 @@ class Tracker:
     def log_dataset(
         self, name: str, *, digest: str, split: str, source: str = "", num_clips: int | None = None
     ) -> None:
-        """Name the data that the run used, without loading it.
+        """Log a dataset as an input of the run.
 
         Args:
             digest: fingerprint of the clips and captions; MLflow keeps 36 characters.
-            source: folder or address that the data came from.
+            source: folder or address of the data.
         """
         described = {"name": name, "digest": digest, "split": split, "source": source, "num_clips": num_clips}
         self._update_record("datasets", [*self._record.get("datasets", []), described])
         self._send(f"dataset {name}", lambda client: send_dataset(client, self.run_id, **described))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append metrics to metrics.jsonl at once and to MLflow with the next flush. Values may be nan or infinite."""
+        """Append metrics to metrics.jsonl, and send them to MLflow with the next flush. nan and inf are allowed."""
         if refused := [name for name in metrics if not METRIC_NAME.fullmatch(name)]:
             raise ValueError(
                 f"metric name {refused[0]!r} is refused by MLflow; use letters, digits and _ - . : with single slashes "
@@ -187,7 +187,7 @@ class Tracker:
             self.flush()
 
     def flush(self) -> None:
-        """Send the buffered metrics, and whatever an outage has held back."""
+        """Send buffered metrics and calls that an outage has delayed."""
         self._last_flush = time.monotonic()
         metrics, self._metrics = self._metrics, []
         if metrics and self._client is not None:
@@ -195,25 +195,25 @@ class Tracker:
         self._send_queue()
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file, or a folder with all that is in it, to the run's artifacts, below `folder`."""
+        """Copy a file or a folder to the artifacts of the run, below `folder`."""
         inside = os.path.relpath(path, self._record_path.parent)
         self._update_record("artifacts", [*self._record.get("artifacts", []), [inside, folder]])
         self._send(f"artifact {path}", lambda client: client.log_artifact(self.run_id, str(path), folder))
 
     def start_system_metrics(self) -> None:
-        """Log load and memory of processor, disk, network and GPU every ten seconds, from a daemon thread."""
+        """Log CPU, disk, network and GPU usage every ten seconds from a daemon thread."""
         if self._client is None or self._monitor is not None:
             return
         try:
             monitor = SystemMetricsMonitor(self.run_id, resume_logging=self._resumed, tracking_uri=self.uri)
-        except Exception as error:  # psutil and the GPU libraries raise what they like
-            self._warn_once("system metrics", f"No system metrics in MLflow: {error_summary(error)}")
+        except Exception as error:  # psutil and the GPU libraries raise many types
+            self._warn_once("system metrics", f"System metrics are not logged to MLflow: {error_summary(error)}")
             return
         monitor.start()
         self._monitor = monitor
 
     def finish(self, status: str = "FINISHED") -> None:
-        """Send what is buffered and close the run.
+        """Send buffered metrics and close the run.
 
         Args:
             status: FINISHED, FAILED or KILLED.
@@ -229,26 +229,26 @@ class Tracker:
         self._send("status", lambda client: client.set_terminated(self.run_id, status=status))
         if self._queue:
             folder = self.history_path.parent
-            logger.info("MLflow still does not answer; to send the rest later: python -m clap upload %s", folder)
+            logger.info("MLflow is still unreachable; to send the rest later: python -m clap upload %s", folder)
 
     def _update_record(self, key: str, value: object) -> None:
-        """Keep what the store should hold in the run folder, for `python -m clap upload`."""
+        """Update mlflow.json in the run folder, which `python -m clap upload` reads."""
         self._record[key] = value
         write_json(self._record_path, self._record)
 
     def _send(self, what: str, operation: Callable[[MlflowClient], object]) -> None:
-        """Queue one call to MLflow, behind those that an outage holds back, and try to send it."""
+        """Append a call to the queue, and send the queue."""
         if self._client is not None:
             self._queue.append((what, operation))
             self._send_queue()
 
     def _send_queue(self) -> None:
-        """Empty the queue as far as the store answers; after an outage it is left alone for a while."""
+        """Send queued calls until the store fails; after an outage, wait RETRY_SECONDS before the next attempt."""
         while self._queue and time.monotonic() >= self._retry_at:
             what, operation = self._queue[0]
             try:
                 operation(self._client)
-            except Exception as error:  # whatever MLflow raises, the training goes on
+            except Exception as error:  # whatever MLflow raises, the training continues
                 if is_outage(error):
                     self._retry_at = time.monotonic() + RETRY_SECONDS
                     message = (
@@ -257,7 +257,7 @@ class Tracker:
                     )
                     self._warn_once("outage", message)
                     return
-                self._warn_once(what, f"MLflow did not take {what} of run {self.run_id}: {error_summary(error)}")
+                self._warn_once(what, f"MLflow refuses {what} of run {self.run_id}: {error_summary(error)}")
             self._queue.popleft()
 
     def _warn_once(self, topic: str, message: str) -> None:
@@ -267,7 +267,7 @@ class Tracker:
 
 
 def to_params(config: Mapping, prefix: str = "") -> dict[str, str]:
-    """Nested mapping -> {dotted key: text}, cut at the length that MLflow takes."""
+    """Nested mapping -> {dotted key: text}, truncated to MLflow's limit."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -279,18 +279,18 @@ def to_params(config: Mapping, prefix: str = "") -> dict[str, str]:
 
 
 def to_tags(values: Mapping[str, object]) -> dict[str, str]:
-    """Tags as MLflow takes them, without those that are None."""
+    """Tags as text, truncated to MLflow's limit, without those that are None."""
     return {name: str(value)[:MAX_TAG_LENGTH] for name, value in values.items() if value is not None}
 
 
 def recorded_run(run_dir: Path, uri: str | None) -> str | None:
-    """Id of the run in this store that a run folder belongs to, if it was ever started."""
-    record = read_json(Path(run_dir) / RECORD)  # nothing if it never started
+    """Id of the run of a folder in this store; None if it is not there."""
+    record = read_json(Path(run_dir) / RECORD)
     return record.get("run_id") if record.get("uri") == resolve_uri(uri) else None
 
 
 def git_commit(folder: Path) -> str | None:
-    """Commit of the work tree that holds `folder`, with -dirty where files differ; None outside git."""
+    """Commit of the work tree of `folder`, with the suffix -dirty if files differ; None outside git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]

@@ -1,7 +1,7 @@
-"""Send to MLflow what a run could not send: `python -m clap upload RUN_DIR`.
+"""Uploads to MLflow what a run could not send: `python -m clap upload RUN_DIR`.
 
-A run folder says what the store should hold: mlflow.json all but the metrics, metrics.jsonl these. What the store has
-already is not sent again, so that an upload may be repeated, or go on where a lost connection ended it.
+mlflow.json in the run folder records everything that the store should have except the metrics, which are in
+metrics.jsonl. Data in the store is not sent again, so that an upload can be repeated and resumed.
 """
 
 import logging
@@ -33,28 +33,28 @@ PARENT = "mlflow.parentRunId"
 
 
 def upload(folder: Path, *, uri: str | None = None) -> Iterator[str]:
-    """Bring a store to what a run folder says, and then the jobs below it if it is a sweep's; a line for each run.
+    """Send the missing data of a run, and of its jobs if it is a sweep; yields one line per run.
 
     Args:
-        uri: store to send to, by default the one that the run was logged to.
+        uri: target store; defaults to the one that the run was logged to.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no run in it.
-        ValueError: no store is known, or the run was deleted there.
-        ConnectionError: the store does not answer; what it took stays, the rest is sent by the next upload.
+        FileNotFoundError: the folder does not exist or has no run.
+        ValueError: no store is known, or the run was deleted in it.
+        ConnectionError: the store cannot be reached; the next upload sends the rest.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; give one that a run or a sweep left")
+        raise FileNotFoundError(f"{folder} does not exist; give the folder of a run or of a sweep")
     record = read_json(folder / RECORD)
     if not record:
         raise FileNotFoundError(f"{folder} has no {RECORD}; give the folder of a run or of a sweep")
     uri = resolve_uri(uri or record["uri"])
     if uri is None:
-        raise ValueError(f"{folder} was run with tracking.uri=null; name a store with --uri")
+        raise ValueError(f"{folder} was run with tracking.uri=null; set a store with --uri")
     client = open_store(uri)
     for run_dir in [folder, *sorted(path.parent for path in folder.glob(f"*/{RECORD}"))]:
         if (run_dir / LOCK).exists() and is_running(run_dir):
-            yield f"{run_dir} is running and left alone"
+            yield f"{run_dir} is running; skipped"
             continue
         with outage_as_connection_error(uri, run_dir):
             yield f"{run_dir}: {send_run(client, run_dir, uri=uri)}"
@@ -62,19 +62,19 @@ def upload(folder: Path, *, uri: str | None = None) -> Iterator[str]:
 
 @contextmanager
 def outage_as_connection_error(uri: str, run_dir: Path) -> Iterator[None]:
-    """Make one error of the many that a lost store raises."""
+    """Convert the various errors of an unreachable store to a ConnectionError."""
     try:
         yield
-    except Exception as error:  # what MLflow, its store and its HTTP library raise
+    except Exception as error:  # of MLflow, SQLAlchemy or requests
         if not is_outage(error):
             raise
         raise ConnectionError(
-            f"MLflow at {uri} stopped answering ({error_summary(error)}); nothing is lost: upload {run_dir} again"
+            f"MLflow at {uri} stopped answering ({error_summary(error)}); nothing is lost, upload {run_dir} again"
         ) from error
 
 
 def send_run(client: MlflowClient, run_dir: Path, *, uri: str) -> str:
-    """Send what the store lacks of one run, and say what that was; what MLflow refuses is a warning, as in training."""
+    """Send the missing data of one run; returns a summary. Calls that MLflow refuses are warnings, as in training."""
     record, metrics = read_json(run_dir / RECORD), read_metrics(run_dir / HISTORY)
     times = [metric.timestamp for metric in metrics] or [round(1000 * (run_dir / RECORD).stat().st_mtime)]
     before = record["run_id"]
@@ -83,7 +83,7 @@ def send_run(client: MlflowClient, run_dir: Path, *, uri: str) -> str:
         create_run(client, record, run_dir, uri=uri, start_time=min(times))
     run_id = record["run_id"]
     missing = find_missing_metrics(client, run_id, metrics)
-    status = "KILLED" if record["status"] == "RUNNING" else record["status"]  # a killed run could not tell
+    status = "KILLED" if record["status"] == "RUNNING" else record["status"]  # a killed run could not update it
     calls: list[tuple[str, Callable[[], Any]]] = [
         ("parameters", partial(send_params, client, run_id, record.get("params", {}))),
         ("tags", partial(client.log_batch, run_id, tags=[RunTag(*item) for item in record["tags"].items()])),
@@ -103,13 +103,13 @@ def send_run(client: MlflowClient, run_dir: Path, *, uri: str) -> str:
         except (MlflowException, OSError) as error:
             if is_outage(error):
                 raise
-            log.warning("MLflow did not take %s of %s: %s", what, run_dir, error_summary(error))
-    name = f"run {run_id}" if run_id == before else f"new run {run_id}" + (f", it was {before}" if before else "")
-    return f"{name}, {status}, in {uri}; it lacked {len(missing)} of {len(metrics)} metric values"
+            log.warning("MLflow refuses %s of %s: %s", what, run_dir, error_summary(error))
+    name = f"run {run_id}" if run_id == before else f"new run {run_id}" + (f", previously {before}" if before else "")
+    return f"{name}, {status}, in {uri}; sent {len(missing)} of {len(metrics)} metric values, the others were there"
 
 
 def link_to_parent(record: dict[str, Any], run_dir: Path, *, uri: str) -> None:
-    """A job belongs to the run that its sweep has in this store now."""
+    """Set the parent of a job to the current run of its sweep in this store."""
     sweep_dir = run_dir.parent
     parent = read_json(sweep_dir / RECORD) if (sweep_dir / SWEEP_FILE).exists() else {}
     if parent.get("uri") == uri and record["tags"].get(PARENT, parent["run_id"]) != parent["run_id"]:
@@ -118,7 +118,11 @@ def link_to_parent(record: dict[str, Any], run_dir: Path, *, uri: str) -> None:
 
 
 def has_run(client: MlflowClient, run_id: str | None, *, uri: str) -> bool:
-    """Does the store have this run?"""
+    """Whether the store has a run.
+
+    Raises:
+        ValueError: the run is deleted.
+    """
     if run_id is None:
         return False
     try:
@@ -136,7 +140,7 @@ def has_run(client: MlflowClient, run_id: str | None, *, uri: str) -> bool:
 
 
 def create_run(client: MlflowClient, record: dict[str, Any], run_dir: Path, *, uri: str, start_time: int) -> None:
-    """A run in a store that does not have it; the run folder belongs to it from now on."""
+    """Create a run in the store and link the run folder to it."""
     experiment_id = find_or_create_experiment(client, record["experiment"], uri=uri)
     run = client.create_run(experiment_id, start_time=start_time, tags=record["tags"], run_name=record["run_name"])
     record |= {"uri": uri, "run_id": run.info.run_id}
@@ -146,7 +150,7 @@ def create_run(client: MlflowClient, record: dict[str, Any], run_dir: Path, *, u
 
 
 def read_metrics(path: Path) -> list[Metric]:
-    """Every value of metrics.jsonl, with the time at which the run had it."""
+    """Every value of metrics.jsonl, with its original timestamp."""
     entries = read_json_lines(path) if path.exists() else ()
     return [
         Metric(name, value, int(1000 * entry["time"]), entry["step"])
@@ -156,7 +160,7 @@ def read_metrics(path: Path) -> list[Metric]:
 
 
 def find_missing_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:
-    """Values that the run in the store lacks; not every kind of store drops a second copy."""
+    """Metric values that the store lacks; some stores would keep duplicates."""
     names = client.get_run(run_id).data.metrics.keys() & {metric.key for metric in metrics}
     points = [point for name in names for point in client.get_metric_history(run_id, name)]
     known = {(point.key, point.timestamp, point.step) for point in points}

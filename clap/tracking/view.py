@@ -1,6 +1,6 @@
-"""The page that MLflow's UI shows for a sweep: its jobs as a table, best first, and the same as charts.
+"""The view of a sweep in MLflow's UI: its jobs as a table, best first, and as charts.
 
-MLflow's UI keeps a shared view, as its button "Share" makes one, in a tag of the experiment; the address names the tag.
+MLflow's UI stores a shared view, as made by its button "Share", in a tag of the experiment; the address has its key.
 """
 
 import base64
@@ -8,18 +8,18 @@ import json
 import zlib
 from collections.abc import Sequence
 
-VIEW_TAG = "mlflow.sharedViewState."  # and then the key in the address
-COLUMN_WIDTH = 250  # pixels, for names as test/synthetic/text_to_audio/recall_at_1
+VIEW_TAG = "mlflow.sharedViewState."  # followed by the key
+COLUMN_WIDTH = 250  # pixels, for names such as test/synthetic/text_to_audio/recall_at_1
 SECTION = {"uuid": "sweep", "name": "sweep", "display": True, "columns": 2, "isReordered": True}
 
 
 def pack_view(run_id: str, *, swept: Sequence[str], metrics: Sequence[str]) -> str:
-    """The page of a sweep as the UI packs it, since MLflow limits the length of a tag.
+    """The view of a sweep, compressed as by the UI because MLflow limits the length of tags.
 
     Args:
         run_id: of the sweep's parent run.
-        swept: tags of the jobs, one column each.
-        metrics: one column and two charts each; the first gives the order.
+        swept: tags of the jobs, one column per tag.
+        metrics: one column and two charts per metric; rows are sorted by the first.
     """
     text = json.dumps(make_view(run_id, swept=swept, metrics=metrics))
     return "deflate;" + base64.b64encode(zlib.compress(text.encode())).decode()
@@ -30,7 +30,7 @@ def view_address(server: str, experiment_id: str, run_id: str) -> str:
 
 
 def make_view(run_id: str, *, swept: Sequence[str], metrics: Sequence[str]) -> dict:
-    """The state of the UI's page of runs, under the UI's own names."""
+    """The state of the runs page of the UI, with the keys of the UI."""
     scores = [f"metrics.`{metric}`" for metric in metrics]
     columns = [*(f"tags.`{key}`" for key in swept), *scores]
     return {
@@ -43,12 +43,12 @@ def make_view(run_id: str, *, swept: Sequence[str], metrics: Sequence[str]) -> d
         "runsHiddenMode": "FIRST_20_RUNS",
         "compareRunCharts": [chart for metric in metrics for chart in make_charts(metric)],
         "compareRunSections": [SECTION],
-        "isAccordionReordered": True,  # or the UI puts the sections that it adds itself before this one
+        "isAccordionReordered": True,  # otherwise the UI inserts its own sections before this one
     }
 
 
 def make_charts(metric: str) -> list[dict]:
-    """A metric's bars, and the curves that it had in validation."""
+    """Bars of a test metric, and its validation curves."""
     bars = {"type": "BAR", "metricKey": metric}
     curves = {"type": "LINE", "metricKey": metric.replace("test/", "val/", 1), "useGlobalLineSmoothing": True}
     common = {"metricSectionId": SECTION["uuid"], "runsCountToCompare": 20, "deleted": False, "isGenerated": False}
