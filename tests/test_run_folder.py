@@ -4,19 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clap.atomic import read_json, write_json
 from clap.run_folder import count_clips, find_count, read_history, resume_command
-
-
-def test_json_is_read_as_written(tmp_path: Path):
-    write_json(tmp_path / "cost.json", {"seconds": 1.5, "folder": tmp_path})
-    assert read_json(tmp_path / "cost.json") == {"seconds": 1.5, "folder": str(tmp_path)}
-    assert [path.name for path in tmp_path.iterdir()] == ["cost.json"]
-
-
-def test_absent_or_truncated_json_is_empty(tmp_path: Path):
-    (tmp_path / "cost.json").write_text('{"seconds": 1')
-    assert read_json(tmp_path / "cost.json") == read_json(tmp_path / "absent.json") == {}
 
 
 def test_later_value_of_a_step_wins(tmp_path: Path):

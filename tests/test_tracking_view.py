@@ -18,8 +18,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from clap.tracking.view import make_view, pack_view
 from tests.test_sweep import ROOT, read_board, run
+from tests.test_tracking_upload import Server
 from tests.test_train import TINY
-from tests.test_upload import Server
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
