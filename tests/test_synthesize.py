@@ -85,7 +85,7 @@ def test_esc50_names_say_fold_source_take_and_target(tmp_path: Path):
 
 
 def test_esc50_categories_are_balanced_over_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module.Job, "write_audio", lambda *args: None)
+    monkeypatch.setattr(module.CorpusWriter, "write_audio", lambda *args: None)
     write(tmp_path, "esc50", 2 * 5 * len(SOUNDS))
     rows = read_rows(tmp_path / "meta" / "esc50.csv")
     counts = Counter((row["fold"], row["category"]) for row in rows)
@@ -146,7 +146,7 @@ def test_stopped_run_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def stop(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.Job, "write_audio", stop)
+    monkeypatch.setattr(module.CorpusWriter, "write_audio", stop)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, layout)
     assert not list(tmp_path.rglob("*.csv"))

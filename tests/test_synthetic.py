@@ -9,7 +9,7 @@ import soxr
 from numpy.testing import assert_allclose, assert_array_equal
 
 from clap.corpus import SPLITS
-from clap.dataset.scenes.phrases import FRAMES, Event, Scene, tell_scene
+from clap.dataset.scenes.phrases import FRAMES, Event, Scene, write_captions
 from clap.dataset.scenes.rendering import GAP, SPEEDS, render_event, render_scene
 from clap.dataset.scenes.sounds import RENDER_RATE, SOUNDS
 from clap.dataset.synthetic import Synthetic
@@ -193,7 +193,7 @@ def test_captions_tell_events_in_order_of_time(structure: str):
     words = ("siren", "heart", "rain")[: 2 if structure == "two" else 3]
     events = tuple(make_event(kind) for kind in ("siren", "heartbeat", "rain")[: len(words)])
     for seed in range(20):
-        for caption in tell_scene(Scene(structure, "", events, 10.0), np.random.default_rng(seed)):
+        for caption in write_captions(Scene(structure, "", events, 10.0), np.random.default_rng(seed)):
             places = [caption.lower().index(word) for word in words]
             is_reversed = " after " in caption and not caption.startswith("After")
             assert places == sorted(places, reverse=is_reversed)
@@ -215,13 +215,13 @@ def test_captions_tell_events_in_order_of_time(structure: str):
 def test_every_caption_tells_what_is_out_of_the_ordinary(changes: dict[str, int], words: str):
     scene = Scene("one", "", (make_event("bird trill", **changes),), 10.0)
     for seed in range(10):
-        for caption in tell_scene(scene, np.random.default_rng(seed)):
+        for caption in write_captions(scene, np.random.default_rng(seed)):
             assert re.search(words, caption.lower())
 
 
 def test_ordinary_event_is_told_without_attributes():
     scene = Scene("one", "", (make_event("bird trill"),), 10.0)
-    for caption in tell_scene(scene, np.random.default_rng(0)):
+    for caption in write_captions(scene, np.random.default_rng(0)):
         assert not re.search("low|high|fast|quick|loud|quiet|soft|twice|three", caption)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clap.dataset.scenes.synthesize import FEWEST, WRITERS, Job, choose_durations
+from clap.dataset.scenes.synthesize import MIN_CLIPS, WRITERS, CorpusWriter, choose_durations
 from clap.dataset.synthetic import Synthetic
 
 
@@ -55,8 +55,10 @@ def synthesize(
     folder = Path(folder)
     if layout not in WRITERS:
         raise ValueError(f"layout={layout!r} is not one of {', '.join(WRITERS)}; set --layout")
-    if num_clips < FEWEST:
-        raise ValueError(f"num_clips={num_clips} leaves a fold or a split empty; set --num-clips to {FEWEST} or more")
+    if num_clips < MIN_CLIPS:
+        raise ValueError(
+            f"num_clips={num_clips} leaves a fold or a split empty; set --num-clips to {MIN_CLIPS} or more"
+        )
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; name a new folder, or empty this one first")
     shortest, longest = choose_durations(layout, min_duration, max_duration)
@@ -69,4 +71,4 @@ def synthesize(
         min_duration=shortest,
         max_duration=longest,
     )
-    WRITERS[layout](Job(folder, corpus, num_clips, seed, sample_rate, shortest, longest))
+    WRITERS[layout](CorpusWriter(folder, corpus, num_clips, seed, sample_rate, shortest, longest))

@@ -9,7 +9,7 @@ import soxr
 
 from clap.audio import choose_part
 from clap.corpus import SPLITS, Clip, Corpus
-from clap.dataset.scenes.phrases import Scene, tell_scene
+from clap.dataset.scenes.phrases import Scene, write_captions
 from clap.dataset.scenes.planning import SHORTEST_SCENE, plan_scene
 from clap.dataset.scenes.rendering import render_scene
 from clap.dataset.scenes.sounds import RENDER_RATE
@@ -81,7 +81,7 @@ class Synthetic(Corpus):
         rng = self._generator(split, index, purpose=0)
         scene = plan_scene(rng, self.min_duration, self.max_duration)
         label = scene.events[0].kind if len(scene.events) == 1 else None
-        return Clip(id=f"{split}-{index:05d}", captions=tell_scene(scene, rng), label=label)
+        return Clip(id=f"{split}-{index:05d}", captions=write_captions(scene, rng), label=label)
 
     def _generator(self, split: str, index: int, *, purpose: int) -> np.random.Generator:
         """Random numbers of one scene: purpose 0 plans and tells it, 1 renders it."""

@@ -113,18 +113,20 @@ class Scene:
         return self.structure, self.place, events
 
 
-def tell_scene(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
+def write_captions(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
     """Five captions of a scene, of different word orders, that say the same."""
     phrases = [_Phrase(event, rng) for event in scene.events]
     frames = pick_several(rng, FRAMES[scene.structure], NUM_CAPTIONS)
-    return tuple(_polish(frame.format(*phrases, place=_tell_place(scene.place, rng))) for frame in frames)
+    return tuple(
+        _format_sentence(frame.format(*phrases, place=_draw_place_phrase(scene.place, rng))) for frame in frames
+    )
 
 
-def _tell_place(place: str, rng: np.random.Generator) -> str:
+def _draw_place_phrase(place: str, rng: np.random.Generator) -> str:
     return pick(rng, PLACES[place][1]) if place else ""
 
 
-def _polish(text: str) -> str:
+def _format_sentence(text: str) -> str:
     """A sentence: "an" before vowels, a capital letter, a full stop."""
     text = re.sub(r"\ba (?=[aeiou])", "an ", text)
     return text[0].upper() + text[1:] + "."

@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 
 from clap.dataset.scenes.phrases import PLACES, Event, Scene, pick, pick_several
-from clap.dataset.scenes.rendering import GAP, SPEEDS, _between
+from clap.dataset.scenes.rendering import GAP, SPEEDS, uniform
 from clap.dataset.scenes.sounds import SOUNDS
 
 SHORTEST_SCENE = 3.0  # seconds: two events one after the other, with a second or more for each
 ROOM_FOR_THREE = 6.0  # seconds: shorter scenes hold one or two events
 LONGEST_EVENT = 4.0  # seconds; a background may last as long as LONGEST_CLUSTER
 LONGEST_CLUSTER = 6.0  # seconds that a background and the events over it take together
-EDGE = 0.1  # seconds kept free around an event
+MARGIN = 0.1  # seconds kept free around an event
 ROOM_FOR_PLACE = 1.5  # seconds that a lone event must leave free before a caption says where it lies
 BACKGROUNDS = tuple(kind for kind, sound in SOUNDS.items() if sound.form == "texture")
 FOREGROUNDS = tuple(kind for kind, sound in SOUNDS.items() if sound.form != "texture")
@@ -22,43 +22,43 @@ LONG_STRUCTURES = ("two", "one over", "three", "two over")
 
 def plan_scene(rng: np.random.Generator, min_duration: float, max_duration: float) -> Scene:
     """Draw a scene: three in ten hold one event, the others two, or three where there is time."""
-    duration = _between(rng, min_duration, max_duration)
+    duration = uniform(rng, min_duration, max_duration)
     if rng.random() < 0.3:
         return plan_lone_event(rng, pick(rng, tuple(SOUNDS)), duration)
     structure = pick(rng, LONG_STRUCTURES if duration >= ROOM_FOR_THREE else SHORT_STRUCTURES)
     if structure in ("two", "three"):
         kinds = pick_several(rng, tuple(SOUNDS), 2 if structure == "two" else 3)
-        return Scene(structure, "", _in_a_row(rng, kinds, 0.0, duration, lowest=-1), duration)
-    span = min(duration - 2 * EDGE, _between(rng, 0.7 * LONGEST_CLUSTER, LONGEST_CLUSTER))
-    start = _between(rng, EDGE, duration - EDGE - span)
+        return Scene(structure, "", _draw_sequence(rng, kinds, 0.0, duration, lowest=-1), duration)
+    span = min(duration - 2 * MARGIN, uniform(rng, 0.7 * LONGEST_CLUSTER, LONGEST_CLUSTER))
+    start = uniform(rng, MARGIN, duration - MARGIN - span)
     kinds = pick_several(rng, FOREGROUNDS, 1 if structure == "one over" else 2)
-    over = _in_a_row(rng, kinds, start + 0.1 * span, 0.8 * span, lowest=0)
+    over = _draw_sequence(rng, kinds, start + 0.1 * span, 0.8 * span, lowest=0)
     background = _draw_event(rng, pick(rng, BACKGROUNDS), span, chance=0.45, levels=(-1, 0), longest=span)
     return Scene(structure, "", (*over, replace(background, start=start)), duration)
 
 
 def plan_lone_event(rng: np.random.Generator, kind: str, duration: float) -> Scene:
     """Draw a scene of one event; where it lies is told if there is enough time besides it."""
-    room = duration - 2 * EDGE
-    event = _draw_event(rng, kind, room, chance=0.67, levels=(-1, 0, 1), longest=_between(rng, 2.0, LONGEST_EVENT))
+    room = duration - 2 * MARGIN
+    event = _draw_event(rng, kind, room, chance=0.67, levels=(-1, 0, 1), longest=uniform(rng, 2.0, LONGEST_EVENT))
     free = room - event.duration
     if free < ROOM_FOR_PLACE:
-        return Scene("one", "", (replace(event, start=EDGE + free * rng.random()),), duration)
+        return Scene("one", "", (replace(event, start=MARGIN + free * rng.random()),), duration)
     place = pick(rng, tuple(PLACES))
-    start = EDGE + free * _between(rng, *PLACES[place][0])
+    start = MARGIN + free * uniform(rng, *PLACES[place][0])
     return Scene("one, placed", place, (replace(event, start=start),), duration)
 
 
-def _in_a_row(
+def _draw_sequence(
     rng: np.random.Generator, kinds: tuple[str, ...], first: float, span: float, *, lowest: int
 ) -> tuple[Event, ...]:
     """Events one after the other, each somewhere in its share of the span, none softer than `lowest`."""
     levels = tuple(range(lowest, 2))
-    room = span / len(kinds) - 2 * EDGE
+    room = span / len(kinds) - 2 * MARGIN
     events = []
     for i, kind in enumerate(kinds):
         event = _draw_event(rng, kind, room, chance=0.45, levels=levels, longest=LONGEST_EVENT)
-        start = first + i * span / len(kinds) + EDGE + (room - event.duration) * rng.random()
+        start = first + i * span / len(kinds) + MARGIN + (room - event.duration) * rng.random()
         events.append(replace(event, start=start))
     return tuple(events)
 

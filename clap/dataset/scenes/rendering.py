@@ -10,13 +10,13 @@ GAP = 0.3  # seconds between the calls of "twice"
 PITCHES = {-1: 0.5, 0: 1.0, 1: 2.0}
 SPEEDS = {-1: 0.6, 0: 1.0, 1: 1.7}
 LEVELS = {-1: 0.02, 0: 0.06, 1: 0.18}  # root mean square of the sounding parts
-FLOOR = (0.0003, 0.002)  # root mean square of the background noise, at least 20 dB under a quiet event
+NOISE_FLOOR = (0.0003, 0.002)  # root mean square of the background noise, at least 20 dB under a quiet event
 
 
 def render_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """Waveform of a scene over a faint noise floor, float32 (samples,) at `RENDER_RATE`."""
     num_samples = round(scene.duration * RENDER_RATE)
-    level = FLOOR[0] * (FLOOR[1] / FLOOR[0]) ** rng.random()
+    level = NOISE_FLOOR[0] * (NOISE_FLOOR[1] / NOISE_FLOOR[0]) ** rng.random()
     noise = rng.random(num_samples + 1, dtype=np.float32) - np.float32(0.5)
     waveform = (noise[1:] + noise[:-1]) * np.float32(level * 6**0.5)  # sqrt(6): the sum's deviation is 1 / sqrt(6)
     for event in scene.events:
@@ -30,9 +30,9 @@ def render_event(event: Event, rng: np.random.Generator) -> np.ndarray:
     """Waveform of an event with all its calls, float32 (samples,) at `RENDER_RATE`."""
     gap = round(GAP * RENDER_RATE)
     num_samples = (round(event.duration * RENDER_RATE) - (event.count - 1) * gap) // event.count
-    pitch = PITCHES[event.pitch] * _between(rng, 0.93, 1.07)
-    speed = SPEEDS[event.speed] * _between(rng, 0.93, 1.07)
-    level = LEVELS[event.loudness] * _between(rng, 0.85, 1.15)
+    pitch = PITCHES[event.pitch] * uniform(rng, 0.93, 1.07)
+    speed = SPEEDS[event.speed] * uniform(rng, 0.93, 1.07)
+    level = LEVELS[event.loudness] * uniform(rng, 0.85, 1.15)
     call = SOUNDS[event.kind].render(num_samples, pitch, speed, rng).astype(np.float32, copy=False)
     call = call * np.float32(level / _active_level(call)) * _envelope(num_samples, event.trend)
     return np.concatenate([call, *[np.zeros(gap, dtype=np.float32), call] * (event.count - 1)])
@@ -54,5 +54,5 @@ def _envelope(num_samples: int, trend: int) -> np.ndarray:
     return envelope
 
 
-def _between(rng: np.random.Generator, low: float, high: float) -> float:
+def uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * rng.random()

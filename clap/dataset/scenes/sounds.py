@@ -110,7 +110,7 @@ def _thump(frequency: float, seconds: float) -> np.ndarray:
     return _tone(frequency, num_samples) * _decay(num_samples, seconds)
 
 
-def _place(num_samples: int, starts: np.ndarray, grains: list[np.ndarray]) -> np.ndarray:
+def _overlay_grains(num_samples: int, starts: np.ndarray, grains: list[np.ndarray]) -> np.ndarray:
     """Adds the grains in turn at the start times, seconds; what lies past the end is cut."""
     waveform = np.zeros(num_samples, dtype=np.float32)
     for i, first in enumerate((starts * RENDER_RATE).astype(int)):
@@ -119,12 +119,12 @@ def _place(num_samples: int, starts: np.ndarray, grains: list[np.ndarray]) -> np
     return waveform
 
 
-def _beats(num_samples: int, rate: float) -> np.ndarray:
+def _regular_starts(num_samples: int, rate: float) -> np.ndarray:
     """Start times, seconds, of beats at a rate per second, behind the ramp of an event's beginning."""
     return np.arange(0.02, num_samples / RENDER_RATE, 1 / rate)
 
 
-def _scattered(num_samples: int, rate: float, rng: np.random.Generator) -> np.ndarray:
+def _random_starts(num_samples: int, rate: float, rng: np.random.Generator) -> np.ndarray:
     """Start times, seconds, of about `rate` events per second at random."""
     duration = num_samples / RENDER_RATE
     return rng.random(max(1, round(rate * duration))) * duration
@@ -178,7 +178,7 @@ def _horn(num_samples: int, pitch: float, speed: float, rng: np.random.Generator
 
 
 def _frog(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
-    return _place(num_samples, _beats(num_samples, 32), [_thump(600 * pitch, 0.006)])
+    return _overlay_grains(num_samples, _regular_starts(num_samples, 32), [_thump(600 * pitch, 0.006)])
 
 
 def _burst(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
@@ -188,34 +188,36 @@ def _burst(num_samples: int, pitch: float, speed: float, rng: np.random.Generato
 def _knocking(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
     knock = _thump(260 * pitch, 0.02)
     knock[:80] += 0.3 * _thump(1500 * pitch, 0.001)  # knuckles: a click of 5 ms
-    return _place(num_samples, _beats(num_samples, 3 * speed), [knock])
+    return _overlay_grains(num_samples, _regular_starts(num_samples, 3 * speed), [knock])
 
 
 def _clock(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
     """Tick and tock, the second a little lower."""
     tick, tock = _thump(2800 * pitch, 0.004), _thump(2240 * pitch, 0.004)
-    return _place(num_samples, _beats(num_samples, 2.5 * speed), [tick, tock])
+    return _overlay_grains(num_samples, _regular_starts(num_samples, 2.5 * speed), [tick, tock])
 
 
 def _heartbeat(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
-    first = _beats(num_samples, 1.3 * speed)
+    first = _regular_starts(num_samples, 1.3 * speed)
     second = first + 0.2 / speed
     starts = np.stack([first, second], axis=1).ravel()
-    return _place(num_samples, starts[starts < num_samples / RENDER_RATE], [_thump(85, 0.03), 0.7 * _thump(70, 0.03)])
+    return _overlay_grains(
+        num_samples, starts[starts < num_samples / RENDER_RATE], [_thump(85, 0.03), 0.7 * _thump(70, 0.03)]
+    )
 
 
 def _drum_roll(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
     drum = _thump(170 * pitch, 0.02)
     rattle = _band_noise(3 * len(drum), 200, 5000, rng).reshape(3, -1) * (20 * _decay(len(drum), 0.012))
     hits = list(drum + rattle)
-    return _place(num_samples, _beats(num_samples, 13 * speed), hits)
+    return _overlay_grains(num_samples, _regular_starts(num_samples, 13 * speed), hits)
 
 
 def _crickets(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
     """Groups of three short pulses at 4.5 kHz."""
     pulse = _tone(4500, 320) * np.hanning(320).astype(np.float32)
     group = np.concatenate([pulse, np.zeros(240, dtype=np.float32)] * 3)
-    return _place(num_samples, _beats(num_samples, 2.6 * speed), [group])
+    return _overlay_grains(num_samples, _regular_starts(num_samples, 2.6 * speed), [group])
 
 
 def _sawing(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
@@ -240,7 +242,7 @@ def _rain(num_samples: int, pitch: float, speed: float, rng: np.random.Generator
     """Dense noise above 1.5 kHz, with single drops in it."""
     noise = _band_noise(num_samples, 1500, 6800, rng)
     drops = [_thump(frequency, 0.002) for frequency in (2000, 2700, 3500)]
-    return noise / noise.std() + 4 * _place(num_samples, _scattered(num_samples, 40, rng), drops)
+    return noise / noise.std() + 4 * _overlay_grains(num_samples, _random_starts(num_samples, 40, rng), drops)
 
 
 def _steam(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
@@ -251,7 +253,7 @@ def _bubbling(num_samples: int, pitch: float, speed: float, rng: np.random.Gener
     """Blips that rise as a bubble does, scattered in time."""
     window = np.hanning(900).astype(np.float32)
     blips = [_glide(start * pitch, 2 * start * pitch, 900) * window for start in (300, 370, 450, 550)]
-    return _place(num_samples, _scattered(num_samples, 11 * speed, rng), blips)
+    return _overlay_grains(num_samples, _random_starts(num_samples, 11 * speed, rng), blips)
 
 
 # fmt: off

@@ -25,13 +25,13 @@ from clap.dataset.scenes.sounds import RENDER_RATE, SOUNDS
 
 NUM_FOLDS = 5
 NUM_CLASSES = 10  # of UrbanSound8K, as many as its folds
-FEWEST = 5  # clips: one a fold, and one at least of each split
+MIN_CLIPS = 5  # clips: one a fold, and one at least of each split
 CAPTION_COLUMNS = tuple(f"caption_{i}" for i in range(1, NUM_CAPTIONS + 1))
 CLOTHO_SPLITS = {"train": "development", "val": "validation", "test": "evaluation"}
 
 
 @dataclass(frozen=True)
-class Job:
+class CorpusWriter:
     """What to write, and where: durations in seconds, sample_rate in Hz; the corpus's splits hold num_clips scenes."""
 
     folder: Path
@@ -65,20 +65,20 @@ class Job:
         os.replace(partial, path)
 
 
-def write_clotho(job: Job) -> None:
+def write_clotho(writer: CorpusWriter) -> None:
     """`development/NAME.wav` and `clotho_captions_development.csv`; likewise validation and evaluation.
 
     Names have spaces and dots in them, as those that Clotho takes from Freesound.
     """
     for split, folder in CLOTHO_SPLITS.items():
-        clips = job.corpus.clips(split)
+        clips = writer.corpus.clips(split)
         names = {clip.id: f"Synthetic scene no. {clip.id}.wav" for clip in clips}
-        job.write_split(split, {key: Path(folder, name) for key, name in names.items()})
+        writer.write_split(split, {key: Path(folder, name) for key, name in names.items()})
         rows = ((names[clip.id], *clip.captions) for clip in clips)
-        job.write_index(f"clotho_captions_{folder}.csv", ("file_name", *CAPTION_COLUMNS), rows)
+        writer.write_index(f"clotho_captions_{folder}.csv", ("file_name", *CAPTION_COLUMNS), rows)
 
 
-def write_audiocaps(job: Job) -> None:
+def write_audiocaps(writer: CorpusWriter) -> None:
     """`audio/{train,val,test}/YOUTUBE_ID.wav` and `{train,val,test}.csv`.
 
     A file bears its video's id alone; where in the video it starts is in the index only. A training clip has one
@@ -86,18 +86,18 @@ def write_audiocaps(job: Job) -> None:
     """
     audiocap_id = 0
     for split in SPLITS:
-        clips = job.corpus.clips(split)
-        names = {clip.id: _youtube_id(clip, job.seed) for clip in clips}
-        job.write_split(split, {key: Path("audio", split, f"{name}.wav") for key, name in names.items()})
+        clips = writer.corpus.clips(split)
+        names = {clip.id: _youtube_id(clip, writer.seed) for clip in clips}
+        writer.write_split(split, {key: Path("audio", split, f"{name}.wav") for key, name in names.items()})
         rows = []
         for number, clip in enumerate(clips):
             for caption in clip.captions[: 1 if split == "train" else NUM_CAPTIONS]:
                 audiocap_id += 1
                 rows.append((audiocap_id, names[clip.id], 10 * (number % 30), caption))
-        job.write_index(f"{split}.csv", ("audiocap_id", "youtube_id", "start_time", "caption"), rows)
+        writer.write_index(f"{split}.csv", ("audiocap_id", "youtube_id", "start_time", "caption"), rows)
 
 
-def write_esc50(job: Job) -> None:
+def write_esc50(writer: CorpusWriter) -> None:
     """`audio/FOLD-SRC_FILE-TAKE-TARGET.wav` and `meta/esc50.csv`: scenes of one kind, which is their category.
 
     Folds and categories are filled in turn, so they are balanced when num_clips is a multiple of 5 times the number
@@ -105,51 +105,51 @@ def write_esc50(job: Job) -> None:
     """
     kinds = tuple(SOUNDS)
     rows = []
-    for i in tqdm(range(job.num_clips), desc="clips", unit="clip"):
+    for i in tqdm(range(writer.num_clips), desc="clips", unit="clip"):
         fold, target = i % NUM_FOLDS + 1, i // NUM_FOLDS % len(kinds)
         pair, take = divmod(i // (NUM_FOLDS * len(kinds)), 2)
         source = 100_000 + (pair * len(kinds) + target) * NUM_FOLDS + fold
         name = f"{fold}-{source}-{'AB'[take]}-{target}.wav"
-        job.write_audio(Path("audio", name), _render_kind(job, kinds[target], i))
+        writer.write_audio(Path("audio", name), _render_kind(writer, kinds[target], i))
         rows.append((name, fold, target, kinds[target].replace(" ", "_"), target < 10, source, "AB"[take]))
-    job.write_index("meta/esc50.csv", ("filename", "fold", "target", "category", "esc10", "src_file", "take"), rows)
+    writer.write_index("meta/esc50.csv", ("filename", "fold", "target", "category", "esc10", "src_file", "take"), rows)
 
 
-def write_urbansound8k(job: Job) -> None:
+def write_urbansound8k(writer: CorpusWriter) -> None:
     """`audio/foldFOLD/FSID-CLASSID-OCCURRENCE-SLICE.wav` and `metadata/UrbanSound8K.csv`: scenes of one kind.
 
     Folds and the first ten kinds, which stand for the ten classes, are filled in turn.
     """
     kinds = tuple(SOUNDS)[:NUM_CLASSES]
     rows = []
-    for i in tqdm(range(job.num_clips), desc="clips", unit="clip"):
+    for i in tqdm(range(writer.num_clips), desc="clips", unit="clip"):
         fold, target, number = i % 10 + 1, i // 10 % len(kinds), 100_000 + i
         name = f"{number}-{target}-0-0.wav"
-        waveform = _render_kind(job, kinds[target], i)
-        job.write_audio(Path("audio", f"fold{fold}", name), waveform)
-        seconds = len(waveform) / job.sample_rate
+        waveform = _render_kind(writer, kinds[target], i)
+        writer.write_audio(Path("audio", f"fold{fold}", name), waveform)
+        seconds = len(waveform) / writer.sample_rate
         rows.append((name, number, 0.0, round(seconds, 6), 1, fold, target, kinds[target].replace(" ", "_")))
     columns = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
-    job.write_index("metadata/UrbanSound8K.csv", columns, rows)
+    writer.write_index("metadata/UrbanSound8K.csv", columns, rows)
 
 
-def write_csv(job: Job) -> None:
+def write_csv(writer: CorpusWriter) -> None:
     """`audio/ID.wav` and `metadata.csv`, whose paths are relative to the folder; label is empty for mixed scenes."""
     rows = []
     for split in SPLITS:
-        clips = job.corpus.clips(split)
+        clips = writer.corpus.clips(split)
         names = {clip.id: Path("audio", f"{clip.id}.wav") for clip in clips}
-        job.write_split(split, names)
+        writer.write_split(split, names)
         rows += [(names[clip.id].as_posix(), *clip.captions, split, clip.label) for clip in clips]
-    job.write_index("metadata.csv", ("path", *CAPTION_COLUMNS, "split", "label"), rows)
+    writer.write_index("metadata.csv", ("path", *CAPTION_COLUMNS, "split", "label"), rows)
 
 
-def _render_kind(job: Job, kind: str, index: int) -> np.ndarray:
-    """A scene of one event of a kind, float32 (samples,) at the job's rate; unlike any in the corpus's own splits."""
-    rng = np.random.default_rng([job.seed, len(SPLITS), index])
-    duration = job.min_duration + (job.max_duration - job.min_duration) * rng.random()
+def _render_kind(writer: CorpusWriter, kind: str, index: int) -> np.ndarray:
+    """A scene with one event of a kind, float32 (samples,) at the sample rate of the writer; in none of the splits."""
+    rng = np.random.default_rng([writer.seed, len(SPLITS), index])
+    duration = writer.min_duration + (writer.max_duration - writer.min_duration) * rng.random()
     waveform = render_scene(plan_lone_event(rng, kind, duration), rng)
-    return np.clip(soxr.resample(waveform, RENDER_RATE, job.sample_rate), -1, 1)
+    return np.clip(soxr.resample(waveform, RENDER_RATE, writer.sample_rate), -1, 1)
 
 
 def _youtube_id(clip: Clip, seed: int) -> str:
