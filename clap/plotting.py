@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#2f6db5", "#e08a1e", "#2a8c55", "#c2453d", "#7b5ea7", "#6b7280"
 INK = "#1f2937"
 DPI = 120
-SMOOTHING_POINTS = 60  # a noisy curve with as many points is drawn pale under its running mean
+SMOOTHING_POINTS = 60  # a noisy curve of at least this many points is drawn pale under its running mean
 
 
 def draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, *, color: str, is_noisy: bool) -> None:

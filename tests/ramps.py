@@ -1,4 +1,4 @@
-"""Files whose samples count up, so that a waveform tells which part was read."""
+"""Files whose samples count up, so that a waveform shows which part was read."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Scenes on disk: the published layouts, whole or refused."""
+"""Synthetic scenes on disk in the published layouts."""
 
 import argparse
 import csv
@@ -52,13 +52,13 @@ def test_audiocaps_index_has_the_published_columns(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("split", "captions"), [("train", 1), ("val", 5), ("test", 5)])
-def test_audiocaps_has_one_caption_a_training_clip_and_five_otherwise(tmp_path: Path, split: str, captions: int):
+def test_audiocaps_has_one_caption_per_training_clip_and_five_otherwise(tmp_path: Path, split: str, captions: int):
     write(tmp_path, "audiocaps", 10)
     rows = read_rows(tmp_path / f"{split}.csv")
     assert set(Counter(row["youtube_id"] for row in rows).values()) == {captions}
 
 
-def test_audiocaps_files_bear_their_youtube_id(tmp_path: Path):
+def test_audiocaps_files_are_named_by_their_youtube_id(tmp_path: Path):
     write(tmp_path, "audiocaps")
     for split in ("train", "val", "test"):
         named = {row["youtube_id"] for row in read_rows(tmp_path / f"{split}.csv")}
@@ -77,14 +77,14 @@ def test_esc50_index_has_the_published_columns(tmp_path: Path):
     assert header == "filename,fold,target,category,esc10,src_file,take"
 
 
-def test_esc50_names_say_fold_source_take_and_target(tmp_path: Path):
+def test_esc50_names_contain_fold_source_take_and_target(tmp_path: Path):
     write(tmp_path, "esc50", 12)
     for row in read_rows(tmp_path / "meta" / "esc50.csv"):
         assert row["filename"] == "{fold}-{src_file}-{take}-{target}.wav".format(**row)
         assert (tmp_path / "audio" / row["filename"]).is_file()
 
 
-def test_esc50_categories_are_balanced_over_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_esc50_categories_are_balanced_across_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module.CorpusWriter, "write_audio", lambda *args: None)
     write(tmp_path, "esc50", 2 * 5 * len(SOUNDS))
     rows = read_rows(tmp_path / "meta" / "esc50.csv")
@@ -113,14 +113,14 @@ def test_csv_loader_reads_its_layout(tmp_path: Path):
 
 
 @pytest.mark.parametrize("layout", WRITERS)
-def test_files_are_16_bit_mono_at_the_rate_asked_for(tmp_path: Path, layout: str):
+def test_files_are_16_bit_mono_at_the_requested_rate(tmp_path: Path, layout: str):
     write(tmp_path, layout, sample_rate=22_050)
     infos = [soundfile.info(path) for path in tmp_path.rglob("*.wav")]
     assert {(info.subtype, info.channels, info.samplerate) for info in infos} == {("PCM_16", 1, 22_050)}
 
 
 @pytest.mark.parametrize("layout", WRITERS)
-def test_as_many_clips_as_asked_for(tmp_path: Path, layout: str):
+def test_number_of_clips_is_as_requested(tmp_path: Path, layout: str):
     assert len(list(write(tmp_path, layout, 7).rglob("*.wav"))) == 7
 
 
@@ -142,7 +142,7 @@ def test_folder_with_files_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("layout", WRITERS)
-def test_stopped_run_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str):
+def test_interrupted_run_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str):
     def stop(*args: object) -> None:
         raise KeyboardInterrupt
 
@@ -152,7 +152,7 @@ def test_stopped_run_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.rglob("*.csv"))
 
 
-def test_index_appears_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_index_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def stop(*args: object) -> None:
         raise KeyboardInterrupt
 
@@ -171,7 +171,7 @@ def test_index_appears_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest
         ({"min_duration": 9.0, "max_duration": 5.0}, "--max-duration"),
     ],
 )
-def test_bad_value_names_its_option(tmp_path: Path, changes: dict, message: str):
+def test_error_of_an_invalid_value_names_its_option(tmp_path: Path, changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         write(tmp_path, **{"layout": "csv"} | changes)
 

@@ -1,4 +1,4 @@
-"""Synthetic scenes: the same for the same seed and index, heard as told, told apart by their captions."""
+"""Synthetic scenes: reproducible, audible as described, and distinguishable by their captions."""
 
 import re
 from collections import Counter
@@ -20,14 +20,14 @@ def make_corpus(num_clips: int = 256, **changes: float) -> Synthetic:
 
 
 def make_event(kind: str, **changes: float) -> Event:
-    """An event with nothing out of the ordinary; three seconds of it, or one call."""
+    """An event with default attributes: three seconds, or one call."""
     usual = dict.fromkeys(("pitch", "speed", "loudness", "trend"), 0)
     sound = SOUNDS[kind]
     duration = sound.duration / SPEEDS[changes.get("speed", 0)] if sound.form == "call" else 3.0
     return Event(kind, **usual | {"count": 1, "duration": duration} | changes)
 
 
-def hear(event: Event) -> np.ndarray:
+def render(event: Event) -> np.ndarray:
     return render_event(event, np.random.default_rng(0))
 
 
@@ -42,7 +42,7 @@ def rms(waveform: np.ndarray) -> float:
 
 
 def count_onsets(waveform: np.ndarray) -> int:
-    """How often the level, taken in steps of 10 ms, rises through a fifth of its maximum."""
+    """How often the level, in steps of 10 ms, rises above a fifth of its maximum."""
     frames = waveform[: len(waveform) // 160 * 160].reshape(-1, 160)
     is_on = np.abs(frames).max(axis=1) > 0.2 * np.abs(waveform).max()
     return int(is_on[0]) + int(np.sum(is_on[1:] & ~is_on[:-1]))
@@ -88,7 +88,7 @@ def test_label_is_the_kind_of_a_lone_event():
         assert clip.label == (kinds.pop() if len(kinds) == 1 else None)
 
 
-def test_a_quarter_to_a_third_of_clips_is_labelled():
+def test_a_quarter_to_a_third_of_clips_have_a_label():
     clips = make_corpus(1000).clips("train")
     assert 0.25 <= sum(clip.label is not None for clip in clips) / len(clips) <= 0.35
 
@@ -102,14 +102,14 @@ def test_there_are_twenty_kinds_or_more():
 
 
 @pytest.mark.parametrize(("lower", "upper"), [(3.0, 10.0), (3.0, 30.0), (5.0, 5.0)])
-def test_durations_keep_their_bounds(lower: float, upper: float):
+def test_durations_are_within_their_bounds(lower: float, upper: float):
     corpus = make_corpus(min_duration=lower, max_duration=upper)
     durations = [corpus.scene("test", i).duration for i in range(256)]
     assert lower <= min(durations) and max(durations) <= upper
 
 
 @pytest.mark.parametrize("upper", [3.0, 10.0, 30.0])
-def test_events_lie_inside_their_scene(upper: float):
+def test_events_are_within_their_scene(upper: float):
     corpus = make_corpus(max_duration=upper)
     for scene in (corpus.scene("test", i) for i in range(256)):
         assert all(0 <= e.start and e.start + e.duration <= scene.duration for e in scene.events)
@@ -131,7 +131,7 @@ def test_background_spans_the_events_over_it():
         assert background.start + background.duration >= max(e.start + e.duration for e in over)
 
 
-def test_many_events_of_long_scenes_lie_outside_the_middle_window():
+def test_many_events_of_long_scenes_are_outside_the_middle_window():
     corpus = make_corpus(max_duration=30.0)
     scenes = [scene for scene in (corpus.scene("test", i) for i in range(256)) if scene.duration > 20]
     outside = [
@@ -142,7 +142,7 @@ def test_many_events_of_long_scenes_lie_outside_the_middle_window():
     assert np.mean(outside) > 0.3
 
 
-def test_place_says_where_a_lone_event_lies():
+def test_place_matches_the_start_of_a_lone_event():
     corpus = make_corpus(1000)
     for scene in (corpus.scene("train", i) for i in range(1000)):
         if scene.place:
@@ -151,7 +151,7 @@ def test_place_says_where_a_lone_event_lies():
             assert share == pytest.approx({"beginning": 0.0, "middle": 0.5, "end": 1.0}[scene.place], abs=0.18)
 
 
-def test_nearly_all_scenes_of_a_gallery_have_facts_of_their_own():
+def test_nearly_all_scenes_of_a_gallery_have_unique_facts():
     corpus = make_corpus()
     counts = Counter(corpus.scene("test", i).facts for i in range(256))
     assert sum(count == 1 for count in counts.values()) >= 0.98 * 256
@@ -182,14 +182,14 @@ def test_article_before_a_vowel_is_an():
 
 
 @pytest.mark.parametrize("structure", FRAMES)
-def test_every_frame_tells_every_event(structure: str):
+def test_every_frame_mentions_every_event(structure: str):
     num_events = {"one": 1, "two": 2, "three": 3}[re.match(r"\w+", structure)[0]] + ("over" in structure)
     for frame in FRAMES[structure]:
         assert sorted(re.findall(r"{(\d)", frame)) == [str(i) for i in range(num_events)]
 
 
 @pytest.mark.parametrize("structure", ["two", "three"])
-def test_captions_tell_events_in_order_of_time(structure: str):
+def test_captions_mention_events_in_chronological_order(structure: str):
     words = ("siren", "heart", "rain")[: 2 if structure == "two" else 3]
     events = tuple(make_event(kind) for kind in ("siren", "heartbeat", "rain")[: len(words)])
     for seed in range(20):
@@ -212,62 +212,62 @@ def test_captions_tell_events_in_order_of_time(structure: str):
         ({"count": 3}, "three"),
     ],
 )
-def test_every_caption_tells_what_is_out_of_the_ordinary(changes: dict[str, int], words: str):
+def test_every_caption_states_attributes_that_are_not_default(changes: dict[str, int], words: str):
     scene = Scene("one", "", (make_event("bird trill", **changes),), 10.0)
     for seed in range(10):
         for caption in write_captions(scene, np.random.default_rng(seed)):
             assert re.search(words, caption.lower())
 
 
-def test_ordinary_event_is_told_without_attributes():
+def test_captions_do_not_state_default_attributes():
     scene = Scene("one", "", (make_event("bird trill"),), 10.0)
     for caption in write_captions(scene, np.random.default_rng(0)):
         assert not re.search("low|high|fast|quick|loud|quiet|soft|twice|three", caption)
 
 
 @pytest.mark.parametrize("kind", [kind for kind, sound in SOUNDS.items() if sound.pitch])
-def test_pitches_are_well_apart(kind: str):
-    low, middle, high = (centroid(hear(make_event(kind, pitch=pitch))) for pitch in (-1, 0, 1))
+def test_pitch_values_are_distinguishable(kind: str):
+    low, middle, high = (centroid(render(make_event(kind, pitch=pitch))) for pitch in (-1, 0, 1))
     assert low * 1.3 < middle < high / 1.3
 
 
 @pytest.mark.parametrize("kind", SOUNDS)
-def test_loudness_is_heard(kind: str):
-    quiet, usual, loud = (rms(hear(make_event(kind, loudness=loudness))) for loudness in (-1, 0, 1))
+def test_loudness_is_audible(kind: str):
+    quiet, usual, loud = (rms(render(make_event(kind, loudness=loudness))) for loudness in (-1, 0, 1))
     assert_allclose([usual / quiet, loud / usual], 3.0, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["knocking", "clock ticking", "crickets"])
-def test_speed_is_heard(kind: str):
-    slow, usual, fast = (count_onsets(hear(make_event(kind, speed=speed))) for speed in (-1, 0, 1))
+def test_speed_is_audible(kind: str):
+    slow, usual, fast = (count_onsets(render(make_event(kind, speed=speed))) for speed in (-1, 0, 1))
     assert slow * 1.3 < usual < fast / 1.3
 
 
 @pytest.mark.parametrize("kind", ["beep", "horn", "rising chirp"])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_calls_come_as_often_as_told(kind: str, count: int):
+def test_number_of_calls_matches_count(kind: str, count: int):
     duration = count * SOUNDS[kind].duration + (count - 1) * GAP
-    assert count_onsets(hear(make_event(kind, count=count, duration=duration))) == count
+    assert count_onsets(render(make_event(kind, count=count, duration=duration))) == count
 
 
 @pytest.mark.parametrize("trend", [-1, 1])
-def test_trend_is_heard(trend: int):
-    first, second = np.array_split(hear(make_event("steam", trend=trend)), 2)
+def test_trend_is_audible(trend: int):
+    first, second = np.array_split(render(make_event("steam", trend=trend)), 2)
     assert (rms(second) / rms(first)) ** trend > 2
 
 
 @pytest.mark.parametrize("kind", SOUNDS)
 @pytest.mark.parametrize("pitch", [-1, 1])
-def test_energy_lies_below_7_khz(kind: str, pitch: int):
-    power = np.abs(np.fft.rfft(hear(make_event(kind, pitch=pitch if SOUNDS[kind].pitch else 0)))) ** 2
+def test_energy_is_below_7_khz(kind: str, pitch: int):
+    power = np.abs(np.fft.rfft(render(make_event(kind, pitch=pitch if SOUNDS[kind].pitch else 0)))) ** 2
     assert power[int(len(power) * 7000 / 8000) :].sum() < 0.01 * power.sum()
 
 
 @pytest.mark.parametrize("kind", SOUNDS)
-def test_quiet_event_stands_out_from_the_floor(kind: str):
+def test_quiet_event_is_louder_than_the_noise_floor(kind: str):
     event = make_event(kind, loudness=-1)
     silence = render_scene(Scene("one", "", (), 3.0), np.random.default_rng(0))
-    assert np.abs(hear(event)).max() > 10 * rms(silence)
+    assert np.abs(render(event)).max() > 10 * rms(silence)
 
 
 def test_scene_is_never_digital_silence():
@@ -275,7 +275,7 @@ def test_scene_is_never_digital_silence():
     assert np.abs(silence.reshape(-1, 160)).max(axis=1).min() > 1e-4
 
 
-def test_load_gives_float32_within_one():
+def test_load_returns_float32_between_minus_one_and_one():
     corpus = make_corpus(64)
     waveforms = [corpus.load(clip, sample_rate=16_000, max_duration=10.0) for clip in corpus.clips("train")]
     assert {waveform.dtype.name for waveform in waveforms} == {"float32"}
@@ -314,7 +314,7 @@ def test_longer_scene_is_cut_at_random_with_rng():
     ("key", "value"),
     [("num_train", -1), ("num_val", -1), ("num_test", -1), ("seed", -1), ("min_duration", 1.0), ("max_duration", 2.0)],
 )
-def test_bad_value_names_its_key(key: str, value: float):
+def test_error_of_an_invalid_value_names_its_key(key: str, value: float):
     with pytest.raises(ValueError, match=f"dataset.{key}"):
         make_corpus(1, **{key: value})
 

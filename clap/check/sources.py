@@ -15,7 +15,7 @@ FREESOUND = re.compile(
     re.IGNORECASE,
 )
 CHARACTER_CHANGE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Za-z])(?=[0-9])")
-MIN_CHANGES = 3  # changes of case or to a digit; a name with as many is not a word. YouTube ids have 3.5 on average
+MIN_CHANGES = 3  # changes of case or to a digit from which a name is not a word; YouTube ids have 3.5 on average
 MAX_DENSITY = 0.5  # share of their range that numbers fill; denser ones are counters, not ids
 
 

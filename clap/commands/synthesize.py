@@ -8,18 +8,18 @@ from clap.dataset.synthetic import Synthetic
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `python -m clap synthesize`."""
-    parser.add_argument("folder", type=Path, help="new or empty folder to write into")
-    parser.add_argument("--layout", choices=tuple(WRITERS), required=True, help="published layout to imitate")
-    parser.add_argument("--num-clips", type=int, default=220, help="clips in all (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the scenes (default: %(default)s)")
+    """Arguments of `python -m clap synthesize`."""
+    parser.add_argument("folder", type=Path, help="target, a new or empty folder")
+    parser.add_argument("--layout", choices=tuple(WRITERS), required=True, help="layout of the files")
+    parser.add_argument("--num-clips", type=int, default=220, help="total number of clips (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (default: %(default)s)")
     parser.add_argument("--sample-rate", type=int, default=44_100, help="Hz (default: %(default)s)")
-    parser.add_argument("--min-duration", type=float, help="seconds (default: as the layout's own corpus)")
-    parser.add_argument("--max-duration", type=float, help="seconds (default: as the layout's own corpus)")
+    parser.add_argument("--min-duration", type=float, help="seconds (default: as in the published corpus)")
+    parser.add_argument("--max-duration", type=float, help="seconds (default: as in the published corpus)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Carry out the command and say what was written."""
+    """Write the corpus, and print where it is."""
     synthesize(
         args.folder,
         layout=args.layout,
@@ -46,23 +46,21 @@ def synthesize(
 
     Args:
         layout: clotho, audiocaps, esc50, urbansound8k or csv.
-        min_duration, max_duration: seconds; as published where not given.
+        min_duration, max_duration: seconds; by default as in the published corpus.
 
     Raises:
-        FileExistsError: the folder holds files.
-        ValueError: no such layout, too few clips, or a duration out of range.
+        FileExistsError: the folder is not empty.
+        ValueError: unknown layout, too few clips, or a duration out of range.
     """
     folder = Path(folder)
     if layout not in WRITERS:
         raise ValueError(f"layout={layout!r} is not one of {', '.join(WRITERS)}; set --layout")
     if num_clips < MIN_CLIPS:
-        raise ValueError(
-            f"num_clips={num_clips} leaves a fold or a split empty; set --num-clips to {MIN_CLIPS} or more"
-        )
+        raise ValueError(f"num_clips={num_clips} leaves a fold or split empty; set --num-clips to {MIN_CLIPS} or more")
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; name a new folder, or empty this one first")
+        raise FileExistsError(f"{folder} is not empty; give a new folder, or empty this one first")
     shortest, longest = choose_durations(layout, min_duration, max_duration)
-    held_out = num_clips // 5  # of each split but training, which gets the rest
+    held_out = num_clips // 5  # clips of val and of test; training gets the others
     corpus = Synthetic(
         num_train=num_clips - 2 * held_out,
         num_val=held_out,

@@ -1,7 +1,7 @@
-"""Synthetic soundscapes: scenes of one to three sound events, planned, told in English and rendered on the fly.
+"""Synthetic soundscapes: scenes of one to three sound events, planned, captioned and rendered on the fly.
 
-A scene is a function of (seed, split, index) alone. Planning draws what happens and when, `captions.py` tells it, and
-`load` renders it; every fact in a caption can be heard. The kinds of sound are in `sounds.py`.
+A scene is a function of (seed, split, index) only. `planning.py` draws its events, `phrases.py` writes captions, and
+`load` renders it; every fact in a caption is audible. The kinds of sound are in `sounds.py`.
 """
 
 import numpy as np
@@ -16,11 +16,11 @@ from clap.dataset.scenes.sounds import RENDER_RATE
 
 
 class Synthetic(Corpus):
-    """Corpus of synthetic soundscapes, the same for every size of its splits.
+    """Corpus of synthetic soundscapes; a scene does not depend on the sizes of the splits.
 
     Args:
-        seed: chooses the scenes; a run's own seed does not.
-        min_duration, max_duration: seconds between which a scene's length is drawn.
+        seed: seed of the scenes, independent of the seed of the run.
+        min_duration, max_duration: bounds of the duration of a scene, seconds.
 
     Raises:
         ValueError: a size, duration or seed is out of range.
@@ -56,15 +56,15 @@ class Synthetic(Corpus):
         self.max_duration = max_duration
 
     def clips(self, split: str) -> list[Clip]:
-        """The clips of a split, each with five captions; a scene with one kind of event is labelled with it."""
+        """The clips of a split with five captions each; a scene with a single event has its kind as label."""
         if split not in self.num_clips:
-            raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}")
+            raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}; set split")
         return [self._clip(split, i) for i in range(self.num_clips[split])]
 
     def load(
         self, clip: Clip, *, sample_rate: int, max_duration: float | None, rng: np.random.Generator | None = None
     ) -> np.ndarray:
-        """Render a clip: float32 (samples,) in [-1, 1]; of a longer scene the middle, or a random part with `rng`."""
+        """Render a clip: float32 (samples,) in [-1, 1]; a longer scene is cut to its middle, or randomly with `rng`."""
         split, index = clip.id.rsplit("-", maxsplit=1)
         waveform = render_scene(self.scene(split, int(index)), self._generator(split, int(index), purpose=1))
         start, count = choose_part(len(waveform), RENDER_RATE, max_duration, rng)
@@ -84,5 +84,5 @@ class Synthetic(Corpus):
         return Clip(id=f"{split}-{index:05d}", captions=write_captions(scene, rng), label=label)
 
     def _generator(self, split: str, index: int, *, purpose: int) -> np.random.Generator:
-        """Random numbers of one scene: purpose 0 plans and tells it, 1 renders it."""
+        """Random generator of a scene: purpose 0 is for plan and captions, 1 for rendering."""
         return np.random.default_rng([self.seed, SPLITS.index(split), index, purpose])

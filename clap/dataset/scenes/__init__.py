@@ -1,1 +1,1 @@
-"""Synthetic soundscapes: kinds of sound, plans of scenes, captions and rendering."""
+"""Synthetic soundscapes: kinds of sound, plans of scenes, captions, rendering and published layouts."""

@@ -1,6 +1,6 @@
-"""Synthetic scenes in English: what happens in a scene, and five captions that say it in different words.
+"""Events and scenes, and the English captions that describe them, five per scene.
 
-The words for each kind of sound are in `sounds.py`; here are word orders, counts, places and trends.
+The words for each kind of sound are in `sounds.py`; this module has sentence frames, counts, places and trends.
 """
 
 import re
@@ -16,13 +16,13 @@ COUNTS = {2: ("twice", "two times"), 3: ("three times",)}
 NUMBERS = {2: ("two", "a pair of"), 3: ("three",)}
 TRENDS = {-1: ("fades away", "dies down"), 1: ("grows louder", "gets louder")}
 TRENDING = {-1: ("fading away", "dying down"), 1: ("growing louder", "getting louder")}
-PLACES = {  # share of the free time that lies before the event, and how it is said
+PLACES = {  # share of the free time before the event, and its phrases
     "beginning": ((0.0, 0.1), ("at the beginning", "at the start")),
     "middle": ((0.45, 0.55), ("in the middle", "halfway through")),
     "end": ((0.9, 1.0), ("at the end", "near the end")),
 }
 
-# One word order each; a scene takes five of its structure's. The background, if any, is the last event.
+# Sentence frames by structure; each caption of a scene uses another one. The background, if any, is the last event.
 FRAMES = {
     "one": (
         "{0:clause}",
@@ -79,12 +79,12 @@ FRAMES = {
 
 @dataclass(frozen=True)
 class Event:
-    """One sound of a scene. Pitch, speed and loudness are -1, 0 or 1.
+    """A sound event of a scene. Pitch, speed and loudness are -1, 0 or 1.
 
     Args:
-        trend: a texture fades away (-1), stays (0) or grows louder (1).
-        count: how many times a call comes.
-        duration: seconds, of all its calls together.
+        trend: whether a texture fades away (-1), is constant (0) or grows louder (1).
+        count: number of calls.
+        duration: seconds, of all calls together.
     """
 
     kind: str
@@ -99,7 +99,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """What happens in a clip, and when: a key of `FRAMES`, a key of `PLACES` or "", and the events."""
+    """The plan of a clip: a key of `FRAMES`, a key of `PLACES` or "", and the events with their times."""
 
     structure: str
     place: str
@@ -108,13 +108,13 @@ class Scene:
 
     @property
     def facts(self) -> tuple:
-        """All that each caption of the scene says; scenes with equal facts cannot be told apart by text."""
+        """Everything that each caption says; scenes with equal facts cannot be distinguished by text."""
         events = tuple((e.kind, e.pitch, e.speed, e.loudness, e.trend, e.count) for e in self.events)
         return self.structure, self.place, events
 
 
 def write_captions(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
-    """Five captions of a scene, of different word orders, that say the same."""
+    """Five captions of a scene with the same facts in different sentence frames."""
     phrases = [_Phrase(event, rng) for event in scene.events]
     frames = pick_several(rng, FRAMES[scene.structure], NUM_CAPTIONS)
     return tuple(
@@ -127,13 +127,13 @@ def _draw_place_phrase(place: str, rng: np.random.Generator) -> str:
 
 
 def _format_sentence(text: str) -> str:
-    """A sentence: "an" before vowels, a capital letter, a full stop."""
+    """Format a sentence: "an" before vowels, a capital letter, a full stop."""
     text = re.sub(r"\ba (?=[aeiou])", "an ", text)
     return text[0].upper() + text[1:] + "."
 
 
 class _Phrase:
-    """An event in a frame: {0:clause} is a fresh clause about it, {0:noun} a fresh noun phrase."""
+    """An event in a frame: {0:clause} draws a clause about it, {0:noun} a noun phrase."""
 
     def __init__(self, event: Event, rng: np.random.Generator):
         self.event = event
@@ -146,7 +146,7 @@ class _Phrase:
         return self._action() if self.rng.random() < 0.6 else self._passive()
 
     def _noun(self) -> str:
-        """For instance: a quiet, low beep; two quiet, low beeps."""
+        """Such as: a quiet, low beep; two quiet, low beeps."""
         adjectives = ", ".join(
             self._word(manner.adjectives, value) for manner, value in self._manners() if manner and value
         )
@@ -156,7 +156,7 @@ class _Phrase:
         return noun.format(adjectives + " " if adjectives else "")
 
     def _action(self) -> str:
-        """For instance: a machine beeps quietly twice at a low pitch."""
+        """Such as: a machine beeps quietly twice at a low pitch."""
         loudness, speed, pitch = (
             self._word(manner.adverbs, value) if manner and value else "" for manner, value in self._manners()
         )
@@ -166,7 +166,7 @@ class _Phrase:
         return " ".join(word for word in words if word) + self._trend(TRENDS, " and ")
 
     def _passive(self) -> str:
-        """For instance: two quiet, low beeps are heard."""
+        """Such as: two quiet, low beeps are heard."""
         verb = pick(self.rng, ("are heard", "can be heard") if self.event.count > 1 else ("is heard", "can be heard"))
         return f"{self._noun()} {verb}" + self._trend(TRENDING, " ")
 
@@ -182,11 +182,11 @@ class _Phrase:
 
 
 def pick(rng: np.random.Generator, options: tuple):
-    """One of the options; `rng.choice` takes twenty times as long, and start-up tells thousands of scenes."""
+    """Draw one of the options; `rng.choice` is twenty times slower, and start-up draws thousands of scenes."""
     return options[int(rng.random() * len(options))]
 
 
 def pick_several(rng: np.random.Generator, options: tuple, count: int) -> tuple:
-    """Different ones of the options, in random order."""
+    """Draw `count` options without replacement, in random order."""
     rest = list(options)
     return tuple(rest.pop(int(rng.random() * len(rest))) for _ in range(count))

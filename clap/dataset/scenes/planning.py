@@ -1,4 +1,4 @@
-"""Draws what happens in a scene, and when."""
+"""Draws the plans of scenes: their events and times."""
 
 from dataclasses import replace
 
@@ -8,12 +8,12 @@ from clap.dataset.scenes.phrases import PLACES, Event, Scene, pick, pick_several
 from clap.dataset.scenes.rendering import GAP, SPEEDS, uniform
 from clap.dataset.scenes.sounds import SOUNDS
 
-SHORTEST_SCENE = 3.0  # seconds: two events one after the other, with a second or more for each
-ROOM_FOR_THREE = 6.0  # seconds: shorter scenes hold one or two events
+SHORTEST_SCENE = 3.0  # seconds; enough for two consecutive events of a second or more
+ROOM_FOR_THREE = 6.0  # seconds; shorter scenes have one or two events
 LONGEST_EVENT = 4.0  # seconds; a background may last as long as LONGEST_CLUSTER
-LONGEST_CLUSTER = 6.0  # seconds that a background and the events over it take together
-MARGIN = 0.1  # seconds kept free around an event
-ROOM_FOR_PLACE = 1.5  # seconds that a lone event must leave free before a caption says where it lies
+LONGEST_CLUSTER = 6.0  # seconds, of a background and the events over it
+MARGIN = 0.1  # seconds of silence before and after an event
+ROOM_FOR_PLACE = 1.5  # seconds of free time from which captions state the place of a lone event
 BACKGROUNDS = tuple(kind for kind, sound in SOUNDS.items() if sound.form == "texture")
 FOREGROUNDS = tuple(kind for kind, sound in SOUNDS.items() if sound.form != "texture")
 SHORT_STRUCTURES = ("two", "one over")
@@ -21,7 +21,7 @@ LONG_STRUCTURES = ("two", "one over", "three", "two over")
 
 
 def plan_scene(rng: np.random.Generator, min_duration: float, max_duration: float) -> Scene:
-    """Draw a scene: three in ten hold one event, the others two, or three where there is time."""
+    """Draw a scene: 30 % have one event, the others two, or three if the scene is long enough."""
     duration = uniform(rng, min_duration, max_duration)
     if rng.random() < 0.3:
         return plan_lone_event(rng, pick(rng, tuple(SOUNDS)), duration)
@@ -38,7 +38,7 @@ def plan_scene(rng: np.random.Generator, min_duration: float, max_duration: floa
 
 
 def plan_lone_event(rng: np.random.Generator, kind: str, duration: float) -> Scene:
-    """Draw a scene of one event; where it lies is told if there is enough time besides it."""
+    """Draw a scene with one event; captions state its place if there is enough free time."""
     room = duration - 2 * MARGIN
     event = _draw_event(rng, kind, room, chance=0.67, levels=(-1, 0, 1), longest=uniform(rng, 2.0, LONGEST_EVENT))
     free = room - event.duration
@@ -52,7 +52,7 @@ def plan_lone_event(rng: np.random.Generator, kind: str, duration: float) -> Sce
 def _draw_sequence(
     rng: np.random.Generator, kinds: tuple[str, ...], first: float, span: float, *, lowest: int
 ) -> tuple[Event, ...]:
-    """Events one after the other, each somewhere in its share of the span, none softer than `lowest`."""
+    """Draw consecutive events, each at random in its share of the span; loudness is at least `lowest`."""
     levels = tuple(range(lowest, 2))
     room = span / len(kinds) - 2 * MARGIN
     events = []
@@ -66,7 +66,7 @@ def _draw_sequence(
 def _draw_event(
     rng: np.random.Generator, kind: str, room: float, *, chance: float, levels: tuple[int, ...], longest: float
 ) -> Event:
-    """An event that fits into `room` seconds; `chance` is how often an attribute is out of the ordinary."""
+    """Draw an event of at most `room` seconds; `chance` is the probability that an attribute is not 0."""
     sound = SOUNDS[kind]
     pitch = pick(rng, (-1, 1)) if sound.pitch and rng.random() < chance else 0
     speed = pick(rng, (-1, 1)) if sound.speed and rng.random() < chance else 0

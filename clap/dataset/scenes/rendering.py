@@ -1,16 +1,16 @@
-"""From the plan of a scene to its waveform."""
+"""Renders the plan of a scene to a waveform."""
 
 import numpy as np
 
 from clap.dataset.scenes.phrases import Event, Scene
 from clap.dataset.scenes.sounds import RENDER_RATE, SOUNDS
 
-GAP = 0.3  # seconds between the calls of "twice"
-# The two ends of an attribute are -1 and 1, and 0 is unsaid: an octave, a fast pace 1.7 times the usual, 9.5 dB.
+GAP = 0.3  # seconds between repeated calls
+# Factors of the attribute values -1 and 1; captions do not mention 0. Pitch differs by an octave, loudness by 9.5 dB.
 PITCHES = {-1: 0.5, 0: 1.0, 1: 2.0}
 SPEEDS = {-1: 0.6, 0: 1.0, 1: 1.7}
-LEVELS = {-1: 0.02, 0: 0.06, 1: 0.18}  # root mean square of the sounding parts
-NOISE_FLOOR = (0.0003, 0.002)  # root mean square of the background noise, at least 20 dB under a quiet event
+LEVELS = {-1: 0.02, 0: 0.06, 1: 0.18}  # RMS of the active parts
+NOISE_FLOOR = (0.0003, 0.002)  # RMS of the background noise, at least 20 dB below a quiet event
 
 
 def render_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -18,7 +18,7 @@ def render_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     num_samples = round(scene.duration * RENDER_RATE)
     level = NOISE_FLOOR[0] * (NOISE_FLOOR[1] / NOISE_FLOOR[0]) ** rng.random()
     noise = rng.random(num_samples + 1, dtype=np.float32) - np.float32(0.5)
-    waveform = (noise[1:] + noise[:-1]) * np.float32(level * 6**0.5)  # sqrt(6): the sum's deviation is 1 / sqrt(6)
+    waveform = (noise[1:] + noise[:-1]) * np.float32(level * 6**0.5)  # the standard deviation of the sum is 1 / sqrt(6)
     for event in scene.events:
         sound = render_event(event, rng)
         first = round(event.start * RENDER_RATE)
@@ -39,13 +39,13 @@ def render_event(event: Event, rng: np.random.Generator) -> np.ndarray:
 
 
 def _active_level(waveform: np.ndarray) -> float:
-    """Root mean square of the parts that sound, so that pauses between ticks do not make the ticks louder."""
+    """RMS of the active parts, so that pauses between ticks do not make the ticks louder."""
     power = waveform**2
     return float(np.sqrt(power[power > 0.01 * power.max()].mean()))
 
 
 def _envelope(num_samples: int, trend: int) -> np.ndarray:
-    """Short ramps at both ends, and a long one up (trend 1) or down (-1) over the whole."""
+    """Short fades at both ends, and a ramp up (trend 1) or down (-1) over the whole event."""
     ramp = np.linspace(0.05, 1, num_samples, dtype=np.float32)[:: trend or 1]
     envelope = ramp if trend else np.ones(num_samples, dtype=np.float32)
     edge = np.linspace(0, 1, min(160, num_samples // 2), dtype=np.float32)  # 10 ms

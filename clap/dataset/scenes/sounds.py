@@ -1,8 +1,8 @@
-"""The kinds of sound event that synthetic scenes are made of: how each is rendered, and how English speaks of it.
+"""The kinds of sound events in synthetic scenes, with their renderers and English phrases.
 
-A renderer is a plain function: render(num_samples, pitch, speed, rng) -> waveform (samples,) at `RENDER_RATE`, of any
-scale. `pitch` and `speed` are factors around 1. All energy lies below 7 kHz, so that a 16 kHz model hears every kind.
-To add a kind, write its renderer and give it an entry in `SOUNDS`.
+A renderer is a function: render(num_samples, pitch, speed, rng) -> waveform (samples,) at `RENDER_RATE`, of any scale.
+`pitch` and `speed` are factors around 1. All energy is below 7 kHz, so that a 16 kHz model can distinguish all kinds.
+To add a kind, write its renderer and add an entry to `SOUNDS`.
 """
 
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RENDER_RATE = 16_000  # Hz; scenes are rendered once at this rate and resampled, so a scene is the same at every rate
+RENDER_RATE = 16_000  # Hz; scenes are resampled from this rate, so that they are the same at every rate
 
 Renderer = Callable[[int, float, float, np.random.Generator], np.ndarray]
-Scale = tuple[tuple[str, ...], tuple[str, ...]]  # words for the lower and for the upper end of an attribute
+Scale = tuple[tuple[str, ...], tuple[str, ...]]  # phrases for the values -1 and 1 of an attribute
 
 
 @dataclass(frozen=True)
 class Manner:
-    """Words for the two ends of an attribute, before a noun ("a slow siren") and after a verb ("wails slowly")."""
+    """Phrases for the values of an attribute, before a noun ("a slow siren") and after a verb ("wails slowly")."""
 
     adjectives: Scale
     adverbs: Scale
@@ -48,14 +48,14 @@ WEATHER = Manner(
 
 @dataclass(frozen=True)
 class Sound:
-    """One kind of event.
+    """A kind of sound event.
 
     Args:
-        form: "call" is short and may come twice or three times, "train" is a row of pulses, "texture" goes on steadily.
-        nouns: phrases with a {} for adjectives; those of a call start with "a" and end in a word that takes an "s".
+        form: "call" is short and may be repeated, "train" is a sequence of pulses, "texture" is continuous.
+        nouns: phrases with a {} for adjectives; those of a call start with "a" and have a plural in "s".
         actions: subject and verb, singular.
-        duration: seconds of one call at normal speed; trains and textures fill the time that they get.
-        pitch, speed: words for what this attribute changes; None where the kind does not vary in it.
+        duration: seconds of one call at normal speed; unused for trains and textures.
+        pitch, speed: phrases for these attributes; None if the kind does not vary in them.
     """
 
     render: Renderer
@@ -73,27 +73,27 @@ def _time(num_samples: int) -> np.ndarray:
 
 
 def _tone(frequency: float | np.ndarray, num_samples: int) -> np.ndarray:
-    """Sine of a constant or a varying frequency, Hz."""
+    """Sine of a constant or varying frequency in Hz."""
     if isinstance(frequency, np.ndarray):
         return np.sin(np.float32(2 * np.pi) * _phase(frequency))
     return np.sin(np.float32(2 * np.pi * frequency) * _time(num_samples))
 
 
 def _phase(frequency: np.ndarray) -> np.ndarray:
-    """Position in the cycle, 0 to 1, of a varying frequency, Hz."""
+    """Phase in cycles, 0 to 1, of a varying frequency in Hz."""
     cycles = np.cumsum(frequency, dtype=np.float64) / RENDER_RATE
     return (cycles - np.floor(cycles)).astype(np.float32)
 
 
 def _glide(start: float, end: float, num_samples: int) -> np.ndarray:
-    """Sine that goes from one frequency to another, Hz, at a constant number of octaves per second."""
+    """Exponential sweep from one frequency to another in Hz."""
     steps = np.linspace(0, 1, num_samples, dtype=np.float32)
     return _tone(np.float32(start) * np.float32(end / start) ** steps, num_samples)
 
 
 def _band_noise(num_samples: int, low: float, high: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise between two frequencies, Hz; drawn as a spectrum, so that it costs one inverse FFT."""
-    length = -(-num_samples // 4000) * 4000  # a multiple of 4000 has small prime factors: a fast FFT
+    """Gaussian noise between two frequencies in Hz, drawn as a spectrum and transformed by one inverse FFT."""
+    length = -(-num_samples // 4000) * 4000  # multiples of 4000 have small prime factors, which makes the FFT fast
     first, last = int(low * length / RENDER_RATE), int(high * length / RENDER_RATE) + 2
     spectrum = np.zeros(length // 2 + 1, dtype=np.complex64)
     spectrum[first:last] = rng.standard_normal(2 * (last - first), dtype=np.float32).view(np.complex64)
@@ -105,13 +105,13 @@ def _decay(num_samples: int, seconds: float) -> np.ndarray:
 
 
 def _thump(frequency: float, seconds: float) -> np.ndarray:
-    """A decaying sine: what is heard of a struck body."""
+    """A decaying sine, like the sound of a struck body."""
     num_samples = int(5 * seconds * RENDER_RATE)
     return _tone(frequency, num_samples) * _decay(num_samples, seconds)
 
 
 def _overlay_grains(num_samples: int, starts: np.ndarray, grains: list[np.ndarray]) -> np.ndarray:
-    """Adds the grains in turn at the start times, seconds; what lies past the end is cut."""
+    """Sum of grains, used cyclically, at the start times in seconds; truncated at the end."""
     waveform = np.zeros(num_samples, dtype=np.float32)
     for i, first in enumerate((starts * RENDER_RATE).astype(int)):
         grain = grains[i % len(grains)][: num_samples - first]
@@ -120,12 +120,12 @@ def _overlay_grains(num_samples: int, starts: np.ndarray, grains: list[np.ndarra
 
 
 def _regular_starts(num_samples: int, rate: float) -> np.ndarray:
-    """Start times, seconds, of beats at a rate per second, behind the ramp of an event's beginning."""
+    """Regular start times in seconds at `rate` per second, after the fade-in of the event."""
     return np.arange(0.02, num_samples / RENDER_RATE, 1 / rate)
 
 
 def _random_starts(num_samples: int, rate: float, rng: np.random.Generator) -> np.ndarray:
-    """Start times, seconds, of about `rate` events per second at random."""
+    """Random start times in seconds, `rate` per second on average."""
     duration = num_samples / RENDER_RATE
     return rng.random(max(1, round(rate * duration))) * duration
 
@@ -148,14 +148,14 @@ def _siren(num_samples: int, pitch: float, speed: float, rng: np.random.Generato
 
 
 def _alarm(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
-    """Two alternating tones with a third harmonic, as of a square wave."""
+    """Two alternating tones with a third harmonic, as in a square wave."""
     is_upper = (_time(num_samples) * np.float32(4 * speed)) % 1.0 >= 0.5
     angle = np.float32(2 * np.pi) * _phase(np.where(is_upper, np.float32(1000 * pitch), np.float32(700 * pitch)))
     return np.sin(angle) + np.sin(3 * angle) / 3
 
 
 def _telephone(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
-    """Two tones under a clapper that strikes twenty times a second."""
+    """Two tones, amplitude-modulated at 20 Hz as by a clapper."""
     clapper = 0.55 + 0.45 * np.sign(_tone(20, num_samples))
     return clapper * (_tone(1000 * pitch, num_samples) + _tone(1600 * pitch, num_samples))
 
@@ -166,13 +166,13 @@ def _bird(num_samples: int, pitch: float, speed: float, rng: np.random.Generator
 
 
 def _bell(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
-    """Inharmonic partials, the higher the sooner gone."""
+    """Inharmonic partials; higher ones decay faster."""
     partials = (1.0, 2.0, 2.76, 4.07, 5.4)
     return sum(_tone(420 * pitch * k, num_samples) * _decay(num_samples, 0.45 / k**0.7) for k in partials)
 
 
 def _horn(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
-    """Two notes, a third apart, each a stack of harmonics."""
+    """Two harmonic notes, a third apart."""
     notes = (220 * pitch, 277 * pitch)
     return sum(_tone(note * k, num_samples) / k**0.5 for note in notes for k in range(1, 7))
 
@@ -192,7 +192,7 @@ def _knocking(num_samples: int, pitch: float, speed: float, rng: np.random.Gener
 
 
 def _clock(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
-    """Tick and tock, the second a little lower."""
+    """Tick and tock, the second slightly lower."""
     tick, tock = _thump(2800 * pitch, 0.004), _thump(2240 * pitch, 0.004)
     return _overlay_grains(num_samples, _regular_starts(num_samples, 2.5 * speed), [tick, tock])
 
@@ -221,16 +221,16 @@ def _crickets(num_samples: int, pitch: float, speed: float, rng: np.random.Gener
 
 
 def _sawing(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
-    """Noise that comes and goes with the strokes, the way back fainter."""
+    """Noise modulated by strokes; backward strokes are fainter."""
     stroke = _tone(1.2 * speed, num_samples)
     return _band_noise(num_samples, 1200 * pitch, 2600 * pitch, rng) * np.where(stroke > 0, stroke, -0.4 * stroke) ** 2
 
 
 def _engine(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
-    """A pulse that swells and decays within each cycle: many harmonics of a low, slightly unsteady fundamental."""
+    """One pulse per cycle: many harmonics of a low, slightly varying fundamental."""
     frequency = 80 * pitch * (1 + 0.03 * _tone(1.3, num_samples))
     phase = _phase(frequency)
-    return phase * np.exp(-12 * phase) - np.float32(1 / 144)  # 1 / 144: the pulse's mean
+    return phase * np.exp(-12 * phase) - np.float32(1 / 144)  # 1 / 144 is the mean of the pulse
 
 
 def _wind(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
@@ -239,7 +239,7 @@ def _wind(num_samples: int, pitch: float, speed: float, rng: np.random.Generator
 
 
 def _rain(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
-    """Dense noise above 1.5 kHz, with single drops in it."""
+    """Noise above 1.5 kHz with single drops."""
     noise = _band_noise(num_samples, 1500, 6800, rng)
     drops = [_thump(frequency, 0.002) for frequency in (2000, 2700, 3500)]
     return noise / noise.std() + 4 * _overlay_grains(num_samples, _random_starts(num_samples, 40, rng), drops)
@@ -250,7 +250,7 @@ def _steam(num_samples: int, pitch: float, speed: float, rng: np.random.Generato
 
 
 def _bubbling(num_samples: int, pitch: float, speed: float, rng: np.random.Generator) -> np.ndarray:
-    """Blips that rise as a bubble does, scattered in time."""
+    """Short rising sweeps, like bubbles, at random times."""
     window = np.hanning(900).astype(np.float32)
     blips = [_glide(start * pitch, 2 * start * pitch, 900) * window for start in (300, 370, 450, 550)]
     return _overlay_grains(num_samples, _random_starts(num_samples, 11 * speed, rng), blips)

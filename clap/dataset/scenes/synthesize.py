@@ -1,7 +1,7 @@
-"""Writes synthetic soundscapes to disk in the published layouts of real corpora: their loaders can be tried offline.
+"""Writes synthetic soundscapes to disk in the layouts of published corpora, to try their loaders offline.
 
 Layouts: Clotho v2.1 (Drossos et al. 2020), AudioCaps (Kim et al. 2019), ESC-50 (Piczak 2015), UrbanSound8K (Salamon
-et al. 2014), and a CSV of one's own.
+et al. 2014), and a custom CSV.
 """
 
 import base64
@@ -24,15 +24,15 @@ from clap.dataset.scenes.rendering import render_scene
 from clap.dataset.scenes.sounds import RENDER_RATE, SOUNDS
 
 NUM_FOLDS = 5
-NUM_CLASSES = 10  # of UrbanSound8K, as many as its folds
-MIN_CLIPS = 5  # clips: one a fold, and one at least of each split
+NUM_CLASSES = 10  # of UrbanSound8K
+MIN_CLIPS = 5  # one per fold, and at least one per split
 CAPTION_COLUMNS = tuple(f"caption_{i}" for i in range(1, NUM_CAPTIONS + 1))
 CLOTHO_SPLITS = {"train": "development", "val": "validation", "test": "evaluation"}
 
 
 @dataclass(frozen=True)
 class CorpusWriter:
-    """What to write, and where: durations in seconds, sample_rate in Hz; the corpus's splits hold num_clips scenes."""
+    """Writes audio and index files of num_clips scenes; durations in seconds, sample_rate in Hz."""
 
     folder: Path
     corpus: Corpus
@@ -43,7 +43,7 @@ class CorpusWriter:
     max_duration: float
 
     def write_split(self, split: str, names: dict[str, Path]) -> None:
-        """Render the clips of a split to the paths that `names` gives for their ids, relative to the folder."""
+        """Render the clips of a split; `names` maps their ids to paths relative to the folder."""
         for clip in tqdm(self.corpus.clips(split), desc=split, unit="clip"):
             waveform = self.corpus.load(clip, sample_rate=self.sample_rate, max_duration=self.max_duration)
             self.write_audio(names[clip.id], waveform)
@@ -54,7 +54,7 @@ class CorpusWriter:
         soundfile.write(path, waveform, self.sample_rate, subtype="PCM_16")
 
     def write_index(self, name: str, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
-        """Write a CSV under another name and rename it, so that an index is whole or not there."""
+        """Write a CSV atomically, through a temporary file."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -68,7 +68,7 @@ class CorpusWriter:
 def write_clotho(writer: CorpusWriter) -> None:
     """`development/NAME.wav` and `clotho_captions_development.csv`; likewise validation and evaluation.
 
-    Names have spaces and dots in them, as those that Clotho takes from Freesound.
+    Names contain spaces and dots, as those that Clotho takes from Freesound.
     """
     for split, folder in CLOTHO_SPLITS.items():
         clips = writer.corpus.clips(split)
@@ -81,8 +81,8 @@ def write_clotho(writer: CorpusWriter) -> None:
 def write_audiocaps(writer: CorpusWriter) -> None:
     """`audio/{train,val,test}/YOUTUBE_ID.wav` and `{train,val,test}.csv`.
 
-    A file bears its video's id alone; where in the video it starts is in the index only. A training clip has one
-    caption, a clip of the other splits has five rows.
+    The file name is the id of the video; the start in the video is in the index only. A training clip has one row with
+    its caption, a clip of the other splits has five.
     """
     audiocap_id = 0
     for split in SPLITS:
@@ -98,10 +98,10 @@ def write_audiocaps(writer: CorpusWriter) -> None:
 
 
 def write_esc50(writer: CorpusWriter) -> None:
-    """`audio/FOLD-SRC_FILE-TAKE-TARGET.wav` and `meta/esc50.csv`: scenes of one kind, which is their category.
+    """`audio/FOLD-SRC_FILE-TAKE-TARGET.wav` and `meta/esc50.csv`: scenes with one kind of event, the category.
 
-    Folds and categories are filled in turn, so they are balanced when num_clips is a multiple of 5 times the number
-    of kinds. Takes A and B of a source file are in one fold, as published; the first ten kinds stand for ESC-10.
+    Folds and categories are filled in turn, and balanced if num_clips is a multiple of 5 times the number of kinds.
+    Takes A and B of a source file are in one fold, as published; the first ten kinds replace those of ESC-10.
     """
     kinds = tuple(SOUNDS)
     rows = []
@@ -116,9 +116,10 @@ def write_esc50(writer: CorpusWriter) -> None:
 
 
 def write_urbansound8k(writer: CorpusWriter) -> None:
-    """`audio/foldFOLD/FSID-CLASSID-OCCURRENCE-SLICE.wav` and `metadata/UrbanSound8K.csv`: scenes of one kind.
+    """`audio/foldFOLD/FSID-CLASSID-OCCURRENCE-SLICE.wav` and `metadata/UrbanSound8K.csv`: scenes with one kind of
+    event.
 
-    Folds and the first ten kinds, which stand for the ten classes, are filled in turn.
+    Folds and the first ten kinds, which replace the ten classes, are filled in turn.
     """
     kinds = tuple(SOUNDS)[:NUM_CLASSES]
     rows = []
@@ -134,7 +135,7 @@ def write_urbansound8k(writer: CorpusWriter) -> None:
 
 
 def write_csv(writer: CorpusWriter) -> None:
-    """`audio/ID.wav` and `metadata.csv`, whose paths are relative to the folder; label is empty for mixed scenes."""
+    """`audio/ID.wav` and `metadata.csv` with paths relative to the folder; mixed scenes have an empty label."""
     rows = []
     for split in SPLITS:
         clips = writer.corpus.clips(split)
@@ -153,7 +154,7 @@ def _render_kind(writer: CorpusWriter, kind: str, index: int) -> np.ndarray:
 
 
 def _youtube_id(clip: Clip, seed: int) -> str:
-    """Eleven letters, digits, - and _, as YouTube's ids."""
+    """An id like those of YouTube: eleven letters, digits, - and _."""
     digest = hashlib.sha256(f"{seed} {clip.id}".encode()).digest()
     return base64.urlsafe_b64encode(digest).decode()[:11]
 
@@ -175,14 +176,14 @@ DURATIONS = {  # seconds
 
 
 def choose_durations(layout: str, shortest: float | None, longest: float | None) -> tuple[float, float]:
-    """Bounds of a clip's length, seconds; the layout's own where none is given, moved to make room for one that is."""
+    """Minimum and maximum duration of clips in seconds; a missing one is that of the layout, adjusted to the other."""
     if longest is None:
         longest = max(DURATIONS[layout][1], shortest or 0.0)
     if shortest is None:
         shortest = min(DURATIONS[layout][0], longest)
     if not SHORTEST_SCENE <= shortest <= longest:
         raise ValueError(
-            f"clips of {shortest} to {longest} s are not possible; "
+            f"clips of {shortest} to {longest} s cannot be made; "
             f"set {SHORTEST_SCENE} <= --min-duration <= --max-duration"
         )
     return shortest, longest
