@@ -85,7 +85,7 @@ class Download:
         audio = [
             remote
             for remote in self.selected_files
-            if remote not in indexes and self.is_archive_needed(remote, bool(indexes))
+            if remote not in indexes and self.is_archive_needed(remote, has_separate_index=bool(indexes))
         ]
         self.run_jobs([functools.partial(self.fetch_archive, remote) for remote in audio])
 
@@ -133,10 +133,10 @@ class Download:
         splits = [split for split in self.splits if remote is None or split in remote.splits]
         return [clip for split in splits for clip in corpus.clips(split)]
 
-    def is_archive_needed(self, remote: RemoteFile, has_index: bool) -> bool:
-        """Whether an archive has clips that are missing, or is itself the index, which is missing."""
+    def is_archive_needed(self, remote: RemoteFile, *, has_separate_index: bool) -> bool:
+        """Whether clips of an archive are missing; without a list of clips, whether the archive holds the list."""
         absent = self.find_missing_clips(remote)
-        return not has_index if absent is None else bool(absent)
+        return not has_separate_index if absent is None else bool(absent)
 
     def find_missing_clips(self, remote: RemoteFile) -> list[Clip] | None:
         """Clips of an archive that are missing from the folder; None if there is no index yet."""
