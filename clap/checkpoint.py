@@ -99,7 +99,7 @@ def find_file(folder: Path, name: str) -> Path:
     if not path.exists():
         present = ", ".join(sorted(item.name for item in found.iterdir())) or "nothing"
         raise FileNotFoundError(
-            f"{found}: {name} is missing from this checkpoint, which contains {present}; give another checkpoint"
+            f"{found}: {name} is missing from this checkpoint; the folder holds {present}; give another checkpoint"
         )
     return path
 

@@ -109,7 +109,7 @@ def test_full_disk_keeps_the_old_folder(folder, error):
 
 
 def test_missing_file_is_named_with_the_existing_files(folder):
-    with pytest.raises(FileNotFoundError, match="config.yaml is missing.*contains model.safetensors, trainer.pt"):
+    with pytest.raises(FileNotFoundError, match="config.yaml is missing.*holds model.safetensors, trainer.pt"):
         find_file(folder, checkpoint.CONFIG)
 
 
