@@ -51,7 +51,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
     from clap.atomic import write_json
     from clap.device import choose_device
-    from clap.evaluation.evaluator import Evaluator, merge_metrics, write_results
+    from clap.evaluation.evaluator import Evaluator, find_needs, merge_metrics, write_results
     from clap.evaluation.evaluator import evaluate as run_evaluators
     from clap.model import Clap
     from clap.run_folder import METRICS, find_count, read_counts
@@ -60,18 +60,20 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     clap = Clap.from_ckpt(cfg.checkpoint).to(choose_device(cfg.device))
     clap.set_windows(cfg.windows)
     settings = config["dataset"]
-    dataset = ClapDataset(
-        corpus,
-        cfg.split,
-        sample_rate=clap.sample_rate,
-        window=clap.window,
-        settings=replace(read_dataset_settings(settings), exclude=None),
-        training=False,
-    )
-    loader = make_loader(
-        dataset, clap.collate, batch_size=settings["batch_size"], num_workers=settings["num_workers"], shuffle=False
-    )
     evaluators = {name: build(node, Evaluator) for name, node in config["evaluation"].items()}
+    loaders = {}
+    for kind in dict.fromkeys([cfg.split, *find_needs(evaluators)]):
+        dataset = ClapDataset(
+            corpus,
+            kind,
+            sample_rate=clap.sample_rate,
+            window=clap.window,
+            settings=replace(read_dataset_settings(settings), exclude=None if kind == cfg.split else settings.get("exclude")),
+            training=False,
+        )
+        loaders[kind] = make_loader(
+            dataset, clap.collate, batch_size=settings["batch_size"], num_workers=settings["num_workers"], shuffle=False
+        )
     name = f"{corpus.name}-{cfg.split}"
     with Tracker(cfg.tracking.uri, cfg.tracking.experiment, run_name=name, run_dir=run_dir) as tracker:
         tracker.log_params({**read_config(cfg), **config})
@@ -79,8 +81,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         tracker.set_tags(
             {"role": "evaluate", "dataset": corpus.name, "checkpoint": cfg.checkpoint, "git_commit": commit}
         )
-        tracker.log_dataset(dataset.name, digest=dataset.digest, split=cfg.split, num_clips=len(dataset))
-        results = run_evaluators(clap, loader, evaluators)
+        for kind, loader in loaders.items():
+            dataset = loader.dataset
+            tracker.log_dataset(dataset.name, digest=dataset.digest, split=kind, num_clips=len(dataset))
+        results = run_evaluators(clap, loaders.pop(cfg.split), evaluators, other_loaders=loaders)
         metrics = merge_metrics(results)
         write_results(run_dir / "evaluation", results)
         write_json(run_dir / METRICS, metrics)

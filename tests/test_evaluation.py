@@ -12,10 +12,12 @@ from numpy.testing import assert_array_equal
 from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import make_loader
-from clap.evaluation.embedded_split import EmbeddedSplit
+from clap.evaluation.embedded_split import EmbeddedSplit, Splits
 from clap.evaluation.evaluator import evaluate, merge_metrics, write_results
 from clap.evaluation.retrieval import Retrieval
 from clap.evaluation.zero_shot import ZeroShot
+
+NAMES = {Retrieval: "retrieval", ZeroShot: "zero_shot"}
 
 
 class Tones(Corpus):
@@ -49,12 +51,13 @@ def run(clap, clips: list[Clip], evaluator, *, batch_size: int = 4, **options):
     loader = make_loader(
         make_dataset(clips, **options), clap.collate, batch_size=batch_size, num_workers=0, shuffle=False
     )
-    return evaluate(clap, loader, {evaluator.name: evaluator})[evaluator.name]
+    name = NAMES[type(evaluator)]
+    return evaluate(clap, loader, {name: evaluator})[name]
 
 
-def embedded(clap, clips: list[Clip]) -> EmbeddedSplit:
+def embedded(clap, clips: list[Clip]) -> Splits:
     embedding = clap.get_audio_embeddings([clip.path for clip in clips])
-    return EmbeddedSplit(make_dataset(clips), embedding, list(range(len(clips))), {})
+    return Splits(EmbeddedSplit(make_dataset(clips), embedding, list(range(len(clips))), {}))
 
 
 def write_bad(folder) -> Clip:
@@ -134,9 +137,9 @@ def test_log_likelihood_is_that_of_the_own_class_among_the_prompts(clap, clips):
 
 
 def test_perfect_model_has_accuracy_one(clap, clips):
-    split = embedded(clap, clips)
-    split.audio_embedding = clap.get_text_embeddings([f"the sound of {clip.label}" for clip in clips])
-    assert ZeroShot()(clap, split).metrics["zero_shot/accuracy"] == 1.0
+    splits = embedded(clap, clips)
+    splits.evaluated.audio_embedding = clap.get_text_embeddings([f"the sound of {clip.label}" for clip in clips])
+    assert ZeroShot()(clap, splits).metrics["zero_shot/accuracy"] == 1.0
 
 
 def test_clips_without_label_are_no_queries(clap, clips):

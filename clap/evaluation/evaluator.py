@@ -1,5 +1,6 @@
 """The evaluator contract, and how evaluators run on a split: in training's validation and in evaluate.py alike."""
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from clap.atomic import read_json, write_json
 from clap.dataset.clips import ClapDataset
-from clap.evaluation.embedded_split import EmbeddedSplit, embed_split
-from clap.evaluation.protocol import describe_split, hash_protocol
+from clap.evaluation.embedded_split import EmbeddedSplit, Splits, embed_split
+from clap.evaluation.protocol import describe_other_splits, describe_split, hash_protocol
 from clap.model import Clap
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Evaluation:
-    """What an evaluator found: numbers, per-query values beside the ids of their clips, and what the numbers mean."""
+    """What an evaluator returns: metrics, per-query values with the ids of their clips, and the protocol."""
 
     metrics: dict[str, float]
     per_query: dict[str, np.ndarray]
@@ -28,53 +29,105 @@ class Evaluation:
 
 
 class Evaluator:
-    """Called on a model and an embedded split; the first of `metric_names` chooses the best checkpoint."""
+    """Model and splits -> Evaluation.
 
-    name: str
+    A child class is built from its yaml in conf/evaluation. It is called in evaluation mode and without gradients; one
+    that trains a probe enables them itself, and draws random numbers from a generator of its own.
+
+    Attributes:
+        metric_names: all keys of `Evaluation.metrics`; the first one chooses the best checkpoint, higher is better.
+        needs: further splits that it reads, such as ("train",) for a linear probe. They are opened only if needed.
+    """
+
     metric_names: tuple[str, ...]
+    needs: tuple[str, ...] = ()
 
     def check(self, dataset: ClapDataset) -> None:
-        """Refuse a dataset that it cannot evaluate, before anything is trained or embedded."""
+        """Refuse a dataset before anything is trained or embedded; called on each split that the evaluator reads."""
 
-    def __call__(self, clap: Clap, split: EmbeddedSplit) -> Evaluation:
+    def __call__(self, clap: Clap, splits: Splits) -> Evaluation:
         raise NotImplementedError
 
 
-def check_evaluators(dataset: ClapDataset, evaluators: Mapping[str, Evaluator]) -> None:
-    """Have every evaluator look at the split of each corpus.
+def find_needs(evaluators: Mapping[str, Evaluator]) -> list[str]:
+    """The splits that evaluators need besides the evaluated one."""
+    return list(dict.fromkeys(kind for evaluator in evaluators.values() for kind in evaluator.needs))
+
+
+def check_evaluators(
+    dataset: ClapDataset, evaluators: Mapping[str, Evaluator], others: Mapping[str, ClapDataset] | None = None
+) -> None:
+    """Let every evaluator check the splits of each corpus that it reads.
+
+    Args:
+        dataset: the evaluated split.
+        others: split -> dataset, of the splits that evaluators need.
 
     Raises:
-        ValueError: one of them cannot evaluate it.
+        ValueError: an evaluator cannot run on this dataset, or needs a split that the corpus does not have.
     """
-    for part, _ in dataset.by_corpus:
-        for evaluator in evaluators.values():
-            evaluator.check(part)
+    parts = {kind: split_by_corpus(other) for kind, other in (others or {}).items()}
+    parts[dataset.kind] = split_by_corpus(dataset)
+    for corpus in parts[dataset.kind]:
+        for name, evaluator in evaluators.items():
+            for kind in dict.fromkeys([dataset.kind, *evaluator.needs]):
+                if corpus not in parts.get(kind, {}):
+                    raise ValueError(
+                        f"evaluation {name} needs the {kind} split of {corpus}, which has no clips; give a dataset "
+                        f"with this split, or remove {name} from evaluation=[...]"
+                    )
+                evaluator.check(parts[kind][corpus])
+
+
+def split_by_corpus(dataset: ClapDataset) -> dict[str, ClapDataset]:
+    """Corpus -> its clips of the dataset."""
+    return {name: part for name, (part, _) in zip(dataset.names, dataset.by_corpus, strict=True)}
 
 
 def name_metrics(dataset: ClapDataset, evaluators: Mapping[str, Evaluator]) -> list[str]:
-    """Full names of the metrics that evaluators find on a dataset, `<split>/<dataset>/<metric>`."""
+    """Full names of the metrics that evaluators compute on a dataset, `<split>/<dataset>/<metric>`."""
     names = [name for evaluator in evaluators.values() for name in evaluator.metric_names]
     return [f"{dataset.kind}/{corpus}/{name}" for corpus in dataset.names for name in names]
 
 
-def evaluate(clap: Clap, loader: DataLoader, evaluators: Mapping[str, Evaluator]) -> dict[str, Evaluation]:
+def evaluate(
+    clap: Clap,
+    loader: DataLoader,
+    evaluators: Mapping[str, Evaluator],
+    *,
+    other_loaders: Mapping[str, DataLoader] | None = None,
+) -> dict[str, Evaluation]:
     """Run every evaluator on one split of each corpus; metric names get `<split>/<dataset>/` in front.
 
-    The results are by evaluator, or by `<dataset>/<evaluator>` where there are several corpora.
+    Args:
+        loader: over the evaluated split.
+        other_loaders: split -> loader in evaluation mode, of the splits that evaluators need.
+
+    Returns:
+        Evaluations by evaluator, or by `<dataset>/<evaluator>` where there are several corpora.
     """
-    check_evaluators(loader.dataset, evaluators)
+    loaders = {**(other_loaders or {}), loader.dataset.kind: loader}
+    check_evaluators(loader.dataset, evaluators, {kind: other.dataset for kind, other in loaders.items()})
     clap.tokenizer.cache_captions(loader.dataset.captions)
-    parts = embed_split(clap, loader).by_corpus()
+
+    @functools.cache
+    def embed(kind: str) -> dict[str, EmbeddedSplit]:
+        return dict(zip(loaders[kind].dataset.names, embed_split(clap, loaders[kind]).by_corpus(), strict=True))
+
+    parts = embed(loader.dataset.kind)
     results = {}
     with clap.inference():
-        for split in parts:
+        for corpus, split in parts.items():
             prefix = f"{split.dataset.kind}/{split.dataset.name}"
             for name, evaluator in evaluators.items():
-                result = evaluator(clap, split)
+                others = {kind: lambda kind=kind, corpus=corpus: embed(kind)[corpus] for kind in evaluator.needs}
+                splits = Splits(split, others)
+                result = evaluator(clap, splits)
                 metrics = {f"{prefix}/{key}": value for key, value in result.metrics.items()}
                 protocol = describe_split(clap, split) | {"evaluator": name} | result.protocol
+                protocol |= describe_other_splits([splits[kind] for kind in evaluator.needs])
                 protocol = {"hash": hash_protocol(protocol)} | protocol
-                key = name if len(parts) == 1 else f"{split.dataset.name}/{name}"
+                key = name if len(parts) == 1 else f"{corpus}/{name}"
                 results[key] = Evaluation(metrics, result.per_query, protocol)
     return results
 
@@ -93,4 +146,5 @@ def write_results(folder: Path, results: Mapping[str, Evaluation]) -> None:
 
 
 def merge_metrics(results: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Metrics of all evaluators by their full names."""
     return {name: value for result in results.values() for name, value in result.metrics.items()}

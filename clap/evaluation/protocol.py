@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,18 @@ def describe_split(clap: Clap, split: EmbeddedSplit) -> dict[str, Any]:
         "windows": clap.windows or "as the model was trained",
         "code_version": clap_version,
     } | ({} if dataset.num_published is None else {"published_clips": dataset.num_published})
+
+
+def describe_other_splits(splits: Sequence[EmbeddedSplit]) -> dict[str, Any]:
+    """The splits that an evaluator reads besides the evaluated one; nothing where it reads none."""
+    clips = {
+        split.dataset.kind: {
+            "clips": f"{len(split.index)} of {split.dataset.num_listed}",
+            "clip_manifest": split.dataset.digest,
+        }
+        for split in splits
+    }
+    return {"other_splits": clips} if clips else {}
 
 
 def strip_path(problem: str, name: Path | str) -> str:

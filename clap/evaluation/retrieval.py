@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from clap.evaluation.embedded_split import EmbeddedSplit
+from clap.evaluation.embedded_split import Splits
 from clap.evaluation.evaluator import Evaluation, Evaluator
 from clap.evaluation.metrics import RETRIEVAL_METRICS, retrieval_metrics, retrieval_ranks
 from clap.model import Clap
@@ -14,10 +14,10 @@ from clap.model import Clap
 class Retrieval(Evaluator):
     """Text to audio and audio to text over the whole split, every caption of every clip."""
 
-    name = "retrieval"
     metric_names = RETRIEVAL_METRICS
 
-    def __call__(self, clap: Clap, split: EmbeddedSplit) -> Evaluation:
+    def __call__(self, clap: Clap, splits: Splits) -> Evaluation:
+        split = splits.evaluated
         clips = split.clips
         captions = [caption for clip in clips for caption in clip.captions]
         counts = torch.tensor([len(clip.captions) for clip in clips])

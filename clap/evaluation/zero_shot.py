@@ -7,7 +7,7 @@ import torch
 
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
-from clap.evaluation.embedded_split import EmbeddedSplit
+from clap.evaluation.embedded_split import Splits
 from clap.evaluation.evaluator import Evaluation, Evaluator
 from clap.evaluation.metrics import accuracy, zero_shot_hits
 from clap.model import Clap
@@ -21,7 +21,6 @@ class ZeroShot(Evaluator):
         templates: prompts, `{}` standing for the class name.
     """
 
-    name = "zero_shot"
     metric_names = ("zero_shot/accuracy", "zero_shot/log_likelihood")
 
     def __init__(self, *, templates: Sequence[str] = TEMPLATES) -> None:
@@ -30,8 +29,8 @@ class ZeroShot(Evaluator):
     def check(self, dataset: ClapDataset) -> None:
         require_labels(dataset, dataset.clips)
 
-    def __call__(self, clap: Clap, split: EmbeddedSplit) -> Evaluation:
-        dataset = split.dataset
+    def __call__(self, clap: Clap, splits: Splits) -> Evaluation:
+        split, dataset = splits.evaluated, splits.evaluated.dataset
         rows = [row for row, clip in enumerate(split.clips) if clip.label is not None]
         labelled = [clip for clip in split.clips if clip.label is not None]
         require_labels(dataset, labelled)

@@ -19,11 +19,13 @@ from tqdm import tqdm
 from clap import checkpoint
 from clap.atomic import write_json
 from clap.dataset.loader import Batch, EpochSampler
+from clap.evaluation.embedded_split import make_evaluation_loader
 from clap.evaluation.evaluator import (
     Evaluation,
     Evaluator,
     check_evaluators,
     evaluate,
+    find_needs,
     merge_metrics,
     name_metrics,
     write_results,
@@ -94,8 +96,12 @@ class ClapTrainer:
         self.clap, self.optimizer, self.criterion, self.scheduler = clap, optimizer, criterion, scheduler
         self.epochs, self.max_steps, self.max_grad_norm = epochs, max_steps, max_grad_norm
         self.evaluators = dict(evaluators or {"retrieval": Retrieval()})
+        loaders = {"train": train_loader} | ({} if val_loader is None else {"val": val_loader})
+        needs = [kind for kind in find_needs(self.evaluators) if kind in loaders]
+        self.other_loaders = {kind: make_evaluation_loader(loaders[kind]) for kind in needs}
+        others = {kind: loader.dataset for kind, loader in self.other_loaders.items()}
         for loader in filter(None, (val_loader, test_loader)):
-            check_evaluators(loader.dataset, self.evaluators)
+            check_evaluators(loader.dataset, self.evaluators, others)
         self.monitors, self.patience, self.eval_every = self.find_monitors(monitor), patience, eval_every
         self.log_every, self.save_every = log_every, save_every
         self.tracker, self.saved_config = tracker, dict(saved_config or {})
@@ -247,12 +253,15 @@ class ClapTrainer:
         """Evaluate after an epoch, keep the best checkpoint, write the last one."""
         ended = self.epoch >= self.epochs or self.out_of_steps()
         if self.val_loader is not None and (ended or self.epoch % self.eval_every == 0):
-            self.compare(evaluate(self.clap, self.val_loader, self.evaluators))
+            self.compare(self.evaluate(self.val_loader))
         elif self.val_loader is None:
             self.save("best")
         self.save("last")
         if self.tracker is not None:
             self.tracker.flush()
+
+    def evaluate(self, loader: DataLoader) -> dict[str, Evaluation]:
+        return evaluate(self.clap, loader, self.evaluators, other_loaders=self.other_loaders)
 
     def compare(self, results: Mapping[str, Evaluation]) -> None:
         metrics = merge_metrics(results)
@@ -293,7 +302,7 @@ class ClapTrainer:
         metrics = dict(self.best_metrics)
         self.clap.load_state_dict(checkpoint.read_weights(self.checkpoints / "best"))
         if self.test_loader is not None:
-            results = evaluate(self.clap, self.test_loader, self.evaluators)
+            results = self.evaluate(self.test_loader)
             self.record(results)
             metrics |= merge_metrics(results)
             self.track(merge_metrics(results))

@@ -1,0 +1,179 @@
+"""Splits that an evaluator reads: which are embedded, when, and in which mode."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CAPTIONS
+from torch.utils.data import DataLoader
+
+from clap import Clap, ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
+from clap.corpus import Clip, Corpus
+from clap.dataset.loader import make_loader
+from clap.evaluation.embedded_split import Splits, embed_split, make_evaluation_loader
+from clap.evaluation.evaluator import Evaluation, Evaluator, check_evaluators, evaluate
+from clap.evaluation.retrieval import Retrieval
+
+
+class Tones(Corpus):
+    """Four clips for training, two for every other split."""
+
+    def __init__(self, paths: list[Path], name: str = "tones", *, train: bool = True) -> None:
+        self.name, self.paths, self.has_train = name, paths, train
+
+    def clips(self, split: str) -> list[Clip]:
+        if split == "train" and not self.has_train:
+            return []
+        first, last = {"train": (0, 4), "val": (4, 6), "test": (6, 8)}[split]
+        return [
+            Clip(f"{split} {i}", (CAPTIONS[i], f"{CAPTIONS[i]} again"), self.paths[i], f"label {i % 2}")
+            for i in range(first, last)
+        ]
+
+
+class ReadTrain(Evaluator):
+    """Keeps the training splits that it was given."""
+
+    metric_names = ("read_train/clips",)
+    needs = ("train",)
+
+    def __init__(self) -> None:
+        self.given = []
+        self.checked = []
+
+    def check(self, dataset: ClapDataset) -> None:
+        self.checked.append((dataset.name, dataset.kind))
+
+    def __call__(self, clap: Clap, splits: Splits) -> Evaluation:
+        self.given.append(splits["train"])
+        return Evaluation({"read_train/clips": float(len(splits["train"].clips))}, per_query={})
+
+
+@pytest.fixture(scope="module")
+def clap(tiny_clap: Callable) -> Clap:
+    return tiny_clap("audio_encoder.spec_augment={_target_: clap.audio.SpecAugment, time_mask: 8, frequency_mask: 8}")
+
+
+def make_loaders(clap: Clap, *corpora: Corpus) -> dict[str, DataLoader]:
+    """Training, validation and test as train.py makes them."""
+    loaders = {}
+    for kind in ("train", "val", "test"):
+        dataset = ClapDataset(corpora, kind, sample_rate=clap.sample_rate, window=clap.window)
+        loaders[kind] = make_loader(dataset, clap.collate, batch_size=3, num_workers=0, shuffle=kind == "train")
+    return loaders
+
+
+@pytest.fixture
+def embedded_kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The splits that have been embedded so far."""
+    kinds = []
+
+    def embed(clap: Clap, loader: DataLoader):
+        kinds.append(loader.dataset.kind)
+        return embed_split(clap, loader)
+
+    monkeypatch.setattr("clap.evaluation.evaluator.embed_split", embed)
+    return kinds
+
+
+def make_trainer(clap: Clap, loaders: dict[str, DataLoader], **evaluators: Evaluator) -> ClapTrainer:
+    optimizer = torch.optim.AdamW(clap.parameters(), lr=1e-3)
+    return ClapTrainer(*loaders.values(), clap, optimizer, SymmetricCrossEntropyLoss(), epochs=1, evaluators=evaluators)
+
+
+def test_other_splits_are_embedded_once_for_all_evaluators(clap: Clap, tones: list[Path], embedded_kinds: list[str]):
+    loaders = make_loaders(clap, Tones(tones))
+    others = {"train": make_evaluation_loader(loaders["train"])}
+    evaluate(clap, loaders["val"], {"one": ReadTrain(), "two": ReadTrain()}, other_loaders=others)
+    assert embedded_kinds == ["val", "train"]
+
+
+def test_split_that_no_evaluator_needs_is_not_embedded(clap: Clap, tones: list[Path], embedded_kinds: list[str]):
+    loaders = make_loaders(clap, Tones(tones))
+    others = {"train": make_evaluation_loader(loaders["train"])}
+    evaluate(clap, loaders["val"], {"retrieval": Retrieval()}, other_loaders=others)
+    assert embedded_kinds == ["val"]
+
+
+def test_training_clips_are_embedded_as_inference_does(clap: Clap, tones: list[Path]):
+    """In the order of the corpus, without augmentation, and with the middle of longer clips."""
+    loaders = make_loaders(clap, Tones(tones))
+    clap.train()
+    split = embed_split(clap, make_evaluation_loader(loaders["train"]))
+    assert [clip.id for clip in split.clips] == [f"train {i}" for i in range(4)]
+    torch.testing.assert_close(split.audio_embedding, clap.get_audio_embeddings(tones[:4]))
+    assert loaders["train"].dataset.training
+
+
+def test_loader_for_evaluation_has_the_first_captions(clap: Clap, tones: list[Path]):
+    dataset = make_evaluation_loader(make_loaders(clap, Tones(tones))["train"]).dataset
+    assert [dataset[index].caption for index in range(4)] == list(CAPTIONS[:4])
+
+
+def test_evaluator_reads_the_training_clips_of_the_evaluated_corpus(clap: Clap, tones: list[Path]):
+    loaders = make_loaders(clap, Tones(tones), Tones(tones[::-1], "others"))
+    evaluator = ReadTrain()
+    make_evaluation_loader(loaders["train"])
+    assert loaders["train"].dataset.by_corpus  # cached, for training
+    others = {"train": make_evaluation_loader(loaders["train"])}
+    results = evaluate(clap, loaders["val"], {"read_train": evaluator}, other_loaders=others)
+    assert [split.dataset.name for split in evaluator.given] == ["tones", "others"]
+    assert [split.dataset.training for split in evaluator.given] == [False, False]
+    assert results["others/read_train"].metrics == {"val/others/read_train/clips": 4.0}
+
+
+def test_trainer_gives_the_training_split_to_validation_and_test(
+    tiny_clap: Callable, tones: list[Path], tmp_path: Path, embedded_kinds: list[str]
+):
+    clap = tiny_clap()
+    trainer = make_trainer(clap, make_loaders(clap, Tones(tones)), read_train=ReadTrain())
+    metrics = trainer.train_and_eval(tmp_path)
+    assert embedded_kinds == ["val", "train", "test", "train"]
+    assert metrics == {"val/tones/read_train/clips": 4.0, "test/tones/read_train/clips": 4.0}
+
+
+def test_reading_the_training_split_does_not_change_training(tiny_clap: Callable, tones: list[Path], tmp_path: Path):
+    weights = []
+    for name, evaluators in {"alone": {}, "both": {"read_train": ReadTrain()}}.items():
+        clap = tiny_clap()
+        loaders = make_loaders(clap, Tones(tones))
+        make_trainer(clap, loaders, retrieval=Retrieval(), **evaluators).fit(tmp_path / name)
+        weights.append(clap.state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_protocol_names_the_other_splits(clap: Clap, tones: list[Path]):
+    loaders = make_loaders(clap, Tones(tones))
+    others = {"train": make_evaluation_loader(loaders["train"])}
+    evaluators = {"read_train": ReadTrain(), "retrieval": Retrieval()}
+    results = evaluate(clap, loaders["val"], evaluators, other_loaders=others)
+    expected = {"train": {"clips": "4 of 4", "clip_manifest": loaders["train"].dataset.digest}}
+    assert results["read_train"].protocol["other_splits"] == expected
+    assert "other_splits" not in results["retrieval"].protocol
+
+
+def test_evaluator_checks_every_split_that_it_reads(clap: Clap, tones: list[Path]):
+    evaluator = ReadTrain()
+    make_trainer(clap, make_loaders(clap, Tones(tones)), read_train=evaluator)
+    assert evaluator.checked == [("tones", "val"), ("tones", "train"), ("tones", "test"), ("tones", "train")]
+
+
+def test_corpus_without_the_needed_split_is_refused_before_training(clap: Clap, tones: list[Path]):
+    loaders = make_loaders(clap, Tones(tones), Tones(tones, "others", train=False))
+    message = r"evaluation read_train needs the train split of others, which has no clips; give .* or remove read_train"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(clap, loaders, read_train=ReadTrain())
+
+
+def test_evaluated_split_may_be_the_needed_one(clap: Clap, tones: list[Path], embedded_kinds: list[str]):
+    loader = make_evaluation_loader(make_loaders(clap, Tones(tones))["train"])
+    check_evaluators(loader.dataset, {"read_train": ReadTrain()})
+    evaluate(clap, loader, {"read_train": ReadTrain()})
+    assert embedded_kinds == ["train"]
+
+
+def test_split_outside_of_needs_is_refused(clap: Clap, tones: list[Path]):
+    loader = make_loaders(clap, Tones(tones))["val"]
+    with pytest.raises(ValueError, match=r"splits\['train'\] is not one of val; add it to `needs`"):
+        Splits(embed_split(clap, loader))["train"]
