@@ -51,8 +51,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
     from clap.atomic import write_json
     from clap.device import choose_device
-    from clap.evaluation.evaluator import Evaluator, find_needs, merge_metrics, write_results
+    from clap.evaluation.evaluator import Evaluator, find_needs
     from clap.evaluation.evaluator import evaluate as run_evaluators
+    from clap.evaluation.results import merge_metrics, write_results
     from clap.model import Clap
     from clap.run_folder import METRICS, find_count, read_counts
     from clap.tracking.tracker import Tracker, git_commit

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from clap.evaluation.evaluator import Evaluation, write_results
-from clap.evaluation.metrics import RetrievalRanks, retrieval_metrics
+from clap.evaluation.metrics import RetrievalRanks, retrieval_metrics, retrieval_scores
 from clap.evaluation.protocol import hash_protocol
+from clap.evaluation.results import Evaluation, RecordedEvaluation, write_results
 from clap.study.factors import Study
 from clap.study.runs import Cell, Run, StudyRuns
-from clap.study.scores import Recorded, RunScores, make_column
+from clap.study.scores import RunScores, make_column
 from clap.tracking.store import open_store, resolve_uri
 from clap.tracking.tracker import Tracker
 
@@ -28,7 +28,7 @@ COMMON_TAGS = {"git_commit": "0123456789abcdef0123456789abcdef01234567-dirty", "
 
 
 def make_study(name: str, **changes: Any) -> Study:
-    """Two by two cells and three seeds, unless told otherwise."""
+    """Two by two cells and three seeds, but for `changes`."""
     values = {"factors": FACTORS, "seeds": ["0", "1", "2"], "metrics": METRICS, "design": "grid"}
     return Study(name, minutes=None, folder=f"outputs/sweeps/{name}", **values | changes)
 
@@ -42,7 +42,11 @@ def make_results(quality: float, seed: int, protocol: Mapping[str, Any] | None =
         for _ in range(2)
     ]
     best = ranks[1].view(NUM_CLIPS, -1).amin(dim=1)
-    numbers = retrieval_metrics(RetrievalRanks(torch.from_numpy(text_clip), *ranks, best))
+    ranks = RetrievalRanks(torch.from_numpy(text_clip), *ranks, best)
+    metrics, scores = (
+        {f"test/synthetic/{name}": value for name, value in found.items()}
+        for found in (retrieval_metrics(ranks), retrieval_scores(ranks))
+    )
     protocol = {
         "dataset": "synthetic",
         "split": "test",
@@ -51,18 +55,23 @@ def make_results(quality: float, seed: int, protocol: Mapping[str, Any] | None =
         **(protocol or {}),
     }
     per_query = {
-        "clip_id": np.array([f"clip {i}" for i in range(NUM_CLIPS)]),
         "text_clip": text_clip,
-        "text_to_audio_rank": ranks[0].numpy(),
-        "audio_to_text_rank": ranks[1].numpy(),
-        "audio_to_text_best_rank": best.numpy(),
+        "text_to_audio_rank": ranks.text_to_audio.numpy(),
+        "audio_to_text_rank": ranks.audio_to_text.numpy(),
+        "audio_to_text_best_rank": ranks.best_caption.numpy(),
     }
-    metrics = {f"test/synthetic/{name}": value for name, value in numbers.items()}
-    return {"retrieval": Evaluation(metrics, per_query, {"hash": hash_protocol(protocol), **protocol})}
+    clip_ids = [f"clip {i}" for i in range(NUM_CLIPS)]
+    protocol = {"hash": hash_protocol(protocol), **protocol}
+    return {"retrieval": Evaluation(metrics, clip_ids, scores, per_query, protocol)}
+
+
+def record(result: Evaluation) -> RecordedEvaluation:
+    """An evaluation as it is read back from its files."""
+    return RecordedEvaluation(tuple(result.metrics), np.array(result.clip_ids), result.scores, result.protocol)
 
 
 def make_runs(study: Study, *, gap: float = 0.05, without: Mapping[tuple[int, str], str] | None = None) -> StudyRuns:
-    """What is read back of a sweep in which each cell is better than the one before.
+    """The runs of a sweep in which each cell is better than the one before.
 
     Args:
         without: (place of a cell, seed) -> its error, or "" where there is no run at all.
@@ -78,7 +87,7 @@ def make_runs(study: Study, *, gap: float = 0.05, without: Mapping[tuple[int, st
                 cell.runs[seed] = make_run(run_id, cell.levels, seed, place, error, found.get(run_id))
     runs = StudyRuns(study, "sweepid", {}, cells, [])
     names = {run.id: run.name for run in runs.finished}
-    recorded = {run_id: [Recorded(result.protocol, result.per_query)] for run_id, result in found.items()}
+    recorded = {run_id: [record(result)] for run_id, result in found.items()}
     for metric in study.metrics:
         numbers = {run_id: result.metrics[metric] for run_id, result in found.items()}
         scores = {run_id: RunScores(names[run_id], numbers[run_id], recorded[run_id]) for run_id in found}

@@ -12,7 +12,8 @@ from clap import Clap, ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
 from clap.corpus import Clip, Corpus
 from clap.dataset.loader import make_loader
 from clap.evaluation.embedded_split import Splits, embed_split, make_evaluation_loader
-from clap.evaluation.evaluator import Evaluation, Evaluator, check_evaluators, evaluate
+from clap.evaluation.evaluator import Evaluator, check_evaluators, evaluate
+from clap.evaluation.results import Evaluation
 from clap.evaluation.retrieval import Retrieval
 
 
@@ -47,7 +48,7 @@ class ReadTrain(Evaluator):
 
     def __call__(self, clap: Clap, splits: Splits) -> Evaluation:
         self.given.append(splits["train"])
-        return Evaluation({"read_train/clips": float(len(splits["train"].clips))}, per_query={})
+        return Evaluation({"read_train/clips": float(len(splits["train"].clips))}, clip_ids=[])
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import make_loader
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits
-from clap.evaluation.evaluator import evaluate, merge_metrics, write_results
+from clap.evaluation.evaluator import evaluate
+from clap.evaluation.results import merge_metrics, write_results
 from clap.evaluation.retrieval import Retrieval
 from clap.evaluation.zero_shot import ZeroShot
 
@@ -248,6 +249,38 @@ def test_too_many_left_out_clips_stop(clap, clips, tmp_path):
 def test_no_usable_clip_stops_whatever_the_fraction(clap, tmp_path):
     with pytest.raises(ValueError, match="1 of 1 clips"):
         run(clap, [write_bad(tmp_path)], Retrieval(), max_bad_fraction=1.0)
+
+
+# Scores
+
+
+@pytest.mark.parametrize("evaluator", [Retrieval(), ZeroShot()], ids=["retrieval", "zero_shot"])
+def test_metrics_are_the_means_of_their_scores(clap, clips, evaluator):
+    result = run(clap, clips, evaluator)
+    assert result.metrics.keys() - result.scores.keys() == {
+        name for name in result.metrics if name.endswith(("median_rank", "log_likelihood"))
+    }
+    for metric, scores in result.scores.items():
+        assert scores.mean == pytest.approx(result.metrics[metric], abs=1e-12)
+
+
+def test_scores_belong_to_the_clip_of_their_query(clap, clips):
+    result = run(clap, clips, Retrieval())
+    owners = [row for row, clip in enumerate(clips) for _ in clip.captions]
+    assert result.clip_ids == [clip.id for clip in clips]
+    assert_array_equal(result.scores["test/tones/text_to_audio/recall_at_1"].clips, owners)
+    assert_array_equal(result.scores["test/tones/audio_to_text/recall_at_1"].clips, range(8))
+    ranks = result.per_query["text_to_audio_rank"]
+    assert_array_equal(result.scores["test/tones/text_to_audio/recall_at_5"].values, ranks <= 5)
+
+
+def test_scores_of_zero_shot_are_the_hits_of_labelled_clips(clap, clips):
+    some = [*(Clip(clip.id, clip.captions, clip.path) for clip in clips[:3]), *clips[3:]]
+    result = run(clap, some, ZeroShot())
+    assert result.clip_ids == [clip.id for clip in clips[3:]]
+    scores = result.scores["test/tones/zero_shot/accuracy"]
+    assert_array_equal(scores.values, result.per_query["hit"])
+    assert_array_equal(scores.clips, range(5))
 
 
 # Files

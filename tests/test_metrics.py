@@ -11,8 +11,8 @@ from clap.evaluation.metrics import (
     RetrievalRanks,
     accuracy,
     average_precisions_at,
+    hits_at,
     median_rank,
-    recall_at,
     retrieval_metrics,
     retrieval_ranks,
     zero_shot_hits,
@@ -98,7 +98,7 @@ def test_average_precision_divides_by_at_most_k() -> None:
 
 
 def test_recall_counts_from_rank_one() -> None:
-    assert recall_at(torch.tensor([1, 2, 5, 6]), 5) == 0.75
+    assert hits_at(torch.tensor([1, 2, 5, 6]), 5).tolist() == [1, 1, 1, 0]
 
 
 def test_median_of_even_number_is_between() -> None:

@@ -1,38 +1,51 @@
-"""What every clip contributes to a number, and which numbers may stand in one column."""
+"""The scores of each clip behind a number, and which numbers are comparable in one column."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from study_store import LEADING, make_results
+from study_store import LEADING, make_results, record
 
 from clap.evaluation.metrics import RETRIEVAL_METRICS
-from clap.study.scores import Recorded, RunScores, check_protocols, label_metric, make_column, sum_queries
+from clap.evaluation.query_scores import QueryScores
+from clap.study.scores import RunScores, check_protocols, label_metric, make_column, sum_by_clip
 
 RESULT = make_results(0.5, seed=0)["retrieval"]
 
 
 def make_scores(name: str, seed: int, **protocol: object) -> RunScores:
     found = make_results(0.5, seed=seed, protocol=protocol)["retrieval"]
-    return RunScores(name, found.metrics[LEADING], [Recorded(found.protocol, found.per_query)])
+    return RunScores(name, found.metrics[LEADING], [record(found)])
 
 
 @pytest.mark.parametrize("name", [name for name in RETRIEVAL_METRICS if not name.endswith("median_rank")])
 def test_clips_add_up_to_the_metric(name: str) -> None:
-    totals, counts = sum_queries(f"test/synthetic/{name}", RESULT.per_query)
-    assert totals.shape == counts.shape == (20,)
-    assert totals.sum() / counts.sum() == pytest.approx(RESULT.metrics[f"test/synthetic/{name}"])
+    metric = f"test/synthetic/{name}"
+    score = sum_by_clip(metric, RunScores("a-s0", RESULT.metrics[metric], []), record(RESULT))
+    assert score.totals.shape == score.counts.shape == (20,)
+    assert score.totals.sum() / score.counts.sum() == pytest.approx(RESULT.metrics[metric])
 
 
-def test_hits_of_zero_shot_add_up_to_accuracy() -> None:
-    per_query = {"clip_id": np.array(["a", "b", "c"]), "hit": np.array([True, False, True])}
-    totals, counts = sum_queries("test/esc50/zero_shot/accuracy", per_query)
-    assert totals.tolist() == [1, 0, 1] and counts.tolist() == [1, 1, 1]
+def test_clips_without_queries_are_not_counted() -> None:
+    scores = {"test/esc50/zero_shot/accuracy": QueryScores(np.array([1.0, 0.0, 1.0]), np.array([0, 2, 2]))}
+    evaluation = replace(record(RESULT), scores=scores)
+    score = sum_by_clip("test/esc50/zero_shot/accuracy", RunScores("a-s0", 2 / 3, []), evaluation)
+    assert score.totals.tolist() == [1, 1] and score.counts.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("name", ["zero_shot/log_likelihood", "text_to_audio/median_rank", "audio_to_text/median_rank"])
-def test_what_is_no_mean_over_queries_has_no_value_a_clip(name: str) -> None:
-    assert sum_queries(f"test/synthetic/{name}", RESULT.per_query | {"hit": np.ones(20)}) is None
+@pytest.mark.parametrize("name", ["text_to_audio/median_rank", "audio_to_text/median_rank"])
+def test_metric_that_is_not_a_mean_over_queries_has_no_value_a_clip(name: str) -> None:
+    metric = f"test/synthetic/{name}"
+    score = sum_by_clip(metric, RunScores("a-s0", RESULT.metrics[metric], []), record(RESULT))
+    assert score.totals is None and score.counts is None
+
+
+def test_column_has_no_values_a_clip_where_one_run_lacks_them() -> None:
+    runs = {"id0": make_scores("a-s0", 0), "id1": make_scores("a-s1", 1)}
+    runs["id1"].evaluations[0].scores = {}
+    column = make_column(LEADING, runs)
+    assert column.counts is None
+    assert column.matrix(["id0", "id1"]).tolist() == [run.value for run in runs.values()]
 
 
 def test_column_has_a_row_for_each_run() -> None:
@@ -76,8 +89,16 @@ def test_field_that_one_protocol_lacks_is_named() -> None:
 
 def test_clips_in_another_order_are_refused() -> None:
     other = make_scores("b-s0", 1)
-    other.recorded[0].per_query["clip_id"] = other.recorded[0].per_query["clip_id"][::-1]
+    other.evaluations[0].clip_ids = other.evaluations[0].clip_ids[::-1]
     with pytest.raises(ValueError, match="a-s0 and b-s0 have one protocol but differ in clip_id"):
+        make_column(LEADING, {"id0": make_scores("a-s0", 0), "id1": other})
+
+
+def test_queries_of_other_clips_are_refused() -> None:
+    other = make_scores("b-s0", 1)
+    scores = other.evaluations[0].scores[LEADING]
+    other.evaluations[0].scores = {LEADING: QueryScores(scores.values, scores.clips[::-1])}
+    with pytest.raises(ValueError, match="a-s0 and b-s0 have one protocol but differ in the clips of their queries"):
         make_column(LEADING, {"id0": make_scores("a-s0", 0), "id1": other})
 
 

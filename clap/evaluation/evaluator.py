@@ -3,29 +3,16 @@
 import functools
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 from torch.utils.data import DataLoader
 
-from clap.atomic import read_json, write_json
 from clap.dataset.clips import ClapDataset
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits, embed_split
 from clap.evaluation.protocol import describe_other_splits, describe_split, hash_protocol
+from clap.evaluation.results import Evaluation
 from clap.model import Clap
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Evaluation:
-    """What an evaluator returns: metrics, per-query values with the ids of their clips, and the protocol."""
-
-    metrics: dict[str, float]
-    per_query: dict[str, np.ndarray]
-    protocol: dict[str, Any] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -124,27 +111,10 @@ def evaluate(
                 splits = Splits(split, others)
                 result = evaluator(clap, splits)
                 metrics = {f"{prefix}/{key}": value for key, value in result.metrics.items()}
+                scores = {f"{prefix}/{key}": value for key, value in result.scores.items()}
                 protocol = describe_split(clap, split) | {"evaluator": name} | result.protocol
                 protocol |= describe_other_splits([splits[kind] for kind in evaluator.needs])
                 protocol = {"hash": hash_protocol(protocol)} | protocol
                 key = name if len(parts) == 1 else f"{corpus}/{name}"
-                results[key] = Evaluation(metrics, result.per_query, protocol)
+                results[key] = Evaluation(metrics, result.clip_ids, scores, result.per_query, protocol)
     return results
-
-
-def write_results(folder: Path, results: Mapping[str, Evaluation]) -> None:
-    """Per-query values as <split>-<dataset>-<evaluator>.npz, and protocol.json, which keeps what other splits wrote."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "protocol.json"
-    protocols = read_json(path)
-    for name, result in results.items():
-        evaluator = name.rpartition("/")[2]
-        stem = f"{result.protocol['split']}-{result.protocol['dataset']}-{evaluator}"
-        np.savez_compressed(folder / f"{stem}.npz", **result.per_query)
-        protocols[stem] = result.protocol
-    write_json(path, protocols)
-
-
-def merge_metrics(results: Mapping[str, Evaluation]) -> dict[str, float]:
-    """Metrics of all evaluators by their full names."""
-    return {name: value for result in results.values() for name, value in result.metrics.items()}

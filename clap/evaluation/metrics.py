@@ -4,10 +4,13 @@ A rank starts at 1. A tie with a wrong answer counts against the model, so that 
 A clip may have any number of captions (Clotho and the AudioCaps test set have five).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from clap.evaluation.query_scores import QueryScores
 
 RETRIEVAL_METRICS = tuple(
     f"{direction}/{name}"
@@ -53,9 +56,9 @@ def retrieval_ranks(similarity: Tensor, text_to_clip: Tensor) -> RetrievalRanks:
     return RetrievalRanks(text_to_clip, text_to_audio, audio_to_text, best_caption)
 
 
-def recall_at(ranks: Tensor, k: int) -> float:
-    """Fraction of queries whose rank (queries,) is at most k."""
-    return (ranks <= k).double().mean().item()
+def hits_at(ranks: Tensor, k: int) -> Tensor:
+    """Whether the rank of a query is at most k, (queries,) -> (queries,) float64; the mean is recall at k."""
+    return (ranks <= k).double()
 
 
 def median_rank(ranks: Tensor) -> float:
@@ -87,22 +90,25 @@ def average_precisions_at(ranks: Tensor, queries: Tensor, k: int) -> Tensor:
 
 
 def retrieval_metrics(ranks: RetrievalRanks) -> dict[str, float]:
-    """Numbers of both directions, `text_to_audio/recall_at_1` and so on.
+    """Metrics of both directions, `text_to_audio/recall_at_1` and so on.
 
-    Text to audio, every text is a query with one right clip. Audio to text, recall and median take the best of a clip's
-    texts, mean average precision all of them.
+    Text to audio, every text is a query with one relevant clip. Audio to text, recall and median rank take the best of
+    a clip's texts, mean average precision all of them.
     """
-    each_text = torch.arange(len(ranks.text_to_clip), device=ranks.text_to_clip.device)
-    precisions = {
-        "text_to_audio": average_precisions_at(ranks.text_to_audio, each_text, 10),
-        "audio_to_text": average_precisions_at(ranks.audio_to_text, ranks.text_to_clip, 10),
-    }
     metrics = {}
-    for direction, best in (("text_to_audio", ranks.text_to_audio), ("audio_to_text", ranks.best_caption)):
-        metrics |= {f"{direction}/recall_at_{k}": recall_at(best, k) for k in (1, 5, 10)}
-        metrics[f"{direction}/mean_average_precision_at_10"] = precisions[direction].mean().item()
+    for direction, best, _, values in _each_direction(ranks):
+        metrics |= {f"{direction}/{name}": value.mean().item() for name, value in values.items()}
         metrics[f"{direction}/median_rank"] = median_rank(best)
     return metrics
+
+
+def retrieval_scores(ranks: RetrievalRanks) -> dict[str, QueryScores]:
+    """Per-query scores of all metrics of `retrieval_metrics` but the median ranks."""
+    return {
+        f"{direction}/{name}": QueryScores(value, clips)
+        for direction, _, clips, values in _each_direction(ranks)
+        for name, value in values.items()
+    }
 
 
 def zero_shot_hits(logits: Tensor, targets: Tensor) -> Tensor:
@@ -120,6 +126,19 @@ def zero_shot_hits(logits: Tensor, targets: Tensor) -> Tensor:
 def accuracy(hits: Tensor) -> float:
     """Fraction of clips (clips,) that are hits."""
     return hits.double().mean().item()
+
+
+def _each_direction(ranks: RetrievalRanks) -> Iterator[tuple[str, Tensor, Tensor, dict[str, Tensor]]]:
+    """Direction, best rank and clip of each query, and the values (queries,) of metrics that are means over queries."""
+    texts = torch.arange(len(ranks.text_to_clip), device=ranks.text_to_clip.device)
+    clips = torch.arange(len(ranks.best_caption), device=ranks.best_caption.device)
+    for direction, best, query_clips, precisions in (
+        ("text_to_audio", ranks.text_to_audio, ranks.text_to_clip, (ranks.text_to_audio, texts)),
+        ("audio_to_text", ranks.best_caption, clips, (ranks.audio_to_text, ranks.text_to_clip)),
+    ):
+        values = {f"recall_at_{k}": hits_at(best, k) for k in (1, 5, 10)}
+        values["mean_average_precision_at_10"] = average_precisions_at(*precisions, 10)
+        yield direction, best, query_clips, values
 
 
 def _rank_clips(similarity: Tensor, text_to_clip: Tensor, chunk: Tensor) -> Tensor:

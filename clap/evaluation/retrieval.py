@@ -2,12 +2,12 @@
 
 from collections import Counter
 
-import numpy as np
 import torch
 
 from clap.evaluation.embedded_split import Splits
-from clap.evaluation.evaluator import Evaluation, Evaluator
-from clap.evaluation.metrics import RETRIEVAL_METRICS, retrieval_metrics, retrieval_ranks
+from clap.evaluation.evaluator import Evaluator
+from clap.evaluation.metrics import RETRIEVAL_METRICS, retrieval_metrics, retrieval_ranks, retrieval_scores
+from clap.evaluation.results import Evaluation
 from clap.model import Clap
 
 
@@ -25,7 +25,6 @@ class Retrieval(Evaluator):
         similarity = split.audio_embedding @ clap.get_text_embeddings(captions).T  # (clips, texts)
         ranks = retrieval_ranks(similarity, text_to_clip)
         per_query = {
-            "clip_id": np.array([clip.id for clip in clips]),
             "text_clip": text_to_clip.cpu().numpy(),
             "text_to_audio_rank": ranks.text_to_audio.cpu().numpy(),
             "audio_to_text_rank": ranks.audio_to_text.cpu().numpy(),
@@ -40,4 +39,10 @@ class Retrieval(Evaluator):
             "mAP@10 divides by the number of its captions, at most 10",
             "ties": "count against the model",
         }
-        return Evaluation(retrieval_metrics(ranks), per_query, protocol)
+        return Evaluation(
+            retrieval_metrics(ranks),
+            [clip.id for clip in clips],
+            scores=retrieval_scores(ranks),
+            per_query=per_query,
+            protocol=protocol,
+        )

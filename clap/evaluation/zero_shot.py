@@ -8,8 +8,10 @@ import torch
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
 from clap.evaluation.embedded_split import Splits
-from clap.evaluation.evaluator import Evaluation, Evaluator
+from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.metrics import accuracy, zero_shot_hits
+from clap.evaluation.query_scores import QueryScores
+from clap.evaluation.results import Evaluation
 from clap.model import Clap
 from clap.prompts import TEMPLATES, check_templates
 
@@ -40,7 +42,6 @@ class ZeroShot(Evaluator):
         logits = split.audio_embedding[rows] @ class_embedding.T  # (clips, classes)
         hits = zero_shot_hits(logits, targets.to(logits.device))
         per_query = {
-            "clip_id": np.array([clip.id for clip in labelled]),
             "hit": hits.cpu().numpy(),
             "label": targets.numpy(),
             "predicted": logits.argmax(dim=1).cpu().numpy(),
@@ -54,8 +55,15 @@ class ZeroShot(Evaluator):
             "log_likelihood": "mean log of the softmax over classes at the model's logit scale, for the own class",
         }
         likelihood = (logits * clap.logit_scale.exp()).log_softmax(dim=1).gather(1, targets.to(logits.device)[:, None])
-        found = (accuracy(hits), likelihood.mean().item())
-        return Evaluation(dict(zip(self.metric_names, found, strict=True)), per_query, protocol)
+        metrics = {"zero_shot/accuracy": accuracy(hits), "zero_shot/log_likelihood": likelihood.mean().item()}
+        return Evaluation(
+            metrics,
+            [clip.id for clip in labelled],
+            # Without log_likelihood: a mean in float32, which float64 values do not reproduce.
+            scores={"zero_shot/accuracy": QueryScores(hits, torch.arange(len(hits)))},
+            per_query=per_query,
+            protocol=protocol,
+        )
 
 
 def require_labels(dataset: ClapDataset, clips: Sequence[Clip]) -> None:

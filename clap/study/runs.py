@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from clap.evaluation.results import RecordedEvaluation, read_results
 from clap.study.factors import SEED, Study
 from clap.study.result_config import changes_result
-from clap.study.scores import Column, Recorded, RunScores, make_column
+from clap.study.scores import Column, RunScores, make_column
 from clap.tracking.store import MlflowClient, MlflowException, error_summary, open_store, resolve_uri, store_path
 from clap.tracking.store import Run as MlflowRun
 
@@ -276,24 +277,17 @@ def check_metric(metric: str, runs: Sequence[Run]) -> None:
             )
 
 
-def read_evaluations(client: MlflowClient, run: Run, folder: Path) -> list[Recorded]:
-    """All evaluations among a run's artifacts, copied to a folder that does not exist yet."""
+def read_evaluations(client: MlflowClient, run: Run, folder: Path) -> list[RecordedEvaluation]:
+    """All evaluations among a run's artifacts, downloaded to a new folder."""
     folder.mkdir()
     try:
-        found = Path(client.download_artifacts(run.id, "evaluation", str(folder)))
-        protocols = json.loads((found / "protocol.json").read_text())
-        return [Recorded(protocol, load_arrays(found / f"{stem}.npz")) for stem, protocol in protocols.items()]
+        return read_results(Path(client.download_artifacts(run.id, "evaluation", str(folder))))
     except (MlflowException, OSError) as error:
         raise FileNotFoundError(
             f"run {run.name} ({run.id}) lacks its artifacts evaluation/protocol.json and *.npz "
             f"({error_summary(error)}), so nothing says what its numbers mean; "
             "delete the run in MLflow and go on with the sweep"
         ) from error
-
-
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as arrays:
-        return dict(arrays)
 
 
 def read_curve(client: MlflowClient, run_id: str, metric: str) -> tuple[np.ndarray, np.ndarray]:

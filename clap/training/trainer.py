@@ -21,15 +21,13 @@ from clap.atomic import write_json
 from clap.dataset.loader import Batch, EpochSampler
 from clap.evaluation.embedded_split import make_evaluation_loader
 from clap.evaluation.evaluator import (
-    Evaluation,
     Evaluator,
     check_evaluators,
     evaluate,
     find_needs,
-    merge_metrics,
     name_metrics,
-    write_results,
 )
+from clap.evaluation.results import Evaluation, merge_metrics, write_results
 from clap.evaluation.retrieval import Retrieval
 from clap.model import Clap
 from clap.run_folder import COST, METRICS, count_clips, describe_clips, find_count, read_counts

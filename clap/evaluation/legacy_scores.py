@@ -1,0 +1,23 @@
+"""Per-query scores of runs whose evaluation/*.npz were written before evaluators declared them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from clap.evaluation.metrics import RETRIEVAL_METRICS, RetrievalRanks, retrieval_scores
+from clap.evaluation.query_scores import QueryScores
+
+RANKS = ("text_clip", "text_to_audio_rank", "audio_to_text_rank", "audio_to_text_best_rank")
+
+
+def read_legacy_scores(arrays: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], dict[str, QueryScores]]:
+    """Names of the metrics behind a file's arrays, without `<split>/<dataset>/`, and their per-query scores."""
+    if "hit" in arrays:
+        hits = arrays["hit"]
+        scores = {"zero_shot/accuracy": QueryScores(hits, np.arange(len(hits)))}
+        return ("zero_shot/accuracy", "zero_shot/log_likelihood"), scores
+    if "text_clip" in arrays:
+        ranks = RetrievalRanks(*(torch.from_numpy(arrays[key]) for key in RANKS))
+        return RETRIEVAL_METRICS, retrieval_scores(ranks)
+    return (), {}

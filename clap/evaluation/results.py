@@ -1,0 +1,115 @@
+"""What an evaluator returns, and its files in a run folder.
+
+evaluation/<split>-<dataset>-<evaluator>.npz holds the ids of the clips, `clip_id` (clips,), the evaluator's own
+per-query arrays, and in one form for every evaluator: `metrics`, the names of all its metrics, and for each metric that
+is a mean over queries `scores/<metric>` and `clips/<metric>` (queries,). evaluation/protocol.json holds the protocols.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clap.atomic import read_json, write_json
+from clap.evaluation.legacy_scores import read_legacy_scores
+from clap.evaluation.query_scores import QueryScores
+from clap.run_folder import PROTOCOL
+
+TOLERANCE = 1e-6  # absolute and relative, between a metric and the mean of its per-query scores
+
+
+@dataclass
+class Evaluation:
+    """Metrics of one evaluator on one split.
+
+    Attributes:
+        metrics: name -> number.
+        clip_ids: (clips,) of the clips that are evaluated.
+        scores: per-query scores of the metrics that are means over queries.
+        per_query: further arrays to store, by name.
+        protocol: what the numbers mean: prompts, definitions.
+
+    Raises:
+        ValueError: scores of a metric are not those of its number, or of other clips than `clip_ids`.
+    """
+
+    metrics: dict[str, float]
+    clip_ids: Sequence[str]
+    scores: dict[str, QueryScores] = field(default_factory=dict)
+    per_query: dict[str, np.ndarray] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for metric, scores in self.scores.items():
+            if not np.isclose(scores.mean, self.metrics.get(metric, np.nan), rtol=TOLERANCE, atol=TOLERANCE):
+                raise ValueError(
+                    f"scores of {metric} have the mean {scores.mean:.6f}, the metric is {self.metrics.get(metric)}; "
+                    "give scores to metrics that are means over queries, and no others"
+                )
+            if scores.clips.min() < 0 or scores.clips.max() >= len(self.clip_ids):
+                raise ValueError(
+                    f"scores of {metric} are of clips {scores.clips.min()} to {scores.clips.max()}; clip_ids has the "
+                    f"rows 0 to {len(self.clip_ids) - 1}"
+                )
+
+
+@dataclass
+class RecordedEvaluation:
+    """An evaluation as its files have it: names of its metrics, ids of the clips, per-query scores and protocol."""
+
+    metrics: tuple[str, ...]
+    clip_ids: np.ndarray
+    scores: dict[str, QueryScores]
+    protocol: dict[str, Any]
+
+
+def merge_metrics(results: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Metrics of all evaluators by their full names."""
+    return {name: value for result in results.values() for name, value in result.metrics.items()}
+
+
+def write_results(folder: Path, results: Mapping[str, Evaluation]) -> None:
+    """Write the .npz of each evaluation, and protocol.json, which keeps the protocols of other splits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / Path(PROTOCOL).name
+    protocols = read_json(path)
+    for name, result in results.items():
+        evaluator = name.rpartition("/")[2]
+        stem = f"{result.protocol['split']}-{result.protocol['dataset']}-{evaluator}"
+        arrays = {"clip_id": np.array(result.clip_ids), **result.per_query, "metrics": np.array(list(result.metrics))}
+        for metric, scores in result.scores.items():
+            arrays |= {f"scores/{metric}": scores.values, f"clips/{metric}": scores.clips}
+        np.savez_compressed(folder / f"{stem}.npz", **arrays)
+        protocols[stem] = result.protocol
+    write_json(path, protocols)
+
+
+def read_results(folder: Path) -> list[RecordedEvaluation]:
+    """All evaluations in a run's folder `evaluation`.
+
+    Raises:
+        OSError: protocol.json or an .npz that it names is missing.
+    """
+    protocols = json.loads((folder / Path(PROTOCOL).name).read_text())
+    return [read_evaluation(folder / f"{stem}.npz", protocol) for stem, protocol in protocols.items()]
+
+
+def read_evaluation(path: Path, protocol: Mapping[str, Any]) -> RecordedEvaluation:
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    if "metrics" in arrays:
+        metrics = tuple(arrays["metrics"].tolist())
+        scores = {
+            metric: QueryScores(arrays[f"scores/{metric}"], arrays[f"clips/{metric}"])
+            for metric in metrics
+            if f"scores/{metric}" in arrays
+        }
+    else:
+        metrics, scores = read_legacy_scores(arrays)
+        prefix = f"{protocol['split']}/{protocol['dataset']}"
+        metrics = tuple(f"{prefix}/{metric}" for metric in metrics)
+        scores = {f"{prefix}/{metric}": found for metric, found in scores.items()}
+    return RecordedEvaluation(metrics, arrays["clip_id"], scores, dict(protocol))
