@@ -49,6 +49,7 @@ def train(cfg: DictConfig) -> float:
     from clap.study.factors import check_metrics
     from clap.study.job import job_tags
     from clap.training.cost import describe_machine
+    from clap.training.settings import TrainerSettings
     from clap.training.state import find_resume, read_run_id
     from clap.training.trainer import ClapTrainer
 
@@ -86,6 +87,7 @@ def train(cfg: DictConfig) -> float:
     total_steps = min(steps, cfg.trainer.max_steps or steps)
     optimizer, scheduler = instantiate(cfg.optimizer)(clap, criterion, total_steps=total_steps)
     evaluators = {name: build(node, Evaluator) for name, node in config["evaluation"].items()}
+    settings = TrainerSettings(**{key: value for key, value in config["trainer"].items() if key != "max_epochs"})
     if config["study"]:
         held_out = [loader.dataset for kind, loader in loaders.items() if kind != "train"]
         known = [name for dataset in held_out for name in name_metrics(dataset, evaluators)]
@@ -117,12 +119,12 @@ def train(cfg: DictConfig) -> float:
             clap,
             optimizer,
             criterion,
-            config["trainer"].pop("max_epochs"),
+            config["trainer"]["max_epochs"],
             scheduler=scheduler,
             evaluators=evaluators,
+            settings=settings,
             tracker=tracker,
             saved_config={"dataset": config["dataset"], "evaluation": config["evaluation"]},
-            **config["trainer"],
         )
         if resume_from:
             trainer.resume(resume_from)

@@ -19,6 +19,7 @@ from clap.dataset.registry import open_corpus
 from clap.evaluation.evaluator import Evaluator
 from clap.loss import SymmetricCrossEntropyLoss
 from clap.model import Clap
+from clap.training.settings import TrainerSettings
 from clap.training.trainer import ClapTrainer
 
 LONG = {"min_duration": 30.0, "max_duration": 30.0}  # seconds
@@ -55,7 +56,7 @@ def train(config: dict, folder: Path) -> dict[str, float]:
     optimizer = torch.optim.AdamW(clap.parameters(), lr=1e-3)
     trainer = ClapTrainer(
         loaders["train"], loaders.get("val"), loaders.get("test"), clap, optimizer, SymmetricCrossEntropyLoss(),
-        epochs=1, max_steps=2, evaluators=evaluators,
+        epochs=1, evaluators=evaluators, settings=TrainerSettings(max_steps=2),
     )  # fmt: skip
     return trainer.train_and_eval(folder)
 

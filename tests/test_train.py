@@ -250,7 +250,7 @@ def test_bad_clips_are_named_and_counted_beside_every_number(odd_folder: Path):
     index = (odd_folder / "clips.csv").read_bytes()
     result = train_odd(odd_folder, "dataset.max_bad_fraction=0.1", ok=True)
     assert result.stdout.count("/0.wav: cannot be decoded") == result.stdout.count("/3.wav: cannot be decoded") == 1
-    assert "1 of 20 training clips were left out" in result.stdout
+    assert "1 of 20 training clips were skipped" in result.stdout
     numbers = [line for line in result.stdout.splitlines() if re.search(r"- (val|test)/csv/\S+ +\d", line)]
     assert [line.rpartition("  ")[2] for line in numbers] == [*["10 of 10 clips"] * 10, *["9 of 10 clips"] * 10]
     assert (odd_folder / "clips.csv").read_bytes() == index

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from torch import nn
-from tqdm import tqdm
+
 
 from clap.config import find_absent
 from clap.config.build import build
@@ -18,7 +18,8 @@ from clap.device import choose_device
 from clap.model import Clap
 from clap.study.downloads import build_on_meta, count_parameters, open_train_set
 from clap.training.cost import count_flops, step_flops
-from clap.training.trainer import ClapTrainer, set_precision
+from clap.training.settings import TrainerSettings, make_autocast
+from clap.training.trainer import ClapTrainer
 
 SMALL = 50_000_000  # parameters: up to here a model is built and timed
 
@@ -71,11 +72,11 @@ def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
     loader = make_loader(dataset, clap.collate, batch_size=batch_size, num_workers=0, shuffle=True)
     criterion = build(config["loss"], torch.nn.Module).to(clap.device)
     optimizer, _ = instantiate(config["optimizer"])(clap, criterion, total_steps=3)
-    precision = config["trainer"]["precision"]
-    trainer = ClapTrainer(loader, None, None, clap, optimizer, criterion, precision=precision)
+    settings = TrainerSettings(precision=config["trainer"]["precision"])
+    trainer = ClapTrainer(loader, None, None, clap, optimizer, criterion, settings=settings)
     batch = next(iter(loader)).to(clap.device)
     clap.train()
-    return time_calls(lambda: trainer.train_step(batch, tqdm(disable=True)), device=clap.device)
+    return time_calls(lambda: trainer.train_step(batch), device=clap.device)
 
 
 @functools.cache
@@ -85,7 +86,7 @@ def measure_speed(device: str, precision: str) -> float:
     device = choose_device(device)
     layer = nn.TransformerEncoderLayer(768, nhead=12, dim_feedforward=3072, activation="gelu", batch_first=True)
     x = torch.randn(4 if device.type == "cpu" else 1024, 64, 768, device=device, requires_grad=True)
-    layer, autocast = layer.to(device), set_precision(precision, device)[0]
+    layer, autocast = layer.to(device), make_autocast(precision, device)[0]
 
     def step() -> None:
         with autocast:

@@ -1,12 +1,72 @@
-"""What a resumed run needs."""
+"""What a resumed run needs: trainer.pt in checkpoints/last, bit for bit."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from clap import checkpoint
 
+if TYPE_CHECKING:  # the trainer imports this module
+    from clap.training.trainer import ClapTrainer
+
+
+def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
+    """All that a resumed run needs besides the weights, to end exactly as an uninterrupted one."""
+    return {
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": trainer.scheduler.state_dict() if trainer.scheduler is not None else None,
+        "scaler": trainer.scaler.state_dict(),
+        "criterion": trainer.criterion.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "position": {"epoch": trainer.epoch, "step": trainer.step, "step_in_epoch": trainer.step_in_epoch},
+        "best": {
+            "metric": trainer.best_metric,
+            "metrics": trainer.best_metrics,
+            "since": trainer.evaluations_since_best,
+        },
+        "problems": trainer.problems,
+        "clips_seen": trainer.clips_seen,
+        "seconds": trainer.seconds(),
+        "run_id": trainer.tracker.run_id if trainer.tracker is not None else None,
+    }
+
+
+def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
+    """Load weights, tokenizer and the state of `collect_state` from a `last` checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: a file of the checkpoint is missing or damaged.
+    """
+    state = checkpoint.read_trainer_state(folder)
+    trainer.clap.tokenizer.load(checkpoint.find_file(folder, checkpoint.TOKENIZER))
+    trainer.clap.load_state_dict(checkpoint.read_weights(folder))
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    if trainer.scheduler is not None:
+        trainer.scheduler.load_state_dict(state["scheduler"])
+    trainer.scaler.load_state_dict(state["scaler"])
+    trainer.criterion.load_state_dict(state["criterion"])
+    position, best = state["position"], state["best"]
+    trainer.epoch, trainer.step, trainer.step_in_epoch = (position[key] for key in ("epoch", "step", "step_in_epoch"))
+    trainer.best_metric, trainer.best_metrics = best["metric"], best["metrics"]
+    trainer.evaluations_since_best = best["since"]
+    trainer.problems, trainer.clips_seen = state["problems"], state["clips_seen"]
+    trainer.seconds_before = state["seconds"]
+    torch.set_rng_state(state["random"])
+    if state["random_cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["random_cuda"])
+
 
 def find_resume(resume: str | None, run_dir: Path) -> Path | None:
-    """The `last` checkpoint to go on from: with `auto` this run's, if there is one; else that of a run, or a folder."""
+    """The `last` checkpoint that a run resumes from, None to start from scratch.
+
+    Args:
+        resume: `auto`, the one in `run_dir` if there is one; or a run folder or checkpoint folder.
+
+    Raises:
+        FileNotFoundError: the given folder has no training state.
+    """
     if resume is None:
         return None
     folder = run_dir if resume == "auto" else Path(resume)
@@ -21,5 +81,5 @@ def find_resume(resume: str | None, run_dir: Path) -> Path | None:
 
 
 def read_run_id(folder: Path | None) -> str | None:
-    """The MLflow run that a checkpoint belongs to."""
+    """The MLflow run of a checkpoint."""
     return checkpoint.read_trainer_state(folder)["run_id"] if folder is not None else None

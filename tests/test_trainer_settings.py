@@ -1,0 +1,44 @@
+"""Options of the trainer are checked, and those of the yaml are the ones that it has."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from clap import ClapTrainer
+from clap.training.settings import TrainerSettings, make_autocast
+
+CONFIG = Path(__file__).resolve().parents[1] / "conf" / "config.yaml"
+
+
+def test_yaml_has_every_option_with_its_default():
+    options = yaml.safe_load(CONFIG.read_text())["trainer"]
+    del options["max_epochs"]
+    assert options == asdict(TrainerSettings())
+
+
+@pytest.mark.parametrize("option", ["max_steps", "patience", "eval_every", "log_every", "save_every"])
+def test_options_below_one_are_refused(option: str):
+    with pytest.raises(ValueError, match=rf"trainer.{option}=0 must be at least 1"):
+        TrainerSettings(**{option: 0})
+
+
+def test_no_epochs_are_refused():
+    with pytest.raises(ValueError, match="trainer.max_epochs=0 must be at least 1"):
+        ClapTrainer(None, None, None, None, None, None, epochs=0)
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="trainer.precision='fp8' is not one of fp32, bf16, fp16"):
+        TrainerSettings(precision="fp8")
+
+
+def test_fp16_on_a_cpu_says_what_to_choose():
+    with pytest.raises(ValueError, match="choose bf16 or fp32"):
+        make_autocast("fp16", torch.device("cpu"))
+
+
+def test_only_fp16_scales_the_loss():
+    assert not make_autocast("bf16", torch.device("cpu"))[1].is_enabled()
