@@ -1,0 +1,123 @@
+"""A new evaluator is one file and one yaml: a nearest-centroid probe in a copy of the repository, as a user adds it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import TINY, make_tone
+from script import ROOT
+
+from clap.evaluation.results import read_results
+from clap.study.scores import RunScores, make_column
+
+CENTROID_PY = '''
+"""Nearest-centroid classification: a clip gets the class whose training clips have the nearest mean embedding."""
+
+import torch
+
+from clap.evaluation.embedded_split import Splits
+from clap.evaluation.evaluator import Evaluator
+from clap.evaluation.metrics import accuracy, zero_shot_hits
+from clap.evaluation.query_scores import QueryScores
+from clap.evaluation.results import Evaluation
+from clap.model import Clap
+
+
+class Centroid(Evaluator):
+    metric_names = ("centroid/accuracy",)
+    needs = ("train",)
+
+    def __call__(self, clap: Clap, splits: Splits) -> Evaluation:
+        train, evaluated = splits["train"], splits.evaluated
+        labels = [clip.label for clip in train.clips]
+        names = sorted(set(labels))
+        rows = torch.tensor([names.index(label) for label in labels])
+        centroids = torch.stack([train.audio_embedding[rows == row].mean(dim=0) for row in range(len(names))])
+        targets = torch.tensor([names.index(clip.label) for clip in evaluated.clips])
+        hits = zero_shot_hits(-torch.cdist(evaluated.audio_embedding, centroids), targets)
+        return Evaluation(
+            {"centroid/accuracy": accuracy(hits)},
+            clip_ids=[clip.id for clip in evaluated.clips],
+            scores={"centroid/accuracy": QueryScores(hits, torch.arange(len(hits)))},
+            protocol={"accuracy": "share of clips whose own class has the nearest mean of training clips"},
+        )
+'''
+CENTROID_YAML = """\
+# @package evaluation.centroid
+# Nearest-centroid classification on the labels of the training split.
+_target_: clap.evaluation.centroid.Centroid
+"""
+METRIC = "test/csv/centroid/accuracy"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository with the new evaluator, and thirty labelled clips in its folder data."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("clap", "conf"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "evaluate.py"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "clap" / "evaluation" / "centroid.py").write_text(CENTROID_PY)
+    (folder / "conf" / "evaluation" / "centroid.yaml").write_text(CENTROID_YAML)
+    (folder / "data").mkdir()
+    lines = ["path,caption,label,split"]
+    for number in range(30):
+        is_high = number % 2
+        soundfile.write(folder / "data" / f"{number}.wav", make_tone(300 + 3000 * is_high, 1.0, seed=number), 16_000)
+        split = "test" if number < 8 else "val" if number < 14 else "train"
+        lines.append(f"{number}.wav,{'a high' if is_high else 'a low'} tone,{'high' if is_high else 'low'},{split}")
+    (folder / "data" / "clips.csv").write_text("\n".join(lines))
+    return folder
+
+
+def run(checkout: Path, script: str, *arguments: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, script, *arguments, "evaluation=[retrieval,centroid]", "tracking.uri=null"]
+    result = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(checkout: Path) -> Path:
+    """A run folder."""
+    data = ["dataset=csv", "dataset.root=data", "dataset.metadata=data/clips.csv", "dataset.num_workers=0"]
+    options = ["trainer.max_epochs=1", "dataset.batch_size=8", "hydra.run.dir=outputs/run"]
+    run(checkout, "train.py", *TINY, *data, *options)
+    return checkout / "outputs" / "run"
+
+
+def test_training_reports_the_metric_of_validation_and_test(trained: Path):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert {"val/csv/centroid/accuracy", METRIC, "test/csv/text_to_audio/recall_at_1"} <= metrics.keys()
+    assert metrics[METRIC] == 1.0  # two tones three octaves apart
+
+
+def test_protocol_names_the_training_split(trained: Path):
+    protocol = json.loads((trained / "evaluation" / "protocol.json").read_text())["test-csv-centroid"]
+    assert protocol["other_splits"]["train"]["clips"] == "16 of 16"
+    assert protocol["clips"] == "8 of 8"
+
+
+def test_study_has_a_column_of_its_scores(trained: Path):
+    value = json.loads((trained / "metrics.json").read_text())[METRIC]
+    column = make_column(METRIC, {"id": RunScores("job", value, read_results(trained / "evaluation"))})
+    np.testing.assert_array_equal(column.matrix(["id"]), np.ones((1, 8)))
+    assert column.label == "centroid accuracy"
+    assert column.protocol["evaluator"] == "centroid"
+
+
+def test_evaluate_gives_the_same_number_and_scores(checkout: Path, trained: Path):
+    arguments = [f"checkpoint={trained / 'checkpoints' / 'best'}", "hydra.run.dir=outputs/again"]
+    run(checkout, "evaluate.py", *arguments)
+    again = checkout / "outputs" / "again"
+    metrics, found = (json.loads((folder / "metrics.json").read_text()) for folder in (trained, again))
+    assert found == {name: value for name, value in metrics.items() if name.startswith("test/")}
+    protocols = [json.loads((folder / "evaluation" / "protocol.json").read_text()) for folder in (trained, again)]
+    assert protocols[0]["test-csv-centroid"] == protocols[1]["test-csv-centroid"]
