@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def read_recorded(source: str) -> dict[str, Any]:
-    """The dataset and evaluation that a checkpoint was trained with; published weights have none."""
+    """The dataset and evaluation that a checkpoint was trained with; empty for published weights."""
     from clap import checkpoint
 
     try:
@@ -31,14 +31,14 @@ def read_recorded(source: str) -> dict[str, Any]:
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
-    """Metrics, per-query results and protocol of a checkpoint on one split."""
+    """Write metrics, per-query scores and protocol of a checkpoint on one split; returns the metrics."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
 
     config = read_recorded(cfg.checkpoint)
     config |= {key: value for key, value in read_config(cfg).items() if value is not None}
     if absent := [group for group in ("dataset", "evaluation") if group not in config]:
         raise ValueError(
-            f"checkpoint={cfg.checkpoint} is not a run's, which would say what it is evaluated on; give "
+            f"checkpoint={cfg.checkpoint} does not record a dataset and evaluation; give "
             f"{' and '.join(f'{group}=...' for group in absent)}, such as dataset=esc50 'evaluation=[zero_shot]'"
         )
 

@@ -103,7 +103,7 @@ def test_audio_to_text_takes_the_best_caption_and_all_for_precision(clap, clips)
 
 
 def test_equal_captions_of_other_clips_count_against_the_model(clap, clips):
-    """Captions made from labels: the protocol says how many clips share them."""
+    """Captions made from labels: the protocol has the number of clips that share them."""
     labelled = [Clip(clip.id, (f"the sound of {clip.label}",), clip.path, clip.label) for clip in clips]
     result = Retrieval()(clap, embedded(clap, labelled))
     assert (result.per_query["audio_to_text_best_rank"] > 1).all()
@@ -143,7 +143,7 @@ def test_perfect_model_has_accuracy_one(clap, clips):
     assert ZeroShot()(clap, splits).metrics["zero_shot/accuracy"] == 1.0
 
 
-def test_clips_without_label_are_no_queries(clap, clips):
+def test_clips_without_label_are_not_queries(clap, clips):
     some = [*clips[:5], *(Clip(clip.id, clip.captions, clip.path) for clip in clips[5:])]
     result = ZeroShot()(clap, embedded(clap, some))
     assert len(result.per_query["hit"]) == result.protocol["clips_with_label"] == 5
@@ -184,20 +184,20 @@ def test_files_have_the_embedding_of_inference(clap, clips):
     }
 
 
-def test_names_begin_with_split_and_dataset(clap, clips):
+def test_metric_names_start_with_split_and_dataset(clap, clips):
     assert list(run(clap, clips, ZeroShot()).metrics) == [
         "test/tones/zero_shot/accuracy",
         "test/tones/zero_shot/log_likelihood",
     ]
 
 
-def test_training_mode_comes_back(clap, clips):
+def test_training_mode_is_restored(clap, clips):
     clap.train()
     run(clap, clips, Retrieval())
     assert clap.training
 
 
-def test_protocol_says_what_the_number_means(clap, clips):
+def test_protocol_describes_the_metric(clap, clips):
     protocol = run(clap, clips, Retrieval()).protocol
     expected = {
         "dataset": "tones",
@@ -224,14 +224,14 @@ def test_overridden_windows_enter_the_protocol(tiny_clap, clips):
     assert run(clap, clips, Retrieval()).protocol["windows"] == "mean"
 
 
-def test_left_out_clips_are_counted_and_named(clap, clips, tmp_path):
+def test_skipped_clips_are_counted_and_named(clap, clips, tmp_path):
     gone = Clip("gone", ("x",), tmp_path / "gone.wav")
     protocol = run(clap, [*clips, write_bad(tmp_path), gone], Retrieval(), max_bad_fraction=0.2).protocol
     assert protocol["clips"] == "8 of 10"
     assert protocol["left_out"]["gone"] == "missing" and "cannot be decoded" in protocol["left_out"]["bad"]
 
 
-def test_folder_of_the_recordings_is_no_part_of_the_protocol(clap, clips, tmp_path):
+def test_folder_of_the_recordings_is_not_in_the_protocol(clap, clips, tmp_path):
     (tmp_path / "other").mkdir()
     bad = [write_bad(folder) for folder in (tmp_path, tmp_path / "other")]
     one, other = (run(clap, [*clips, clip], Retrieval(), max_bad_fraction=0.2).protocol for clip in bad)
@@ -239,7 +239,7 @@ def test_folder_of_the_recordings_is_no_part_of_the_protocol(clap, clips, tmp_pa
     assert one["left_out"]["bad"].startswith("cannot be decoded")
 
 
-def test_too_many_left_out_clips_stop(clap, clips, tmp_path):
+def test_too_many_skipped_clips_stop(clap, clips, tmp_path):
     with pytest.raises(
         ValueError, match=r"1 of 9 clips of tones \(test\) cannot be used, the first is bad \(.*bad.wav"
     ):
@@ -344,7 +344,7 @@ def test_unreadable_clip_is_counted_where_it_belongs(clap, clips, tmp_path):
     assert list(results["others/retrieval"].protocol["left_out"]) == ["bad"]
 
 
-def test_protocol_says_how_many_clips_were_published(clap, clips, monkeypatch):
+def test_protocol_has_the_number_of_published_clips(clap, clips, monkeypatch):
     assert "published_clips" not in run(clap, clips, Retrieval()).protocol
     monkeypatch.setattr(Tones, "counts", {"test": 975})
     protocol = run(clap, clips, Retrieval()).protocol

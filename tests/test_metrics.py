@@ -82,7 +82,7 @@ def test_equal_captions_of_one_clip_do_not_hurt_one_another() -> None:
     assert retrieval_ranks(similarity, torch.tensor([0, 0, 1])).audio_to_text.tolist() == [1, 2, 1]
 
 
-def test_best_caption_stands_for_clip() -> None:
+def test_clip_has_the_rank_of_its_best_caption() -> None:
     similarity = torch.tensor([[0.1, 0.9, 0.5], [0.6, 0.7, 0.8]])
     assert retrieval_ranks(similarity, torch.tensor([0, 0, 1])).best_caption.tolist() == [1, 1]
 
@@ -166,8 +166,8 @@ def test_golden_metrics(golden) -> None:
 def test_golden_mean_average_precision_is_not_the_unsorted_one(golden) -> None:
     config, tensors = golden("retrieval")
     unsorted = config["metrics"]["a2t/mAP@10_laion_unsorted"]
-    ours = retrieval_metrics(golden_ranks(tensors))["audio_to_text/mean_average_precision_at_10"]
-    assert (round(ours, 3), round(unsorted, 3)) == (0.360, 0.505)
+    sorted_value = retrieval_metrics(golden_ranks(tensors))["audio_to_text/mean_average_precision_at_10"]
+    assert (round(sorted_value, 3), round(unsorted, 3)) == (0.360, 0.505)
 
 
 def test_every_retrieval_metric_is_announced():

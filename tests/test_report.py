@@ -74,7 +74,7 @@ def test_report_names_no_place_of_this_machine(store: StudyStore, tmp_path: Path
 
 
 def test_named_sweep_is_read(store: StudyStore, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="error: --sweep xyz is no sweep of encoder_ablation"):
+    with pytest.raises(SystemExit, match="error: --sweep xyz is not a sweep of encoder_ablation"):
         write(store, tmp_path, "--sweep", "xyz")
 
 

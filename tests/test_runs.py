@@ -47,11 +47,11 @@ def test_seeds_without_a_result_say_why(found: StudyRuns) -> None:
     assert set(found.cells[3].gaps.values()) == {"missing"}
 
 
-def test_run_of_no_cell_is_kept_aside(found: StudyRuns) -> None:
+def test_run_of_no_cell_is_not_counted(found: StudyRuns) -> None:
     assert [run.name for run in found.others] == ["timm-roberta_nano-s0"]
 
 
-def test_run_tells_its_origin(found: StudyRuns) -> None:
+def test_run_has_its_origin(found: StudyRuns) -> None:
     run = found.cells[0].finished["0"]
     assert run.commit == "0123456789abcdef0123456789abcdef01234567-dirty"
     assert run.machine == "2 CPU cores, torch 2.11.0"
@@ -69,7 +69,7 @@ def test_scores_and_curves_are_read(found: StudyRuns) -> None:
     assert found.curves[LEADING.replace("test", "val")][run.id][0].tolist() == [9, 19, 29, 39]
 
 
-def test_config_digest_leaves_out_seed_and_places() -> None:
+def test_config_digest_excludes_seed_and_places() -> None:
     params = {"seed": "0", "tracking.uri": "a.db", "dataset.root": "a", "optimizer.lr": "0.1"}
     run = Run("id", "name", "FINISHED", "0", {}, params=params)
     same = Run(
@@ -97,7 +97,9 @@ def test_newest_sweep_is_read_unless_another_is_named(store: StudyStore) -> None
         store.add_run(sweep_id, FIRST, "0")
     assert read_study_runs(study, store.uri).sweep_id == sweeps[1]
     assert read_study_runs(study, store.uri, sweep_id=sweeps[0]).sweep_id == sweeps[0]
-    with pytest.raises(ValueError, match=f"--sweep xyz is no sweep of again in .*, which has {sweeps[0]}, {sweeps[1]}"):
+    with pytest.raises(
+        ValueError, match=f"--sweep xyz is not a sweep of again in .*, which has {sweeps[0]}, {sweeps[1]}"
+    ):
         read_study_runs(study, store.uri, sweep_id="xyz")
 
 
@@ -167,7 +169,7 @@ def test_overrides_keep_values_with_spaces() -> None:
     assert split_overrides("a=1 b=[x, y] c.d=z") == {"a": "1", "b": "[x, y]", "c.d": "z"}
 
 
-def test_levels_that_say_nothing_alone_are_named_with_their_factor() -> None:
+def test_ambiguous_levels_are_named_with_their_factor() -> None:
     factors = {"fusion": ["none", "mean"], "dataset.batch_size": ["16", "32"], "loss": ["symmetric", "sigmoid"]}
     runs = make_runs(make_study("names", factors=factors, seeds=["0"]))
     assert runs.name(runs.cells[-1]) == "fusion=mean, batch_size=32, sigmoid"

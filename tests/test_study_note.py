@@ -1,4 +1,4 @@
-"""The note of a study: what a report replaces in it, and what it says of its numbers."""
+"""The note of a study: the parts that a report replaces, and its sentences about the numbers."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ from study_store import LEADING, make_runs, make_study
 
 from clap.study.note import BEGIN, END, fill, format_command, make_block, make_note, read_question, replace_block
 from clap.study.runs import StudyRuns
-from clap.study.table import make_rows, within_run
+from clap.study.table import compute_clip_intervals, make_rows
 
 NOTE = Path("experiments/grid.md")
 
 
 def write_block(runs: StudyRuns) -> str:
-    within = {column.metric: within_run(column) for column in runs.columns}
+    within = {column.metric: compute_clip_intervals(column) for column in runs.columns}
     return make_block(runs, make_rows(runs), within, ["main_effects"])
 
 
@@ -46,7 +46,7 @@ def test_question_is_the_comment_above_the_command(tmp_path: Path) -> None:
     assert read_question(yaml) == "Which one? Of all."
 
 
-def test_command_leaves_out_places_of_this_machine() -> None:
+def test_command_excludes_places_of_this_machine() -> None:
     runs = make_runs(make_study("grid", seeds=["0"]))
     runs.fixed |= {"experiment": "grid", "tracking.uri": "/tmp/x.db", "dataset.root": "/data/x", "embed_dim": "64"}
     assert format_command(runs) == "python train.py -m experiment=grid dataset.root=FOLDER embed_dim=64"
@@ -59,13 +59,13 @@ def test_both_kinds_of_uncertainty_are_named() -> None:
     assert "Within a run, other clips would move a number by (95 %, clips resampled with all their captions" in text
 
 
-def test_two_seeds_are_said_to_show_no_interval() -> None:
+def test_two_seeds_are_reported_without_interval() -> None:
     text = as_line(write_block(make_runs(make_study("grid", seeds=["0", "1"]))))
     assert "Fewer than 3 seeds show no interval and no test." in text
     assert "Student's t" not in text and "Bars are" not in text
 
 
-def test_missing_baseline_is_said() -> None:
+def test_missing_baseline_is_reported() -> None:
     runs = make_runs(make_study("grid"), without={(0, seed): "no memory" for seed in "012"})
     text = write_block(runs)
     assert "The baseline, the first row, has no finished run" in as_line(text)
@@ -80,14 +80,14 @@ def test_protocol_commit_and_links_are_given() -> None:
     assert "[lineage](grid/lineage.md)" in text and "![Main effects](grid/main_effects.png)" in text
 
 
-def test_clips_that_are_missing_are_said_beside_the_table() -> None:
+def test_missing_clips_are_reported_with_the_table() -> None:
     runs = make_runs(make_study("grid"))
     for column in runs.columns:
         column.protocol |= {"clips": "18 of 20", "published_clips": 25}
     assert "test split, 18 of 20 clips (25 published)" in as_line(write_block(runs))
 
 
-def test_metric_without_values_a_clip_is_said_to_hold_for_these_clips() -> None:
+def test_metric_without_values_a_clip_is_reported_for_these_clips_only() -> None:
     runs = make_runs(make_study("rank", metrics=[LEADING, "test/synthetic/text_to_audio/median_rank"]))
     assert "For text-to-audio median rank, which has no value a clip, it is over seeds alone" in as_line(
         write_block(runs)

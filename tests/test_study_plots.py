@@ -1,4 +1,4 @@
-"""Figures are written and read back; their numbers are checked beside; a warning about a layout is an error."""
+"""Figures are written and read back, and their numbers are checked; a layout warning is an error."""
 
 import itertools
 from pathlib import Path

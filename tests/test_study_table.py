@@ -1,4 +1,4 @@
-"""The table's numbers are those of the statistics module, and each notation says the same."""
+"""The table's numbers are those of the statistics module, and the same in every notation."""
 
 import csv
 import io
@@ -9,6 +9,7 @@ from study_store import LEADING, METRICS, make_runs, make_study
 
 from clap.study.statistics import clip_interval, compare, holm, seed_interval
 from clap.study.table import (
+    compute_clip_intervals,
     describe_gaps,
     escape_latex,
     format_cost,
@@ -16,13 +17,12 @@ from clap.study.table import (
     format_number,
     format_p,
     format_table,
+    make_cell_records,
     make_rows,
-    record_cells,
-    record_runs,
+    make_run_records,
     to_csv,
     to_latex,
     to_markdown,
-    within_run,
 )
 
 UNFINISHED = {(1, "1"): "the loss is nan", (1, "2"): "", **{(2, seed): "no memory | none" for seed in "012"}}
@@ -104,7 +104,7 @@ def test_latex_escapes_what_it_would_read() -> None:
 def test_csv_keeps_every_digit() -> None:
     runs = make_runs(make_study("grid"))
     rows = make_rows(runs)
-    records = read_csv(to_csv(record_cells(runs, rows)))
+    records = read_csv(to_csv(make_cell_records(runs, rows)))
     for record, row in zip(records, rows, strict=True):
         assert float(record[LEADING]) == row.results[LEADING].mean
         assert float(record[f"{LEADING}/ci_low"]) == row.results[LEADING].interval.low
@@ -116,8 +116,8 @@ def test_csv_keeps_every_digit() -> None:
 
 def test_csv_of_runs_has_the_interval_over_clips_of_each() -> None:
     runs = make_runs(make_study("grid"), without=UNFINISHED)
-    within = {column.metric: within_run(column) for column in runs.columns}
-    records = read_csv(to_csv(record_runs(runs, within)))
+    within = {column.metric: compute_clip_intervals(column) for column in runs.columns}
+    records = read_csv(to_csv(make_run_records(runs, within)))
     score = runs.columns[0].scores["id00"]
     expected = clip_interval(score.totals, score.counts)
     assert float(records[0][f"{LEADING}/clips/ci_low"]) == expected.low < float(records[0][LEADING])
@@ -139,7 +139,7 @@ def test_metric_without_values_a_clip_is_compared_over_seeds() -> None:
     column = runs.columns[1]
     baseline, other = (np.array([column.scores[run_id].value for run_id in cell.ids()]) for cell in runs.cells[:2])
     assert make_rows(runs)[1].results[metric].comparison == compare(baseline, other)
-    assert within_run(column) == {}
+    assert compute_clip_intervals(column) == {}
 
 
 def test_heading_has_every_metric_and_cost() -> None:

@@ -1,4 +1,4 @@
-"""recall@k, mAP@10, median rank, accuracy: tensors in, per-query values and numbers out.
+"""recall@k, mAP@10, median rank, accuracy: functions from tensors to per-query values and metrics.
 
 A rank starts at 1. A tie with a wrong answer counts against the model, so that equal embeddings earn nothing.
 A clip may have any number of captions (Clotho and the AudioCaps test set have five).
@@ -38,14 +38,14 @@ class RetrievalRanks:
 
 
 def retrieval_ranks(similarity: Tensor, text_to_clip: Tensor) -> RetrievalRanks:
-    """Ranks by counting what is at least as similar; nothing is sorted.
+    """Ranks by counting the items that are at least as similar, without sorting.
 
     Args:
         similarity: (clips, texts), larger is nearer.
         text_to_clip: (texts,) int64, row of the clip that a text describes.
 
     Raises:
-        ValueError: similarity is not finite, or the two do not belong together.
+        ValueError: similarity is not finite, or the shapes do not match.
     """
     _check_retrieval(similarity, text_to_clip)
     chunks = torch.arange(len(text_to_clip), device=similarity.device).split(CHUNK_SIZE)
@@ -82,7 +82,7 @@ def average_precisions_at(ranks: Tensor, queries: Tensor, k: int) -> Tensor:
     order = ranks.argsort()
     order = order[queries[order].argsort(stable=True)]  # by query, then by rank
     num_relevant = queries.bincount()
-    first = num_relevant.cumsum(0) - num_relevant  # (queries,) where a query's items begin
+    first = num_relevant.cumsum(0) - num_relevant  # (queries,) where a query's items start
     found = torch.arange(1, len(ranks) + 1, device=ranks.device) - first[queries[order]]  # 1 for the best item
     precision = torch.where(ranks[order] <= k, found / ranks[order].double(), 0.0)
     total = precision.new_zeros(len(num_relevant)).index_add(0, queries[order], precision)

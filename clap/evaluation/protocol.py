@@ -1,4 +1,4 @@
-"""The protocol of a number: data, clips that are missing, prompts, windows, definitions."""
+"""The protocol of a metric: data, skipped clips, prompts, windows, definitions."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from clap.model import Clap
 
 
 def describe_split(clap: Clap, split: EmbeddedSplit) -> dict[str, Any]:
-    """The part of the protocol that all evaluators share; numbers of models that differ may share a protocol."""
+    """The part of the protocol that all evaluators share; it does not depend on the weights."""
     dataset = split.dataset
     paths = {clip.id: clip.path for clip in dataset.clips}
     return {
@@ -46,5 +46,5 @@ def strip_path(problem: str, name: Path | str) -> str:
 
 
 def hash_protocol(protocol: Mapping[str, Any]) -> str:
-    """Numbers whose protocols have the same hash may stand in one column."""
+    """Metrics whose protocols have the same hash are comparable."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]

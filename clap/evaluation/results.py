@@ -23,14 +23,14 @@ TOLERANCE = 1e-6  # absolute and relative, between a metric and the mean of its 
 
 @dataclass
 class Evaluation:
-    """Metrics of one evaluator on one split.
+    """Metrics of one evaluator on one split, with their per-query scores.
 
     Attributes:
         metrics: name -> number.
         clip_ids: (clips,) of the clips that are evaluated.
         scores: per-query scores of the metrics that are means over queries.
         per_query: further arrays to store, by name.
-        protocol: what the numbers mean: prompts, definitions.
+        protocol: prompts and definitions behind the metrics.
 
     Raises:
         ValueError: scores of a metric are not those of its number, or of other clips than `clip_ids`.
@@ -58,7 +58,7 @@ class Evaluation:
 
 @dataclass
 class RecordedEvaluation:
-    """An evaluation as its files have it: names of its metrics, ids of the clips, per-query scores and protocol."""
+    """An evaluation read from its files: names of metrics, ids of clips (clips,), per-query scores, protocol."""
 
     metrics: tuple[str, ...]
     clip_ids: np.ndarray

@@ -51,7 +51,7 @@ QUALITY_CURVES = {  # last part of a metric's name: legend, colour
 FREQUENCY_TICKS = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)  # Hz
 MAX_PANELS = 6  # clips whose log-mel is drawn
 MAX_MATRIX = 64  # clips that a similarity matrix shows
-MAX_LABELS = 24  # clips up to which its rows and columns carry words
+MAX_LABELS = 24  # clips up to which its rows and columns are labelled
 RANGE_DB = 80.0  # below the loudest cell, log-mels are drawn black
 CAPTION_WIDTH = 52  # characters on a line under a log-mel panel
 CAPTION_LINES = 2
@@ -67,7 +67,7 @@ class RetrievedCaption:
 
 
 def plot_run(folder: Path, clap: Clap, dataset: ClapDataset, *, history: Sequence[dict]) -> None:
-    """All pictures of a run: its curves, and what the model makes of a few clips of `dataset`."""
+    """All plots of a run: its curves, and the captions that a few clips of `dataset` retrieve."""
     plot_training_curves(history, folder / "training.png")
     plot_recall_curves(history, folder / "quality.png")
     items = [dataset[index] for index in range(min(len(dataset), MAX_MATRIX))]
@@ -82,7 +82,7 @@ def plot_run(folder: Path, clap: Clap, dataset: ClapDataset, *, history: Sequenc
 
 
 def plot_retrieved(path: Path, clap: Clap, *, items: Sequence[Item], audio: Tensor, dataset: ClapDataset) -> None:
-    """Log-mels of a few clips over the captions that they retrieve from the whole split."""
+    """Log-mels of a few clips above the captions that they retrieve from the whole split."""
     gallery = list(dict.fromkeys(dataset.captions))
     scores = audio[: len(items)] @ clap.get_text_embeddings(gallery).cpu().T  # (items, gallery)
     frontend = clap.audio_encoder.frontend
@@ -125,7 +125,7 @@ def plot_training_curves(history: Sequence[dict], path: Path) -> None:
     for name, cell in zip(names, cells, strict=True):
         axes = figure.add_subplot(cell)
         label, color, is_noisy = TRAINING_PANELS[name]
-        draw_curve(axes, *curve(history, name), color=color, is_noisy=is_noisy)
+        draw_curve(axes, *select_curve(history, name), color=color, is_noisy=is_noisy)
         style_axes(axes, xlabel="step", ylabel=label)
     return save_png(figure, path)
 
@@ -145,7 +145,7 @@ def plot_recall_curves(history: Sequence[dict], path: Path) -> None:
     for axes, (prefix, names) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
         for name in names:
             label, color = QUALITY_CURVES[name.rpartition("/")[2]]
-            axes.plot(*curve(history, name), color=color, marker="o", markersize=4, label=label, clip_on=False)
+            axes.plot(*select_curve(history, name), color=color, marker="o", markersize=4, label=label, clip_on=False)
         axes.set_title(" · ".join(prefix.split("/")).replace("_", " "), fontsize=11, color=INK)
         axes.set_ylim(0.0, 1.0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -235,12 +235,12 @@ def plot_log_mels(
         axes.set_title(wrap(captions[index]), fontsize=10, color=INK, loc="left")
         label_log_mel(axes, f_min=f_min, f_max=f_max, is_first=column == 0)
         panels.append(axes)
-        write_retrieved(figure.add_subplot(grid[2 * row + 1, column]), retrieved[index])
+        draw_retrieved(figure.add_subplot(grid[2 * row + 1, column]), retrieved[index])
     figure.colorbar(mesh, ax=panels, label="level (dB)", shrink=0.6, aspect=30, pad=0.015)
     return save_png(figure, path)
 
 
-def curve(history: Sequence[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
+def select_curve(history: Sequence[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one metric."""
     points = [(entry["step"], entry["metrics"][name]) for entry in history if name in entry["metrics"]]
     steps, values = np.array(points, dtype=float).T
@@ -260,7 +260,7 @@ def group_quality(history: Sequence[dict]) -> dict[str, list[str]]:
 
 
 def label_matrix(axes: Axes, clip_ids: Sequence[str], captions: Sequence[str]) -> None:
-    """Words on the axes of a small matrix, counts on those of a large one."""
+    """Ids and captions at the axes of a small matrix; axis names alone for a large one."""
     axes.tick_params(length=0, labelsize=8, colors=INK)
     if len(clip_ids) > MAX_LABELS:
         axes.set(xlabel="caption", ylabel="clip")
@@ -273,7 +273,7 @@ def label_matrix(axes: Axes, clip_ids: Sequence[str], captions: Sequence[str]) -
 
 
 def label_log_mel(axes: Axes, *, f_min: float, f_max: float, is_first: bool) -> None:
-    """Round frequencies and seconds; only the first panel of a row names its frequency axis."""
+    """Round ticks in Hz and seconds; only the first panel of a row has a label at its frequency axis."""
     axes.set(xlabel="time (s)", ylabel="frequency (Hz)" if is_first else "")
     axes.set_yticks([tick for tick in FREQUENCY_TICKS if f_min <= tick <= f_max])
     axes.yaxis.set_minor_locator(NullLocator())
@@ -283,7 +283,7 @@ def label_log_mel(axes: Axes, *, f_min: float, f_max: float, is_first: bool) -> 
     axes.tick_params(colors=INK, labelsize=9)
 
 
-def write_retrieved(axes: Axes, retrieved: Sequence[RetrievedCaption]) -> None:
+def draw_retrieved(axes: Axes, retrieved: Sequence[RetrievedCaption]) -> None:
     """Retrieved captions with their scores, one below the other; the clip's own in green behind a tick."""
     axes.set_axis_off()
     for place, item in enumerate(retrieved):
@@ -294,7 +294,7 @@ def write_retrieved(axes: Axes, retrieved: Sequence[RetrievedCaption]) -> None:
 
 
 def wrap(text: str) -> str:
-    """Text on at most two lines, the rest cut; a dollar sign is no formula."""
+    """Text on at most two lines, the rest cut; dollar signs are escaped, or they would start a formula."""
     lines = textwrap.wrap(text, CAPTION_WIDTH, max_lines=CAPTION_LINES, placeholder=" …")
     return "\n".join(lines).replace("$", r"\$")
 

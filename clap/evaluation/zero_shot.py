@@ -17,10 +17,10 @@ from clap.prompts import TEMPLATES, check_templates
 
 
 class ZeroShot(Evaluator):
-    """Classes told by name alone: the class whose prompts' mean embedding is nearest to the clip.
+    """The class whose prompts' mean embedding is nearest to the clip; classes are known by name alone.
 
     Args:
-        templates: prompts, `{}` standing for the class name.
+        templates: prompts with `{}` in place of the class name.
     """
 
     metric_names = ("zero_shot/accuracy", "zero_shot/log_likelihood")

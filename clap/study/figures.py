@@ -29,7 +29,7 @@ from clap.plotting import (
     running_mean,
     style_axes,
 )
-from clap.study.runs import TRAIN_LOSS, Cell, StudyRuns, short
+from clap.study.runs import TRAIN_LOSS, Cell, StudyRuns, short_name
 from clap.study.scores import Column, label_metric
 from clap.study.statistics import MIN_SEEDS, Interval, seed_interval
 from clap.study.table import Row, format_half, format_number
@@ -155,7 +155,7 @@ def plot_main_effects(runs: StudyRuns) -> Figure:
         names = [f"{level} (baseline)" if level == levels[0] else level for level in levels]
         draw_rows(axes, names, [averages.points.get((level,)) for level in levels])
         limits = f", over {averages.used} of {averages.total} combinations" if averages.used < averages.total else ""
-        axes.set_title(short(factor) + limits, fontsize=11, color=INK, loc="left")
+        axes.set_title(short_name(factor) + limits, fontsize=11, color=INK, loc="left")
     panels[-1].set_xlabel(runs.columns[0].label, color=INK)
     return figure
 
@@ -175,7 +175,7 @@ def plot_differences(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
         points = [Estimate(difference.difference, difference.interval) if difference else None for difference in found]
         draw_rows(axes, [row.cell.levels[factor] for row in changed], points, sign="+")
         axes.axvline(0.0, color=INK, linewidth=1.0, zorder=1)
-        axes.set_title(f"{short(factor)}, baseline {baseline[factor]}", fontsize=11, color=INK, loc="left")
+        axes.set_title(f"{short_name(factor)}, baseline {baseline[factor]}", fontsize=11, color=INK, loc="left")
     panels[-1].set_xlabel(f"{runs.columns[0].label}, difference to the baseline", color=INK)
     return figure
 
@@ -241,11 +241,11 @@ def draw_interaction(axes: Axes, runs: StudyRuns, pair: tuple[str, str], points:
             shift = 0.06 * (index - (len(lines) - 1) / 2)
             x = [x + shift for x, _ in known]
             draw_points(axes, x, [point for _, point in known], cycle(COLORS, index), cycle(MARKERS, index), level)
-    style_axes(axes, xlabel=short(along), ylabel="")
+    style_axes(axes, xlabel=short_name(along), ylabel="")
     many = len(places) * max(map(len, places)) > 44
     axes.set_xticks(range(len(places)), places, rotation=25 if many else 0, ha="right" if many else "center")
     axes.set_xlim(-0.4, len(places) - 0.6)
-    show_legend(axes, *axes.get_legend_handles_labels(), title=short(across))
+    show_legend(axes, *axes.get_legend_handles_labels(), title=short_name(across))
 
 
 def show_legend(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], title: str | None = None) -> None:

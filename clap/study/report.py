@@ -13,7 +13,7 @@ def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) 
     """Read a study's runs and write its report; returns the table and where the rest is."""
     runs = read_study_runs(study, uri, sweep_id=sweep_id)
     rows = table.make_rows(runs)
-    within = {column.metric: table.within_run(column) for column in runs.columns}
+    within = {column.metric: table.compute_clip_intervals(column) for column in runs.columns}
     drawn = figures.draw_study(runs, rows)
     block = note.make_block(runs, rows, within, list(drawn))
     path, folder = output / f"{study.name}.md", output / study.name
@@ -26,8 +26,8 @@ def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) 
     protocols = {column.metric: column.protocol for column in runs.columns}
     files = {
         "table.tex": table.to_latex(lines, len(study.factors), comment="\n".join(comment)),
-        "table.csv": table.to_csv(table.record_cells(runs, rows)),
-        "runs.csv": table.to_csv(table.record_runs(runs, within)),
+        "table.csv": table.to_csv(table.make_cell_records(runs, rows)),
+        "runs.csv": table.to_csv(table.make_run_records(runs, within)),
         "protocols.json": json.dumps(protocols, indent=2, ensure_ascii=False) + "\n",
         "lineage.md": table.format_lineage(runs),
     }

@@ -1,4 +1,4 @@
-"""A study read back from MLflow: its cells and their runs, their scores and curves, and where each comes from."""
+"""A study read back from MLflow: its cells and their runs, with scores, curves and origin."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from clap.tracking.store import Run as MlflowRun
 FINISHED = "FINISHED"
 TRAIN_LOSS = "train/loss"
 DIGEST_LENGTH = 12
-WORDLESS = ("none", "null", "true", "false")  # levels that say nothing without their factor
+AMBIGUOUS = ("none", "null", "true", "false")  # levels that need the name of their factor
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Run:
 
     Attributes:
         levels: of the study's factors.
-        data: split -> name and digest of what the run used.
+        data: split -> name and digest of the dataset.
         params: its composed config under dotted keys.
         folder: its job's, in the folder of the sweep.
     """
@@ -48,13 +48,13 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """How the run stands, in words."""
+        """Status of the run, in words."""
         words = {FINISHED: "finished", "FAILED": "failed", "KILLED": "stopped"}.get(self.status, "not finished")
         return f"{words}: {self.error}" if self.status == "FAILED" and self.error else words
 
     @property
     def config_digest(self) -> str:
-        """Of all that makes the result but the seed: the runs of a cell share it."""
+        """Hash of the config without the seed and keys that do not affect results: the runs of a cell share it."""
         kept = {key: value for key, value in self.params.items() if key != SEED and changes_result(key)}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
 
@@ -64,7 +64,7 @@ class Cell:
     """One configuration of a study.
 
     Attributes:
-        runs: seed -> its run, None where there is none; of several the newest finished one.
+        runs: seed -> its run, the newest finished one of several; None without a run.
     """
 
     levels: dict[str, str]
@@ -72,14 +72,14 @@ class Cell:
 
     @property
     def finished(self) -> dict[str, Run]:
-        """Seed -> run, of those that ended well."""
+        """Seed -> run, of finished runs."""
         return {seed: run for seed, run in self.runs.items() if run is not None and run.status == FINISHED}
 
     @property
     def gaps(self) -> dict[str, str]:
         """Seed -> why it has no result."""
-        stands = {seed: "missing" if run is None else run.outcome for seed, run in self.runs.items()}
-        return {seed: outcome for seed, outcome in stands.items() if seed not in self.finished}
+        outcomes = {seed: "missing" if run is None else run.outcome for seed, run in self.runs.items()}
+        return {seed: outcome for seed, outcome in outcomes.items() if seed not in self.finished}
 
     def ids(self, seeds: Sequence[str] | None = None) -> list[str]:
         """Ids of the finished runs, of these seeds or of all."""
@@ -88,13 +88,13 @@ class Cell:
 
 @dataclass
 class StudyRuns:
-    """A study and what its sweep found.
+    """A study and the runs of its sweep.
 
     Attributes:
         sweep_id: parent run.
         fixed: settings that all jobs of the sweep share, as {key: value}.
         cells: the baseline first.
-        others: runs that belong to no cell, or that another one of the same seed stands for.
+        others: runs of no cell, and runs that another one of the same cell and seed replaces.
         curves: metric -> run id -> steps and values, each (points,).
     """
 
@@ -122,13 +122,13 @@ class StudyRuns:
         return ", ".join(parts) or "baseline"
 
     def label(self, factor: str, level: str) -> str:
-        """`gpt2_nano`, but `batch_size=16` where the level alone says nothing."""
+        """`gpt2_nano`, but `batch_size=16` where the level alone is ambiguous."""
         levels = self.study.factors[factor]
-        telling = "." not in factor and all(name[:1].isalpha() and name not in WORDLESS for name in levels)
-        return level if telling else f"{short(factor)}={level}"
+        is_clear = "." not in factor and all(name[:1].isalpha() and name not in AMBIGUOUS for name in levels)
+        return level if is_clear else f"{short_name(factor)}={level}"
 
 
-def short(factor: str) -> str:
+def short_name(factor: str) -> str:
     """`batch_size` of `dataset.batch_size`."""
     return factor.rsplit(".", 1)[-1]
 
@@ -138,7 +138,7 @@ def read_study_runs(study: Study, uri: str, *, sweep_id: str | None = None) -> S
 
     Raises:
         ValueError: the store has no such sweep, no run of it is finished, or its numbers do not belong together.
-        OSError: there is no store, or it does not answer.
+        OSError: the store does not exist or does not answer.
     """
     client = open_existing(uri, study.name)
     try:
@@ -163,11 +163,11 @@ def read_all(client: MlflowClient, runs: StudyRuns) -> StudyRuns:
 
 
 def open_existing(uri: str, study: str) -> MlflowClient:
-    """Client of a store that is there; unlike for a training, none is created."""
+    """Client of an existing store; unlike training, this creates none."""
     address = resolve_uri(uri)
     advice = f"run the study first, `python train.py -m experiment={study}`, or name its store with --uri"
     if address is None:
-        raise ValueError(f"--uri {uri} names no MLflow store; {advice}")
+        raise ValueError(f"--uri {uri} is not an MLflow store; {advice}")
     if address.startswith("sqlite:") and not store_path(address).is_file():
         raise FileNotFoundError(f"there is no MLflow store {store_path(address).absolute()}; {advice}")
     return open_store(address)
@@ -197,7 +197,7 @@ def find_sweep(client: MlflowClient, study: str, *, uri: str, sweep_id: str | No
         )
     known = {parent.info.run_id: parent for parent in parents}
     if sweep_id is not None and sweep_id not in known:
-        raise ValueError(f"--sweep {sweep_id} is no sweep of {study} in {uri}, which has {', '.join(known)}")
+        raise ValueError(f"--sweep {sweep_id} is not a sweep of {study} in {uri}, which has {', '.join(known)}")
     return parents[-1] if sweep_id is None else known[sweep_id]
 
 
@@ -224,7 +224,7 @@ def split_overrides(line: str) -> dict[str, str]:
 
 
 def make_run(run: MlflowRun, study: Study, *, fixed: Mapping[str, str]) -> Run:
-    """A run of MLflow; what its sweep did not vary stands among the fixed settings or in its config."""
+    """A run of MLflow; factors that its sweep did not vary are read from the fixed settings or its config."""
     tags, params = run.data.tags, run.data.params
     known = {**params, **fixed, **tags}
     data = {}
@@ -262,7 +262,7 @@ def check_finished(runs: StudyRuns) -> None:
     first = f", the first {outcomes[0]}" if outcomes else ""
     raise ValueError(
         f"sweep {runs.sweep_id} of {runs.study.name} has no finished run that fits its yaml ({len(outcomes)} "
-        f"unfinished{first}); go on with it, or name another with --sweep RUN_ID"
+        f"unfinished{first}); resume it, or name another with --sweep RUN_ID"
     )
 
 
@@ -273,7 +273,7 @@ def check_metric(metric: str, runs: Sequence[Run]) -> None:
             known = sorted(name for name in run.metrics if name.startswith("test/"))
             raise ValueError(
                 f"run {run.name} has no metric {metric}; set study.metrics to some of {', '.join(known) or 'none'}, "
-                "or evaluation so that it is there"
+                "or set evaluation=[...] so that it is computed"
             )
 
 
@@ -284,9 +284,8 @@ def read_evaluations(client: MlflowClient, run: Run, folder: Path) -> list[Recor
         return read_results(Path(client.download_artifacts(run.id, "evaluation", str(folder))))
     except (MlflowException, OSError) as error:
         raise FileNotFoundError(
-            f"run {run.name} ({run.id}) lacks its artifacts evaluation/protocol.json and *.npz "
-            f"({error_summary(error)}), so nothing says what its numbers mean; "
-            "delete the run in MLflow and go on with the sweep"
+            f"run {run.name} ({run.id}) lacks its artifacts evaluation/protocol.json and *.npz ({error_summary(error)}), "
+            "which hold the scores and protocol of its metrics; delete the run in MLflow and resume the sweep"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The table of a study: numbers of every cell, as Markdown, LaTeX and CSV, and where each of them comes from."""
+"""The table of a study: numbers of every cell, as Markdown, LaTeX and CSV, and the runs behind them."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clap.run_folder import describe_clips
-from clap.study.runs import Cell, Run, StudyRuns, short
+from clap.study.runs import Cell, Run, StudyRuns, short_name
 from clap.study.scores import Column, cut
 from clap.study.statistics import Comparison, Interval, clip_interval, compare, holm, seed_interval
 
@@ -63,7 +63,7 @@ def make_rows(runs: StudyRuns) -> list[Row]:
     """Every cell, the baseline first, with all tests of the table corrected together."""
     baseline = runs.cells[0]
     rows = [
-        Row(cell, {column.metric: measure(column, cell, baseline) for column in runs.columns}, mean_cost(cell))
+        Row(cell, {column.metric: compute_result(column, cell, baseline) for column in runs.columns}, mean_cost(cell))
         if cell.finished
         else Row(cell, {}, {})
         for cell in runs.cells
@@ -75,7 +75,7 @@ def make_rows(runs: StudyRuns) -> list[Row]:
     return rows
 
 
-def measure(column: Column, cell: Cell, baseline: Cell) -> Result:
+def compute_result(column: Column, cell: Cell, baseline: Cell) -> Result:
     """Mean and interval over a cell's seeds, and its difference to the baseline over the seeds of both."""
     values = [column.scores[run_id].value for run_id in cell.ids()]
     result = Result(sum(values) / len(values), seed_interval(column.matrix(cell.ids()), column.counts))
@@ -88,16 +88,16 @@ def measure(column: Column, cell: Cell, baseline: Cell) -> Result:
 
 def mean_cost(cell: Cell) -> dict[str, float]:
     """Means over the finished runs of all that they log as cost."""
-    found = defaultdict(list)
+    costs = defaultdict(list)
     for run in cell.finished.values():
         for name, value in run.metrics.items():
             if name.startswith("cost/"):
-                found[name].append(value)
-    return {name: sum(values) / len(values) for name, values in sorted(found.items())}
+                costs[name].append(value)
+    return {name: sum(values) / len(values) for name, values in sorted(costs.items())}
 
 
-def within_run(column: Column) -> dict[str, Interval]:
-    """Run id -> interval of its score over other clips; none for a metric without a value a clip."""
+def compute_clip_intervals(column: Column) -> dict[str, Interval]:
+    """Run id -> interval of its score over other clips; empty for a metric without per-query scores."""
     if column.counts is None:
         return {}
     return {run_id: clip_interval(score.totals, score.counts) for run_id, score in column.scores.items()}
@@ -107,7 +107,7 @@ def format_table(runs: StudyRuns, rows: Sequence[Row]) -> list[list[str]]:
     """Heading and lines of words: factors, then each metric with its difference, seeds, costs."""
     costs = [name for name in COSTS if any(name in row.cost for row in rows)]
     metrics = [heading for column in runs.columns for heading in (column.label, "to baseline")]
-    header = [*map(short, runs.study.factors), *metrics, "seeds", *(COSTS[name][0] for name in costs)]
+    header = [*map(short_name, runs.study.factors), *metrics, "seeds", *(COSTS[name][0] for name in costs)]
     lines = [header]
     for row in rows:
         cell = row.cell
@@ -122,12 +122,12 @@ def format_table(runs: StudyRuns, rows: Sequence[Row]) -> list[list[str]]:
 
 def format_result(result: Result, is_baseline: bool) -> tuple[str, str]:
     """`0.456 ± 0.044` and `+0.034 ± 0.052 (p = 0.21)`."""
-    found = format_number(result.mean) + format_half(result.interval)
+    mean = format_number(result.mean) + format_half(result.interval)
     if is_baseline or result.comparison is None:
-        return found, "baseline" if is_baseline else NOTHING
+        return mean, "baseline" if is_baseline else NOTHING
     difference = result.comparison
     p_value = f" ({format_p(result.adjusted)})" if result.adjusted is not None else ""
-    return found, f"{format_number(difference.difference, '+')}{format_half(difference.interval)}{p_value}"
+    return mean, f"{format_number(difference.difference, '+')}{format_half(difference.interval)}{p_value}"
 
 
 def format_number(value: float, sign: str = "") -> str:
@@ -137,7 +137,7 @@ def format_number(value: float, sign: str = "") -> str:
 
 
 def format_half(interval: Interval | None) -> str:
-    """Half the width of an interval, which lies around its mean."""
+    """Half the width of an interval, which is centred on its mean."""
     return f" ± {format_number((interval.high - interval.low) / 2)}" if interval else ""
 
 
@@ -156,7 +156,7 @@ def format_cost(name: str, value: float | None) -> str:
 
 
 def describe_empty(cell: Cell) -> str:
-    """What a cell's first run that was started came to, if any was; the reason stands below the table."""
+    """The outcome of the first run that was started, `missing` if none was; the reason is below the table."""
     return next((outcome.split(":")[0] for outcome in cell.gaps.values() if outcome != "missing"), "missing")
 
 
@@ -208,37 +208,37 @@ def to_csv(records: Sequence[Mapping[str, object]]) -> str:
     return text.getvalue()
 
 
-def record_cells(runs: StudyRuns, rows: Sequence[Row]) -> list[dict[str, object]]:
+def make_cell_records(runs: StudyRuns, rows: Sequence[Row]) -> list[dict[str, object]]:
     """Every number of the table in full, a record for each cell."""
     records = []
     for row in rows:
         record: dict[str, object] = {**row.cell.levels, "seeds": len(row.cell.finished), "of": len(row.cell.runs)}
         for column in runs.columns if row.results else ():
-            record |= record_result(column.metric, row.results[column.metric])
+            record |= make_result_columns(column.metric, row.results[column.metric])
             record[f"{column.metric}/clips"] = column.protocol and describe_clips(column.protocol)
             record[f"{column.metric}/protocol"] = column.protocol and column.protocol["hash"]
         records.append(record | row.cost | {"gaps": describe_gaps(row.cell) if row.cell.gaps else None})
     return records
 
 
-def record_result(metric: str, result: Result) -> dict[str, float | None]:
+def make_result_columns(metric: str, result: Result) -> dict[str, float | None]:
     """Mean, interval and difference under the metric's name."""
     compared, name = result.comparison, f"{metric}/difference"
-    record = {metric: result.mean, **ends(metric, result.interval)}
-    record |= {name: compared and compared.difference, **ends(name, compared and compared.interval)}
+    record = {metric: result.mean, **interval_columns(metric, result.interval)}
+    record |= {name: compared and compared.difference, **interval_columns(name, compared and compared.interval)}
     return record | {f"{metric}/p": compared and compared.p_value, f"{metric}/p_holm": result.adjusted}
 
 
-def ends(name: str, interval: Interval | None) -> dict[str, float | None]:
+def interval_columns(name: str, interval: Interval | None) -> dict[str, float | None]:
     low, high = (interval.low, interval.high) if interval else (None, None)
     return {f"{name}/ci_low": low, f"{name}/ci_high": high}
 
 
-def record_runs(runs: StudyRuns, within: Mapping[str, Mapping[str, Interval]]) -> list[dict[str, object]]:
+def make_run_records(runs: StudyRuns, within: Mapping[str, Mapping[str, Interval]]) -> list[dict[str, object]]:
     """Every run with its numbers, their intervals over clips, its costs and its origin.
 
     Args:
-        within: metric -> run id -> interval, of `within_run`.
+        within: metric -> run id -> interval, as from `compute_clip_intervals`.
     """
     records = []
     for cell in runs.cells:
@@ -249,14 +249,14 @@ def record_runs(runs: StudyRuns, within: Mapping[str, Mapping[str, Interval]]) -
                 continue
             for column in runs.columns if run.id in cell.ids() else ():
                 record[column.metric] = column.scores[run.id].value
-                record |= ends(f"{column.metric}/clips", within[column.metric].get(run.id))
+                record |= interval_columns(f"{column.metric}/clips", within[column.metric].get(run.id))
             record |= {name: value for name, value in sorted(run.metrics.items()) if name.startswith("cost/")}
-            records.append(record | {f"data/{split}": data for split, data in run.data.items()} | trace(run))
+            records.append(record | {f"data/{split}": data for split, data in run.data.items()} | describe_run(run))
     return records
 
 
-def trace(run: Run) -> dict[str, str | None]:
-    """Where a run is and what it was made from."""
+def describe_run(run: Run) -> dict[str, str | None]:
+    """Outcome, ids and folder of a run, and its commit and config."""
     return {
         "outcome": run.outcome,
         "run": run.name,
@@ -268,17 +268,17 @@ def trace(run: Run) -> dict[str, str | None]:
 
 
 def format_lineage(runs: StudyRuns) -> str:
-    """Each cell with its runs, their commit, digests of config and data, and their folder, as Markdown."""
+    """Each cell with its runs, their commits, digests of config and data, and folders, as Markdown."""
     lines = [["cell", "seed", "outcome", "run", "run id", "commit", "config", "data", "folder"]]
     for cell in runs.cells:
-        lines += [[runs.name(cell), seed, *trace_line(run)] for seed, run in cell.runs.items()]
-    lines += [["not counted", run.seed, *trace_line(run)] for run in runs.others]
+        lines += [[runs.name(cell), seed, *format_origin(run)] for seed, run in cell.runs.items()]
+    lines += [["not counted", run.seed, *format_origin(run)] for run in runs.others]
     return to_markdown(lines, len(lines[0]))
 
 
-def trace_line(run: Run | None) -> list[str]:
+def format_origin(run: Run | None) -> list[str]:
     if run is None:
         return ["missing", *[NOTHING] * 6]
     data = ", ".join(f"{split}: {digest}" for split, digest in run.data.items())
-    found = trace(run) | {"data": data}
-    return [found[key] or NOTHING for key in ("outcome", "run", "run_id", "commit", "config", "data", "folder")]
+    origin = describe_run(run) | {"data": data}
+    return [origin[key] or NOTHING for key in ("outcome", "run", "run_id", "commit", "config", "data", "folder")]

@@ -1,1 +1,1 @@
-"""The training loop, and the state, signals and cost that belong to it."""
+"""The training loop, its settings and state, signals and cost."""

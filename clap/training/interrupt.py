@@ -10,17 +10,17 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def stop_on_signal() -> Iterator[list[int]]:
-    """A list that Ctrl-C or SIGTERM puts its number into; a second one stops at once."""
+    """A list to which Ctrl-C or SIGTERM appends its number; a second one raises KeyboardInterrupt at once."""
     received: list[int] = []
 
-    def note(number: int, frame: object) -> None:
+    def append_signal(number: int, frame: object) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        log.warning("stopping after this step; once more to stop at once")
+        log.warning("stopping after this step; a second signal stops at once")
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, append_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread, as in some notebooks and launchers
         before = {}
     try:

@@ -1,4 +1,4 @@
-"""What a resumed run needs: trainer.pt in checkpoints/last, bit for bit."""
+"""State that is saved and restored, so that a resumed run ends exactly as an uninterrupted one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # the trainer imports this module
 
 
 def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
-    """All that a resumed run needs besides the weights, to end exactly as an uninterrupted one."""
+    """Contents of trainer.pt: all that resuming needs besides weights and tokenizer."""
     return {
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.scheduler.state_dict() if trainer.scheduler is not None else None,
