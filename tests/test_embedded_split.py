@@ -174,6 +174,14 @@ def test_evaluated_split_may_be_the_needed_one(clap: Clap, tones: list[Path], em
     assert embedded_kinds == ["train"]
 
 
+def test_metrics_that_are_not_announced_are_refused(clap: Clap, tones: list[Path]):
+    evaluator = ReadTrain()
+    evaluator.metric_names = ("read_train/accuracy",)
+    loader = make_evaluation_loader(make_loaders(clap, Tones(tones))["train"])
+    with pytest.raises(ValueError, match="read_train returns the metrics read_train/clips; its metric_names are read_"):
+        evaluate(clap, loader, {"read_train": evaluator})
+
+
 def test_split_outside_of_needs_is_refused(clap: Clap, tones: list[Path]):
     loader = make_loaders(clap, Tones(tones))["val"]
     with pytest.raises(ValueError, match=r"splits\['train'\] is not one of val; add it to `needs`"):

@@ -1,7 +1,6 @@
 """The evaluator contract, and how evaluators run on a split: in training's validation and in evaluate.py alike."""
 
 import functools
-import logging
 from collections.abc import Mapping
 
 from torch.utils.data import DataLoader
@@ -11,8 +10,6 @@ from clap.evaluation.embedded_split import EmbeddedSplit, Splits, embed_split
 from clap.evaluation.protocol import describe_other_splits, describe_split, hash_protocol
 from clap.evaluation.results import Evaluation
 from clap.model import Clap
-
-log = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -105,16 +102,30 @@ def evaluate(
     results = {}
     with clap.inference():
         for corpus, split in parts.items():
-            prefix = f"{split.dataset.kind}/{split.dataset.name}"
             for name, evaluator in evaluators.items():
                 others = {kind: lambda kind=kind, corpus=corpus: embed(kind)[corpus] for kind in evaluator.needs}
-                splits = Splits(split, others)
-                result = evaluator(clap, splits)
-                metrics = {f"{prefix}/{key}": value for key, value in result.metrics.items()}
-                scores = {f"{prefix}/{key}": value for key, value in result.scores.items()}
-                protocol = describe_split(clap, split) | {"evaluator": name} | result.protocol
-                protocol |= describe_other_splits([splits[kind] for kind in evaluator.needs])
-                protocol = {"hash": hash_protocol(protocol)} | protocol
                 key = name if len(parts) == 1 else f"{corpus}/{name}"
-                results[key] = Evaluation(metrics, result.clip_ids, scores, result.per_query, protocol)
+                results[key] = run_evaluator(clap, Splits(split, others), name, evaluator)
     return results
+
+
+def run_evaluator(clap: Clap, splits: Splits, name: str, evaluator: Evaluator) -> Evaluation:
+    """The evaluation of one corpus, with full names of metrics and the whole protocol.
+
+    Raises:
+        ValueError: the evaluator returns other metrics than its `metric_names`.
+    """
+    split = splits.evaluated
+    result = evaluator(clap, splits)
+    if set(result.metrics) != set(evaluator.metric_names):
+        raise ValueError(
+            f"evaluation {name} returns the metrics {', '.join(result.metrics)}; its metric_names are "
+            f"{', '.join(evaluator.metric_names)}; make the two equal"
+        )
+    prefix = f"{split.dataset.kind}/{split.dataset.name}"
+    metrics = {f"{prefix}/{key}": value for key, value in result.metrics.items()}
+    scores = {f"{prefix}/{key}": value for key, value in result.scores.items()}
+    protocol = describe_split(clap, split) | {"evaluator": name} | result.protocol
+    protocol |= describe_other_splits([splits[kind] for kind in evaluator.needs if kind != split.dataset.kind])
+    protocol = {"hash": hash_protocol(protocol)} | protocol
+    return Evaluation(metrics, result.clip_ids, scores, result.per_query, protocol)
