@@ -69,7 +69,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
             kind,
             sample_rate=clap.sample_rate,
             window=clap.window,
-            settings=replace(read_dataset_settings(settings), exclude=None if kind == cfg.split else settings.get("exclude")),
+            settings=replace(
+                read_dataset_settings(settings), exclude=None if kind == cfg.split else settings.get("exclude")
+            ),
             training=False,
         )
         loaders[kind] = make_loader(

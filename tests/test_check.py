@@ -248,7 +248,9 @@ def test_replica_of_a_published_layout_has_only_missing_clips(esc50: str):
 
 def test_train_and_test_folds_with_common_recordings_overlap(esc50: str):
     other = ["dataset=esc50", esc50, "dataset.val_folds=[4]", "dataset.test_folds=[1]"]
-    report = check_corpus(compose_dataset(["dataset=esc50", esc50]), [compose_dataset(other)], limits=Limits(), workers=0)
+    report = check_corpus(
+        compose_dataset(["dataset=esc50", esc50]), [compose_dataset(other)], limits=Limits(), workers=0
+    )
     shared = {match.entry.clip.id for overlap in report.overlaps[3:] for match in overlap.matches}
     assert shared == set(report.find_blocked_clips(["recording"])) and {name[0] for name in shared} == {"1", "4"}
 

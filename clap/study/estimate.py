@@ -9,7 +9,6 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-
 from clap.config import find_absent
 from clap.config.build import build
 from clap.dataset.clips import ClapDataset
