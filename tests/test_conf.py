@@ -116,7 +116,8 @@ def test_evaluate_needs_nothing_but_a_checkpoint():
     assert not {"dataset", "evaluation"} & set(config)
 
 
-def test_readme_names_every_option():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+def test_readme_and_docs_name_every_option():
+    root = Path(__file__).parents[1]
+    text = "\n".join(page.read_text() for page in (root / "README.md", *(root / "docs").glob("*.md")))
     for group in sorted(path.name for path in CONF.iterdir() if path.is_dir()):
-        assert all(f"`{option}`" in readme for option in options(group)), group
+        assert all(f"`{option}`" in text for option in options(group)), group
