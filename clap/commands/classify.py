@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Give the probabilities of the labels for every file."""
-    output.check_arguments(args)
+    output.check_output_arguments(args)
     labels = inputs.read_texts(args.labels, args.labels_file, "label")
     if not labels:
         raise ValueError("no labels to choose from; give --labels or --labels-file")

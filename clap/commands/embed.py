@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
         arrays |= {"audio": audio.numpy(), "files": used}
     if captions:
         arrays |= {"text": text, "captions": captions}
-    write_atomic(args.output, output.npz(arrays) if form == "npz" else output.to_json(to_entries(arrays), form))
+    write_atomic(args.output, output.to_npz(arrays) if form == "npz" else output.to_json(to_entries(arrays), form))
     sizes = [f"{name} {arrays[name].shape}" for name in ("audio", "text") if name in arrays]
     print(f"{args.output}: {', '.join(sizes)}")
     inputs.exit_for_skipped(len(files), len(used))

@@ -54,7 +54,7 @@ def find_files(names: Sequence[str]) -> list[str]:
     Raises:
         FileNotFoundError: a name, pattern or folder leads to no recording.
     """
-    found = {name: list(expand(name)) for name in names}
+    found = {name: list(expand_path(name)) for name in names}
     nothing = [name for name, files in found.items() if not files]
     if absent := [name for name in nothing if not os.path.isdir(name)]:
         raise FileNotFoundError(f"no such recording: {', '.join(absent)}; give files, folders or patterns ('**/*.wav')")
@@ -63,7 +63,7 @@ def find_files(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(file for files in found.values() for file in files))
 
 
-def expand(name: str) -> Iterator[str]:
+def expand_path(name: str) -> Iterator[str]:
     """Recordings at a path, below a folder, or behind a pattern that the shell left as it is."""
     if os.path.isdir(name):
         for folder, folders, files in os.walk(name):

@@ -46,7 +46,7 @@ def choose_format(output: Path | None, chosen: str | None) -> str:
     return chosen or ("table" if output is None else SUFFIXES[output.suffix])
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def check_output_arguments(args: argparse.Namespace) -> None:
     """Refuse what cannot be written, before anything is computed."""
     choose_format(args.output, args.format)
     if args.top is not None and args.top < 1:
@@ -61,9 +61,9 @@ def write_ranking(args: argparse.Namespace, files: Sequence[str], texts: Sequenc
     order = np.argsort(-values, axis=1, kind="stable")[:, :top]
     ranking = [{texts[i]: float(row[i]) for i in best} for row, best in zip(values, order, strict=True)]
     if form == "npz":
-        content = npz({"files": np.array(files), **arrays})
+        content = to_npz({"files": np.array(files), **arrays})
     elif form == "table":
-        content = table(files, ranking, name)
+        content = to_table(files, ranking, name)
     else:
         content = to_json([{"file": file, name: best} for file, best in zip(files, ranking, strict=True)], form)
     if args.output is None:
@@ -74,28 +74,28 @@ def write_ranking(args: argparse.Namespace, files: Sequence[str], texts: Sequenc
         print(f"{args.output}: {name} of {len(files)} files, {len(texts)} texts")
 
 
-def table(files: Sequence[str], ranking: Sequence[Mapping[str, float]], name: str) -> bytes:
+def to_table(files: Sequence[str], ranking: Sequence[Mapping[str, float]], name: str) -> bytes:
     """Columns file, text, value; the file's name stands on its first row only."""
     rows = [("file", "text", name)]
     for file, best in zip(files, ranking, strict=True):
         rows += [("" if i else file, text, f"{value:.3f}") for i, (text, value) in enumerate(best.items())]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f"{file:<{widths[0]}}  {text:<{widths[1]}}  {value:>{len(name)}}" for file, text, value in rows]
-    return encode("\n".join(lines) + "\n")
+    return encode_utf8("\n".join(lines) + "\n")
 
 
 def to_json(entries: Sequence[Mapping[str, Any]], form: str) -> bytes:
     """One list, or one object a line."""
     lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
-    return encode("\n".join(lines) + "\n" if form == "jsonl" else "[\n" + ",\n".join(lines) + "\n]\n")
+    return encode_utf8("\n".join(lines) + "\n" if form == "jsonl" else "[\n" + ",\n".join(lines) + "\n]\n")
 
 
-def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+def to_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
 
 
-def encode(text: str) -> bytes:
+def encode_utf8(text: str) -> bytes:
     """UTF-8; bytes of a file name that are none become escapes, as JSON has them."""
     return text.encode("utf-8", errors="backslashreplace")

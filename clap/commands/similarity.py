@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Give the cosine similarity of every file and caption; times logit_scale it is Clap.compute_similarity."""
-    output.check_arguments(args)
+    output.check_output_arguments(args)
     captions = list(dict.fromkeys(inputs.read_texts(args.text, args.captions, "caption")))
     if not captions:
         raise ValueError("no captions to compare with; give --text or --captions")
