@@ -10,12 +10,12 @@ from torch import nn
 
 from clap.config import read_config
 from clap.config.build import build
-from clap.config.compose import find_yamls
+from clap.config.compose import find_conf_dir
 from clap.evaluation.evaluator import Evaluator
 from clap.model import Clap
 from clap.parts import build_parts
 
-CONF = find_yamls()
+CONF = find_conf_dir()
 ROOTED = (
     "clotho", "audiocaps", "clotho_audiocaps", "wavcaps", "fsd50k", "urbansound8k", "esc50", "huggingface",
 )  # fmt: skip

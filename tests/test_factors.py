@@ -9,11 +9,11 @@ from clap.study.factors import (
     Study,
     check_metrics,
     find_factors,
-    find_study,
-    levels,
+    list_levels,
+    load_study,
     one_factor_at_a_time,
     parse_overrides,
-    read_study,
+    parse_study,
 )
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -30,7 +30,7 @@ def make_study(**changes) -> Study:
 
 def read_levels(line: str) -> list[str]:
     (override,) = parse_overrides({}, [line])
-    return levels(override)
+    return list_levels(override)
 
 
 def test_grid_has_every_combination_the_baseline_first():
@@ -67,7 +67,7 @@ def test_unknown_key_of_a_study_is_refused():
     with pytest.raises(
         ValueError, match=r"encoder_ablation has no key study.minute; did you mean minutes\?; there are design"
     ):
-        find_study(config)
+        parse_study(config)
 
 
 @pytest.mark.parametrize("missing", ["factors", "metrics"])
@@ -110,7 +110,7 @@ def test_levels(line: str, expected: list[str]):
 
 def test_command_line_replaces_the_values_of_a_study():
     factors = find_factors({"loss": "nce,sigmoid", "seed": "0,1,2"}, ["seed=7,8", "embed_dim=16"])
-    assert {key: levels(override) for key, override in factors.items()} == {
+    assert {key: list_levels(override) for key, override in factors.items()} == {
         "loss": ["nce", "sigmoid"],
         "seed": ["7", "8"],
     }
@@ -118,15 +118,15 @@ def test_command_line_replaces_the_values_of_a_study():
 
 def test_factor_of_a_study_stays_one_with_a_single_value():
     factors = find_factors({"seed": "0,1,2"}, ["seed=7"])
-    assert levels(factors["seed"]) == ["7"]
+    assert list_levels(factors["seed"]) == ["7"]
 
 
 def test_fixed_setting_of_a_study_is_no_factor():
     assert list(find_factors({"seed": "0,1", "trainer.max_epochs": 3})) == ["seed"]
 
 
-def test_read_study_finds_a_packaged_study():
-    study = read_study("encoder_ablation")
+def test_load_study_finds_a_packaged_study():
+    study = load_study("encoder_ablation")
     assert study.factors == {
         "audio_encoder": ["cnn14_nano", "htsat_nano"],
         "text_encoder": ["roberta_nano", "gpt2_nano"],
@@ -136,18 +136,18 @@ def test_read_study_finds_a_packaged_study():
     assert study.folder == "outputs/sweeps/encoder_ablation"
 
 
-def test_read_study_names_the_studies_where_there_is_none():
+def test_load_study_names_the_studies_where_there_is_none():
     with pytest.raises(ValueError, match="'debug' is not a study; conf/experiment has .*encoder_ablation"):
-        read_study("debug")
+        load_study("debug")
 
 
 def compose_study(*overrides: str) -> Study | None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return find_study(compose("config", list(overrides), return_hydra_config=True))
+        return parse_study(compose("config", list(overrides), return_hydra_config=True))
 
 
-def test_find_study_agrees_with_read_study():
-    assert compose_study("experiment=encoder_ablation") == read_study("encoder_ablation")
+def test_parse_study_agrees_with_load_study():
+    assert compose_study("experiment=encoder_ablation") == load_study("encoder_ablation")
 
 
 def test_config_without_study_has_none():

@@ -7,7 +7,7 @@ import pytest
 from nbclient import NotebookClient
 from study_store import StudyStore
 
-from clap.study.factors import read_study
+from clap.study.factors import load_study
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "experiments" / "experiments.ipynb"
 
@@ -22,7 +22,7 @@ def checkpoint(tiny_config, tiny_clap, tmp_path: Path) -> Path:
 
 
 def test_notebook_runs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    study, store = read_study("encoder_ablation"), StudyStore(tmp_path / "store")
+    study, store = load_study("encoder_ablation"), StudyStore(tmp_path / "store")
     store.add_run(store.add_sweep(study), study.cells()[0], "0")
     for name, value in {"CHECKPOINT": checkpoint, "STORE": store.uri, "STUDY": study.name}.items():
         monkeypatch.setenv(f"CLAP_{name}", str(value))

@@ -17,7 +17,7 @@ from clap.study import estimate
 from clap.study.downloads import build_on_meta, list_missing, open_train_set, read_initial
 from clap.study.estimate import count_steps
 from clap.study.job import Job
-from clap.study.plan import look_ahead, make_plan
+from clap.study.plan import estimate_job, make_plan
 from clap.study.result_config import read_result_config
 from clap.training.cost import forward_flops as count_flops
 
@@ -221,13 +221,13 @@ def test_model_comes_from_init_from(tiny_clap, tmp_path: Path):
 
 
 def test_published_init_from_that_would_be_downloaded_is_named():
-    missing, seconds, _ = look_ahead(compose_config("init_from=laion/clap-htsat-unfused"), [], [])
+    missing, seconds, _ = estimate_job(compose_config("init_from=laion/clap-htsat-unfused"), [], [])
     assert missing == ["init_from: laion/clap-htsat-unfused, to be downloaded"] and seconds is None
 
 
 def test_absent_init_from_is_named(tmp_path: Path):
     config = compose_config(f"init_from={tmp_path / 'absent'}")
-    missing, seconds, basis = look_ahead(config, [], [])
+    missing, seconds, basis = estimate_job(config, [], [])
     assert missing[0].startswith(f"init_from: {tmp_path / 'absent'}") and seconds is None and "unknown" in basis
 
 

@@ -27,7 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
 
 @pytest.fixture(autouse=True)
 def _known_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clap.commands.report.read_study", lambda name: STUDY)
+    monkeypatch.setattr("clap.commands.report.load_study", lambda name: STUDY)
 
 
 def write(store: StudyStore, output: Path, *more: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from study_store import LEADING, make_runs, make_study
 
-from clap.study.note import BEGIN, END, fill, format_command, make_block, make_note, read_question, replace_block
+from clap.study.note import BEGIN, END, format_command, make_block, make_note, read_question, replace_block, wrap_lines
 from clap.study.runs import StudyRuns
 from clap.study.table import compute_clip_intervals, make_rows
 
@@ -95,6 +95,6 @@ def test_metric_without_values_a_clip_is_reported_for_these_clips_only() -> None
 
 
 def test_filled_lines_keep_code_and_links_whole() -> None:
-    text = fill("word " * 24 + "`python train.py -m experiment=grid` and [all numbers](a.csv) " + "word " * 20)
+    text = wrap_lines("word " * 24 + "`python train.py -m experiment=grid` and [all numbers](a.csv) " + "word " * 20)
     assert "`python train.py -m experiment=grid`" in text and "[all numbers](a.csv)" in text
     assert max(map(len, text.splitlines())) <= 130

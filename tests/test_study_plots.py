@@ -11,7 +11,14 @@ from matplotlib.image import imread
 from study_store import make_runs, make_study
 
 from clap.study.factors import Study
-from clap.study.figures import average, caption, choose_styles, draw_study, find_front, save
+from clap.study.figures import (
+    average_levels,
+    choose_styles,
+    describe_figure,
+    draw_study,
+    find_pareto_front,
+    save_png_and_svg,
+)
 from clap.study.runs import StudyRuns
 from clap.study.statistics import seed_interval
 from clap.study.table import make_rows
@@ -65,7 +72,7 @@ def test_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
         for name, figure in draw(make_runs(make_study("a"))).items():
-            save(figure, folder / name)
+            save_png_and_svg(figure, folder / name)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     figures = ("cost_quality", "interaction", "learning_curves", "main_effects")
     assert names == [f"{figure}.{kind}" for figure in figures for kind in ("png", "svg")]
@@ -75,7 +82,7 @@ def test_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_pictures_are_not_blank(tmp_path: Path) -> None:
     for name, figure in draw(make_runs(make_study("a"))).items():
-        save(figure, tmp_path / name)
+        save_png_and_svg(figure, tmp_path / name)
         assert imread(tmp_path / f"{name}.png").std() > 0.02
 
 
@@ -94,7 +101,7 @@ def test_unfinished_study_is_drawn() -> None:
 
 def test_level_is_the_mean_over_the_other_factors() -> None:
     runs = make_runs(make_study("a"))
-    column, found = runs.columns[0], average(runs, ["text_encoder"])
+    column, found = runs.columns[0], average_levels(runs, ["text_encoder"])
     scores = [column.matrix(runs.cells[place].ids()) for place in (0, 2)]
     point = found.points[("roberta_nano",)]
     assert point.mean == pytest.approx(np.mean(scores))
@@ -103,7 +110,7 @@ def test_level_is_the_mean_over_the_other_factors() -> None:
 
 def test_levels_are_averaged_over_combinations_that_all_have() -> None:
     runs = make_runs(make_study("a"), without={(3, seed): "" for seed in "012"})
-    found = average(runs, ["audio_encoder"])
+    found = average_levels(runs, ["audio_encoder"])
     assert (found.used, found.total) == (1, 2)
     expected = runs.columns[0].matrix(runs.cells[0].ids()).mean()
     assert found.points[("cnn14_nano",)].mean == pytest.approx(expected)
@@ -112,11 +119,11 @@ def test_levels_are_averaged_over_combinations_that_all_have() -> None:
 def test_averages_use_the_seeds_that_all_cells_have() -> None:
     runs = make_runs(make_study("a", seeds=["0", "1", "2", "3"]), without={(2, "0"): "no memory"})
     scores = [runs.columns[0].matrix(runs.cells[place].ids(["1", "2", "3"])) for place in (0, 2)]
-    assert average(runs, ["text_encoder"]).points[("roberta_nano",)].mean == pytest.approx(np.mean(scores))
+    assert average_levels(runs, ["text_encoder"]).points[("roberta_nano",)].mean == pytest.approx(np.mean(scores))
 
 
 def test_front_holds_what_no_other_beats() -> None:
-    assert find_front([3, 1, 2, 4, 1], [0.5, 0.2, 0.1, 0.5, 0.3]) == [4, 0]
+    assert find_pareto_front([3, 1, 2, 4, 1], [0.5, 0.2, 0.1, 0.5, 0.3]) == [4, 0]
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
@@ -127,5 +134,5 @@ def test_every_cell_looks_different(study: Study) -> None:
 
 def test_caption_names_bars_and_bands() -> None:
     runs = make_runs(make_study("a"))
-    assert "95 % intervals over seeds and clips" in caption("main_effects", runs)
-    assert "from the lowest to the highest seed" in caption("learning_curves", runs)
+    assert "95 % intervals over seeds and clips" in describe_figure("main_effects", runs)
+    assert "from the lowest to the highest seed" in describe_figure("learning_curves", runs)

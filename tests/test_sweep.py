@@ -32,9 +32,9 @@ from clap.run_folder import is_running
 from clap.study.factors import parse_overrides
 from clap.study.job import Job, name_job, read_job
 from clap.study.job_tracking import end_run
-from clap.study.result_config import check_fixed, check_settings
+from clap.study.result_config import check_fixed_overrides, check_settings_unchanged
 from clap.study.run_job import run_job
-from clap.study.sweep import check_named, set_design
+from clap.study.sweep import check_keys_name_folder, set_design
 from clap.tracking.store import open_store
 from clap.tracking.tracker import Tracker
 from tests.test_train import TINY
@@ -181,29 +181,29 @@ def test_one_at_a_time_needs_the_basic_sweeper(restored: None):
 
 
 def test_another_sweep_in_the_folder_is_refused(tmp_path: Path):
-    check_fixed(tmp_path, ["lr=1"])
+    check_fixed_overrides(tmp_path, ["lr=1"])
     (tmp_path / "sweep.json").write_text('{"fixed": ["lr=1"]}')
-    check_fixed(tmp_path, ["lr=1"])
+    check_fixed_overrides(tmp_path, ["lr=1"])
     with pytest.raises(ValueError, match=r"holds a sweep with lr=1; it differs in lr=1, lr=2; give hydra.sweep.dir="):
-        check_fixed(tmp_path, ["lr=2"])
+        check_fixed_overrides(tmp_path, ["lr=2"])
 
 
 def test_changed_yaml_is_refused_once_a_job_counts(tmp_path: Path):
     (tmp_path / "sweep.json").write_text('{"settings": {"dataset.num_train": 128, "optimizer.lr": 0.1}}')
     changed = {"dataset.num_train": 96, "optimizer.lr": 0.2}
-    check_settings(tmp_path, changed, ["optimizer.lr"])  # no job yet
+    check_settings_unchanged(tmp_path, changed, ["optimizer.lr"])  # no job yet
     (tmp_path / "a").mkdir()
     Job(tmp_path / "a", "a", status="finished").write()
-    check_settings(tmp_path, {"dataset.num_train": 128, "optimizer.lr": 0.2}, ["optimizer.lr"])
+    check_settings_unchanged(tmp_path, {"dataset.num_train": 128, "optimizer.lr": 0.2}, ["optimizer.lr"])
     with pytest.raises(ValueError, match="was started with dataset.num_train=128, now it is 96; put it back"):
-        check_settings(tmp_path, changed, ["optimizer.lr"])
+        check_settings_unchanged(tmp_path, changed, ["optimizer.lr"])
 
 
 def test_key_that_names_no_folder_is_not_swept():
     unnamed = ["dataset.root", "device"]
-    check_named(["optimizer.lr", "seed"], unnamed)
+    check_keys_name_folder(["optimizer.lr", "seed"], unnamed)
     with pytest.raises(ValueError, match=r"device is swept .*exclude_keys=\[dataset.root\]'"):
-        check_named(["device", "seed"], unnamed)
+        check_keys_name_folder(["device", "seed"], unnamed)
 
 
 # One job

@@ -7,7 +7,7 @@ the table in LaTeX, the figures and the origin of each number go into experiment
 import argparse
 from pathlib import Path
 
-from clap.study.factors import read_study
+from clap.study.factors import load_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the report, and print its table and where the rest is."""
-    study = read_study(args.study)
+    study = load_study(args.study)
 
     from clap.study.report import write_report  # MLflow and matplotlib, after the check that there is such a study
 

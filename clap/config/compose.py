@@ -10,7 +10,7 @@ from clap.config import read_config
 from clap.config.overrides import VERSION_BASE, check_overrides
 
 
-def find_yamls() -> Path:
+def find_conf_dir() -> Path:
     """The folder of the yamls: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return next(folder for folder in (package / "conf", package.parent / "conf") if (folder / "config.yaml").is_file())
@@ -22,7 +22,7 @@ def compose_config(overrides: Sequence[str]) -> dict:
     Raises:
         ValueError: a misspelt option, key or type, as on the command line.
     """
-    return read_config(compose_yamls(overrides, folder=find_yamls(), name="config"))
+    return read_config(compose_yamls(overrides, folder=find_conf_dir(), name="config"))
 
 
 def compose_yamls(overrides: Sequence[str], *, folder: Path, name: str) -> DictConfig:

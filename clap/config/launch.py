@@ -55,7 +55,7 @@ def launch(task: Task, *, config_name: str, config_path: str = "conf", run_job: 
     except EXPECTED as error:
         if show_traceback:
             raise
-        sys.exit(f"error: {one_line(error)}")
+        sys.exit(f"error: {format_error(error)}")
 
 
 def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool) -> Task:
@@ -73,11 +73,12 @@ def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool)
         except Exception as error:
             log = _write_traceback()
             if job.mode == RunMode.MULTIRUN:
-                print(f"error: job {job.job.num} ({job.job.override_dirname}): {one_line(error)}{log}", file=sys.stderr)
+                name = f"job {job.job.num} ({job.job.override_dirname})"
+                print(f"error: {name}: {format_error(error)}{log}", file=sys.stderr)
                 if job.callbacks:
                     return math.nan
             elif isinstance(error, EXPECTED) and not show_traceback:
-                sys.exit(f"error: {one_line(error)}{log}")
+                sys.exit(f"error: {format_error(error)}{log}")
             raise
 
     return run
@@ -93,7 +94,7 @@ def _write_traceback() -> str:
     return ""
 
 
-def one_line(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """An exception's message without line breaks and without Hydra's hints to add a key with +."""
     text = str(error) or str(error.__cause__ or "") or type(error).__name__
     return " ".join(re.split(r"\n *(?:To append to|Config search path|Search path|See https)", text)[0].split())

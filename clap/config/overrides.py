@@ -29,7 +29,7 @@ from clap.config import flatten
 from clap.config.values import LOCAL_KEYS, check_value, suggest, suggest_key
 
 
-def resolve(config: DictConfig, key: str) -> Any:
+def resolve_value(config: DictConfig, key: str) -> Any:
     """A key's value as plain data, or "???" if it is missing or refers to what only a running job knows."""
     try:
         value = OmegaConf.select(config, key, throw_on_missing=True)
@@ -89,7 +89,7 @@ def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> N
 
 
 @dataclass
-class Job:
+class ComposedJob:
     """One composed configuration; of its `hydra` part only mode, sweep and each group's option."""
 
     config: DictConfig
@@ -101,7 +101,7 @@ class Job:
         """Every key by its full name, mappings and their items alike, with its raw value."""
         return dict(flatten(OmegaConf.to_container(self.config)))
 
-    def option(self, key: str) -> str:
+    def describe_option(self, key: str) -> str:
         """The words " with optimizer=adam" for a key of that group, or nothing for a key of none."""
         group = key.split(".")[0]
         return f" with {group}={self.choices[group]}" if self.choices.get(group) else ""
@@ -113,7 +113,7 @@ class Configs:
 
     loader: ConfigLoaderImpl
     name: str
-    composed: dict[tuple[str, ...], Job] = field(default_factory=dict)
+    composed: dict[tuple[str, ...], ComposedJob] = field(default_factory=dict)
 
     @classmethod
     def open(cls, args: Namespace, *, config_dir: Path, config_name: str) -> "Configs":
@@ -165,7 +165,7 @@ class Configs:
                     f"{line}: {group} has no option {option}{suggest(name, self.options(folder))} (options: {options})"
                 )
 
-    def compose(self, lines: list[str]) -> Job:
+    def compose(self, lines: list[str]) -> ComposedJob:
         """Compose the yamls under chosen options, before values are set; once for the same options."""
         if tuple(lines) in self.composed:
             return self.composed[tuple(lines)]
@@ -173,11 +173,11 @@ class Configs:
         with open_dict(config):
             settings = config.pop("hydra")
         sweep = OmegaConf.to_container(settings.sweeper).get("params") or {}
-        job = Job(config, choices=dict(settings.runtime.choices), mode=settings.mode, sweep=sweep)
+        job = ComposedJob(config, choices=dict(settings.runtime.choices), mode=settings.mode, sweep=sweep)
         return self.composed.setdefault(tuple(lines), job)
 
 
-def _compose_jobs(configs: Configs, groups: list[Override], *, hydra_lines: list[str]) -> Iterator[Job]:
+def _compose_jobs(configs: Configs, groups: list[Override], *, hydra_lines: list[str]) -> Iterator[ComposedJob]:
     """As many jobs as the longest list of options has; the shorter lists are repeated."""
     choices = [_lines(override) for override in groups]
     for index in range(max(map(len, choices), default=1)):
@@ -217,7 +217,7 @@ def _check_single(overrides: list[Override]) -> None:
             )
 
 
-def _set_values(job: Job, overrides: list[Override]) -> DictConfig:
+def _set_values(job: ComposedJob, overrides: list[Override]) -> DictConfig:
     """The job's config with values set, each checked against the yaml's; references are checked after all are set."""
     keys, config = job.keys(), copy.deepcopy(job.config)
     references = []
@@ -228,12 +228,12 @@ def _set_values(job: Job, overrides: list[Override]) -> DictConfig:
                 if "${" in str(item):
                     references.append((override.input_line, key, item))
                 else:
-                    check_value(override.input_line, key, item, resolve(job.config, key))
+                    check_value(override.input_line, key, item, resolve_value(job.config, key))
                 OmegaConf.update(config, key, item)
     for line, key, item in references:
         OmegaConf.update(config, key, item)
         if "${hydra:" not in str(item):
-            check_value(line, key, resolve(config, key), resolve(job.config, key))
+            check_value(line, key, resolve_value(config, key), resolve_value(job.config, key))
     return config
 
 
@@ -246,28 +246,31 @@ def _leaves(key: str, value: Any, keys: dict[str, Any]) -> Iterator[tuple[str, A
         yield key, value
 
 
-def _check_key(override: Override, key: str, keys: dict[str, Any], job: Job) -> None:
+def _check_key(override: Override, key: str, keys: dict[str, Any], job: ComposedJob) -> None:
     """Refuse a key that the yamls do not have, and one that is added or removed."""
     line = override.input_line
     if override.is_delete():
         raise ValueError(f"{line}: keys are not removed; set {key} to another value")
     if key not in keys:
-        raise ValueError(f"{line}: there is no key {key}{job.option(key)}{suggest_key(key, keys | job.choices)}")
+        raise ValueError(
+            f"{line}: there is no key {key}{job.describe_option(key)}{suggest_key(key, keys | job.choices)}"
+        )
     if override.is_add():
         raise ValueError(f"{line}: + adds no key; write {line[1:]}")
 
 
-def _check_complete(config: DictConfig, job: Job, *, files: Path) -> None:
+def _check_complete(config: DictConfig, job: ComposedJob, *, files: Path) -> None:
     """Refuse to start without a required value."""
     missing = [key for key, value in flatten(OmegaConf.to_container(config)) if value == "???"]
     if missing:
         key = missing[0]
         raise ValueError(
-            f"{' and '.join(missing)} must be given{job.option(key)}: add {key}=VALUE{_comment(key, job, files)}"
+            f"{' and '.join(missing)} must be given{job.describe_option(key)}: "
+            f"add {key}=VALUE{_comment(key, job, files)}"
         )
 
 
-def _comment(key: str, job: Job, files: Path) -> str:
+def _comment(key: str, job: ComposedJob, files: Path) -> str:
     """What the yamls say behind a required key, the chosen option's first, as " (comment)"."""
     *group, name = key.split(".")
     folder = files.joinpath(*group[:1])

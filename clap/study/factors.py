@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from clap.config.compose import find_yamls
+from clap.config.compose import find_conf_dir
 from clap.config.overrides import VERSION_BASE
 from clap.config.values import suggest
 
@@ -59,7 +59,7 @@ class Study:
         return one_factor_at_a_time(cells) if self.design == "one_at_a_time" else cells
 
 
-def find_study(config: DictConfig, lines: Sequence[str] = ()) -> Study | None:
+def parse_study(config: DictConfig, lines: Sequence[str] = ()) -> Study | None:
     """The study that a config, composed with its `hydra` part, declares; `lines` are a command line's overrides."""
     if config.get("study") is None:
         return None
@@ -68,7 +68,7 @@ def find_study(config: DictConfig, lines: Sequence[str] = ()) -> Study | None:
         if key not in KEYS:
             raise ValueError(f"study {name} has no key study.{key}{suggest(key, KEYS)}; there are {', '.join(KEYS)}")
     swept = find_factors(config.hydra.sweeper.get("params"), lines)
-    factors = {key: levels(override) for key, override in swept.items()}
+    factors = {key: list_levels(override) for key, override in swept.items()}
     return Study(
         name,
         factors={key: values for key, values in factors.items() if key != SEED},
@@ -109,23 +109,23 @@ def one_factor_at_a_time(cells: Sequence[Mapping[str, str]]) -> list[Mapping[str
     return [cell for cell in cells if sum(cell[key] != first[key] for key in cell if key != SEED) <= 1]
 
 
-def levels(override: Override) -> list[str]:
+def list_levels(override: Override) -> list[str]:
     """The values that an override takes in a sweep, or its one value, as text."""
     if override.is_sweep_override():
         return list(override.sweep_string_iterator())
     return [override.get_value_element_as_str()]
 
 
-def read_study(name: str) -> Study:
+def load_study(name: str) -> Study:
     """The study that conf/experiment/<name>.yaml declares.
 
     Raises:
         ValueError: there is no such experiment, or it is not a study.
     """
-    folder = find_yamls()
+    folder = find_conf_dir()
     studies = sorted(path.stem for path in (folder / "experiment").glob("*.yaml") if "\nstudy:" in path.read_text())
     if name not in studies:
         raise ValueError(f"{name!r} is not a study; conf/experiment has the studies {', '.join(studies)}")
     with initialize_config_dir(str(folder), version_base=VERSION_BASE):
         config = compose("config", [f"experiment={name}"], return_hydra_config=True)
-    return find_study(config)
+    return parse_study(config)

@@ -16,20 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from clap.plotting import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    RED,
-    SMOOTHING_POINTS,
-    new_figure,
-    running_mean,
-    style_axes,
-)
-from clap.study.runs import TRAIN_LOSS, Cell, StudyRuns, short_name
+from clap.plotting import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SMOOTHING_POINTS, style_axes, new_figure, running_mean
+from clap.study.runs import TRAIN_LOSS, Cell, StudyRuns, shorten_key
 from clap.study.scores import Column, label_metric
 from clap.study.statistics import MIN_SEEDS, Interval, seed_interval
 from clap.study.table import Row, format_half, format_number
@@ -56,7 +44,7 @@ class Estimate:
     interval: Interval | None
 
     @property
-    def ends(self) -> tuple[float, float]:
+    def bounds(self) -> tuple[float, float]:
         """Of its bar; the mean itself without an interval."""
         return (self.interval.low, self.interval.high) if self.interval else (self.mean, self.mean)
 
@@ -94,7 +82,7 @@ def draw_study(runs: StudyRuns, rows: Sequence[Row]) -> dict[str, Figure]:
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def caption(name: str, runs: StudyRuns) -> str:
+def describe_figure(name: str, runs: StudyRuns) -> str:
     """What the marks and bars of a figure are."""
     others = " over the other factors" if len(runs.study.factors) > 1 else ""
     effect = f"each level's mean{others}" if runs.is_grid else "paired differences to the baseline"
@@ -112,14 +100,14 @@ def caption(name: str, runs: StudyRuns) -> str:
     )
 
 
-def save(figure: Figure, stem: Path) -> None:
+def save_png_and_svg(figure: Figure, stem: Path) -> None:
     """PNG and SVG, the same bytes for the same figure."""
     figure.savefig(f"{stem}.png", metadata={"Software": None})
     with matplotlib.rc_context({"svg.hashsalt": stem.name}):
         figure.savefig(f"{stem}.svg", metadata={"Date": None, "Creator": None})
 
 
-def average(runs: StudyRuns, factors: Sequence[str]) -> Averages:
+def average_levels(runs: StudyRuns, factors: Sequence[str]) -> Averages:
     """The leading metric for the levels of `factors`, over combinations of the others that no level lacks."""
     groups: dict[tuple, dict[tuple, Cell]] = defaultdict(dict)
     for cell in runs.cells:
@@ -129,11 +117,12 @@ def average(runs: StudyRuns, factors: Sequence[str]) -> Averages:
     others = [levels for factor, levels in runs.study.factors.items() if factor not in factors]
     combinations = list(itertools.product(*others))
     used = [rest for rest in combinations if all(rest in group for group in groups.values())]
-    points = {levels: estimate(runs.columns[0], [group[rest] for rest in used]) for levels, group in groups.items()}
+    column = runs.columns[0]
+    points = {levels: estimate_mean(column, [group[rest] for rest in used]) for levels, group in groups.items()}
     return Averages(points if used else {}, len(used), len(combinations))
 
 
-def estimate(column: Column, cells: Sequence[Cell]) -> Estimate | None:
+def estimate_mean(column: Column, cells: Sequence[Cell]) -> Estimate | None:
     """Mean over cells, with its interval over the seeds that all of them have."""
     if not cells:
         return None
@@ -149,13 +138,13 @@ def estimate(column: Column, cells: Sequence[Cell]) -> Estimate | None:
 def plot_main_effects(runs: StudyRuns) -> Figure:
     """A panel for each factor, a row for each level: mean over the other factors."""
     factors = runs.study.factors
-    figure, panels = row_panels([len(levels) for levels in factors.values()], title="Main effects")
+    figure, panels = make_row_panels([len(levels) for levels in factors.values()], title="Main effects")
     for (factor, levels), axes in zip(factors.items(), panels, strict=True):
-        averages = average(runs, [factor])
+        averages = average_levels(runs, [factor])
         names = [f"{level} (baseline)" if level == levels[0] else level for level in levels]
         draw_rows(axes, names, [averages.points.get((level,)) for level in levels])
         limits = f", over {averages.used} of {averages.total} combinations" if averages.used < averages.total else ""
-        axes.set_title(short_name(factor) + limits, fontsize=11, color=INK, loc="left")
+        axes.set_title(shorten_key(factor) + limits, fontsize=11, color=INK, loc="left")
     panels[-1].set_xlabel(runs.columns[0].label, color=INK)
     return figure
 
@@ -167,7 +156,7 @@ def plot_differences(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
     factors = {factor: changed for factor, changed in factors.items() if changed}
     if not factors:
         return None
-    figure, panels = row_panels([len(changed) for changed in factors.values()], title="One factor at a time")
+    figure, panels = make_row_panels([len(changed) for changed in factors.values()], title="One factor at a time")
     metric = runs.columns[0].metric
     for (factor, changed), axes in zip(factors.items(), panels, strict=True):
         results = [row.results.get(metric) for row in changed]
@@ -175,12 +164,12 @@ def plot_differences(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
         points = [Estimate(difference.difference, difference.interval) if difference else None for difference in found]
         draw_rows(axes, [row.cell.levels[factor] for row in changed], points, sign="+")
         axes.axvline(0.0, color=INK, linewidth=1.0, zorder=1)
-        axes.set_title(f"{short_name(factor)}, baseline {baseline[factor]}", fontsize=11, color=INK, loc="left")
+        axes.set_title(f"{shorten_key(factor)}, baseline {baseline[factor]}", fontsize=11, color=INK, loc="left")
     panels[-1].set_xlabel(f"{runs.columns[0].label}, difference to the baseline", color=INK)
     return figure
 
 
-def row_panels(sizes: Sequence[int], *, title: str) -> tuple[Figure, list[Axes]]:
+def make_row_panels(sizes: Sequence[int], *, title: str) -> tuple[Figure, list[Axes]]:
     """Panels below each other on one x axis, as high as their numbers of rows."""
     figure = new_figure(8.0, 1.1 + sum(0.55 + 0.36 * size for size in sizes), title=title)
     axes = figure.subplots(len(sizes), 1, sharex=True, squeeze=False, height_ratios=[size + 0.4 for size in sizes])
@@ -191,7 +180,7 @@ def draw_rows(axes: Axes, names: Sequence[str], points: Sequence[Estimate | None
     """A dot with its bar for each name, the number beside it; the first name on top."""
     for place, point in enumerate(points):
         if point is not None:
-            axes.plot(point.ends, [place, place], color=BLUE, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
+            axes.plot(point.bounds, [place, place], color=BLUE, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
             axes.plot(point.mean, place, color=BLUE, marker="o", markersize=7)
         words = "no result" if point is None else format_number(point.mean, sign) + format_half(point.interval)
         axes.text(1.02, place, words, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=INK)
@@ -206,8 +195,8 @@ def draw_rows(axes: Axes, names: Sequence[str], points: Sequence[Estimate | None
 def plot_interactions(runs: StudyRuns) -> Figure | None:
     """A panel for each pair of factors of a grid: lines for the levels of one over the levels of the other."""
     pairs = [pair for pair in itertools.combinations(runs.study.factors, 2) if runs.is_grid]
-    averages = {pair: average(runs, pair) for pair in pairs}
-    averages = {pair: found for pair, found in averages.items() if has_both(found)}
+    averages = {pair: average_levels(runs, pair) for pair in pairs}
+    averages = {pair: found for pair, found in averages.items() if varies_both_factors(found)}
     if not averages:
         return None
     columns = min(len(averages), 2)
@@ -223,7 +212,7 @@ def plot_interactions(runs: StudyRuns) -> Figure | None:
     return figure
 
 
-def has_both(averages: Averages) -> bool:
+def varies_both_factors(averages: Averages) -> bool:
     """Do the points tell two levels or more of either factor?"""
     return all(len(set(levels)) > 1 for levels in zip(*averages.points, strict=True)) and bool(averages.points)
 
@@ -240,15 +229,16 @@ def draw_interaction(axes: Axes, runs: StudyRuns, pair: tuple[str, str], points:
         if known:
             shift = 0.06 * (index - (len(lines) - 1) / 2)
             x = [x + shift for x, _ in known]
-            draw_points(axes, x, [point for _, point in known], cycle(COLORS, index), cycle(MARKERS, index), level)
-    style_axes(axes, xlabel=short_name(along), ylabel="")
+            color, marker = pick_cyclic(COLORS, index), pick_cyclic(MARKERS, index)
+            draw_points(axes, x, [point for _, point in known], color, marker, level)
+    style_axes(axes, xlabel=shorten_key(along), ylabel="")
     many = len(places) * max(map(len, places)) > 44
     axes.set_xticks(range(len(places)), places, rotation=25 if many else 0, ha="right" if many else "center")
     axes.set_xlim(-0.4, len(places) - 0.6)
-    show_legend(axes, *axes.get_legend_handles_labels(), title=short_name(across))
+    add_legend(axes, *axes.get_legend_handles_labels(), title=shorten_key(across))
 
 
-def show_legend(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], title: str | None = None) -> None:
+def add_legend(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], title: str | None = None) -> None:
     """Beside the axes, where it hides nothing."""
     legend = axes.legend(
         lines, names, title=title, loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=9, title_fontsize=9
@@ -261,13 +251,13 @@ def draw_points(
     axes: Axes, x: Sequence[float], points: Sequence[Estimate], color: str, marker: str, label: str
 ) -> None:
     """A line through means with their bars."""
-    axes.vlines(x, *zip(*(point.ends for point in points), strict=True), color=color, alpha=0.5, linewidth=2.2)
+    axes.vlines(x, *zip(*(point.bounds for point in points), strict=True), color=color, alpha=0.5, linewidth=2.2)
     line = "-" if len(points) > 1 else "none"
     means = [point.mean for point in points]
     axes.plot(x, means, linestyle=line, color=color, marker=marker, markersize=6, label=label)
 
 
-def cycle(values: Sequence[str], index: int) -> str:
+def pick_cyclic(values: Sequence[str], index: int) -> str:
     return values[index % len(values)]
 
 
@@ -292,8 +282,8 @@ def choose_styles(runs: StudyRuns) -> dict[str, Style]:
         for index, cell in enumerate(group):
             if len(groups) > 1 and runs.is_grid:
                 index = rests.index(tuple(cell.levels.values())[1:])
-            marker = cycle(MARKERS, place if len(groups) > 1 else index + 1)
-            styles[runs.name(cell)] = Style(cycle(COLORS, index), marker)
+            marker = pick_cyclic(MARKERS, place if len(groups) > 1 else index + 1)
+            styles[runs.name(cell)] = Style(pick_cyclic(COLORS, index), marker)
     return styles
 
 
@@ -305,7 +295,7 @@ def plot_learning_curves(runs: StudyRuns) -> Figure | None:
     groups = [[runs.cells[0], *group] for group in group_cells(runs)] or [runs.cells[:1]]
     groups = [[cell for cell in group if cell.finished] for group in groups]
     groups = [group for group in groups if group]
-    columns = count_columns([legend_name(runs, cell) for group in groups for cell in group])
+    columns = count_legend_columns([legend_name(runs, cell) for group in groups for cell in group])
     heights = [height for group in groups for height in (0.25 * -(-len(group) // columns), 3.0)]
     figure = new_figure(CURVES_WIDTH, 0.7 + sum(heights), title="Learning curves")
     grid = figure.add_gridspec(len(heights), len(metrics), height_ratios=heights)
@@ -327,7 +317,7 @@ def plot_learning_curves(runs: StudyRuns) -> Figure | None:
     return figure
 
 
-def count_columns(names: Sequence[str]) -> int:
+def count_legend_columns(names: Sequence[str]) -> int:
     """Of a legend as wide as the figure."""
     return max(1, int(CURVES_WIDTH / (0.6 + 0.08 * max(map(len, names)))))
 
@@ -361,7 +351,7 @@ def plot_cost(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
     points = [Estimate(row.results[column.metric].mean, row.results[column.metric].interval) for row in rows]
     figure = new_figure(9.0, max(4.4, 1.2 + 0.26 * len(rows)), title="Cost against quality")
     axes = figure.add_subplot()
-    front = find_front(minutes, [point.mean for point in points])
+    front = find_pareto_front(minutes, [point.mean for point in points])
     x, y = [minutes[place] for place in front], [points[place].mean for place in front]
     axes.step(x, y, where="post", color=GREY, linestyle="--", linewidth=1.2, zorder=1, label="Pareto front")
     for row, at, point in zip(rows, minutes, points, strict=True):
@@ -376,11 +366,11 @@ def plot_cost(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.08)
     (front_line, *lines), (front_name, *names) = axes.get_legend_handles_labels()
-    show_legend(axes, [*lines, front_line], [*names, front_name])
+    add_legend(axes, [*lines, front_line], [*names, front_name])
     return figure
 
 
-def find_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
+def find_pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
     """Places that no other beats in cost without losing quality, the cheapest first."""
     front, best = [], -np.inf
     for place in sorted(range(len(costs)), key=lambda place: (costs[place], -qualities[place])):

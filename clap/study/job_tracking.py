@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clap.config.launch import one_line
+from clap.config.launch import format_error
 from clap.study.job import Job, job_tags
 from clap.study.result_config import has_checkpoint
 from clap.tracking.store import open_store, resolve_uri
@@ -51,4 +51,4 @@ def end_run(tracking: Mapping[str, Any], job: Job, status: str) -> None:
                 client.set_tag(run_id, "error", job.error)
             client.set_terminated(run_id, status)
     except Exception as error:  # MLflow stops no sweep
-        log.warning("the run of %s stays open in MLflow: %s", job.name, one_line(error))
+        log.warning("the run of %s stays open in MLflow: %s", job.name, format_error(error))

@@ -12,7 +12,7 @@ from clap.run_folder import COST, METRICS, read_counts
 from clap.study.job import Job
 
 COSTS = ("seconds", "clips_per_second", "peak_memory_bytes", "parameters")
-SHOWN = (  # last parts of the metrics in the table of a sweep that is no study
+DEFAULT_METRICS = (  # last parts of the metrics in the table of a sweep that is no study
     "zero_shot/accuracy",
     "text_to_audio/recall_at_1",
     "text_to_audio/recall_at_10",
@@ -24,7 +24,7 @@ class Leaderboard:
     """The jobs of a sweep, best first by the leading metric, equal ones by name, those without a result last.
 
     Args:
-        metrics: of the table on screen, the leading one first; by default those of SHOWN that the jobs have.
+        metrics: of the table on screen, the leading one first; by default those of DEFAULT_METRICS that the jobs have.
 
     Attributes:
         counts: names of what says how many clips a metric is of, where some job did not have them all.
@@ -35,16 +35,16 @@ class Leaderboard:
         names = sorted({name for values in quality for name in values})
         split = "test/" if any(name.startswith("test/") for name in names) else ""
         known = [name for name in names if name.startswith(split)]
-        self.metrics = list(metrics) or [name for end in SHOWN for name in known if name.endswith(end)]
+        self.metrics = list(metrics) or [name for ending in DEFAULT_METRICS for name in known if name.endswith(ending)]
         counts = [{} if job.problem else read_counts(job.folder) for job in jobs]
-        told = sorted({name for own in counts for name in own if name.startswith(split)})
-        self.counts = [name for name in told if not all(is_whole(own.get(name)) for own in counts)]
+        counted = sorted({name for own in counts for name in own if name.startswith(split)})
+        self.counts = [name for name in counted if not all(uses_all_clips(own.get(name)) for own in counts)]
         self.rows = []
         for job, values, own in zip(jobs, quality, counts, strict=True):
             cost = read_json(job.folder / COST)
             row = {"job": job.name, "status": job.status}
             row |= {name: values.get(name) for name in [*self.metrics, *known]}
-            row |= {name: own.get(name) for name in told}
+            row |= {name: own.get(name) for name in counted}
             row |= {name: cost.get(name) for name in COSTS}
             self.rows.append(row | {"problem": job.problem, "folder": job.folder.name})
         self.rows.sort(key=self.rank)
@@ -64,11 +64,11 @@ class Leaderboard:
     def markdown(self) -> str:
         """Job, the metrics that count, minutes, and why a job has no result."""
         problems = ["problem"] if any(row["problem"] for row in self.rows) else []
-        table = [["job", *(shorten(name) for name in [*self.metrics, *self.counts]), "minutes", *problems]]
+        table = [["job", *(format_heading(name) for name in [*self.metrics, *self.counts]), "minutes", *problems]]
         for row in self.rows:
             minutes = None if row["seconds"] is None else row["seconds"] / 60
-            numbers = [show(row[name], digits=3) for name in self.metrics]
-            numbers += [*(row[name] or "-" for name in self.counts), show(minutes, digits=1)]
+            numbers = [format_decimals(row[name], digits=3) for name in self.metrics]
+            numbers += [*(row[name] or "-" for name in self.counts), format_decimals(minutes, digits=1)]
             table.append([row["job"], *numbers, *((row[name] or "").replace("|", "\\|") for name in problems)])
         widths = [min(40, max(map(len, column))) for column in zip(*table, strict=True)]  # errors are longer
         table.insert(1, ["-" * width for width in widths])
@@ -76,15 +76,15 @@ class Leaderboard:
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def is_whole(count: str | None) -> bool:
+def uses_all_clips(count: str | None) -> bool:
     """Were all clips used, or none, for lack of a result?"""
     return count is None or re.fullmatch(r"(\d+) of \1 clips", count) is not None
 
 
-def shorten(metric: str) -> str:
+def format_heading(metric: str) -> str:
     """A metric's name without its split, as a column's head."""
     return metric.split("/", 1)[-1].replace("/", " ")
 
 
-def show(value: float | None, *, digits: int) -> str:
+def format_decimals(value: float | None, *, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"

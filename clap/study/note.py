@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clap.config.values import LOCAL_KEYS
 from clap.run_folder import describe_clips
-from clap.study.figures import caption
+from clap.study.figures import describe_figure
 from clap.study.runs import StudyRuns
 from clap.study.scores import Column
 from clap.study.statistics import MIN_SEEDS, Interval
@@ -36,8 +36,8 @@ NOTE = """\
 def make_note(runs: StudyRuns, block: str, question: str) -> str:
     """A note that waits for its answer."""
     command = f"**Command.** `{format_command(runs)}`, then `python experiments/report.py {runs.study.name}`."
-    question = fill(f"**Question.** {question or '*To be written.*'}")
-    return NOTE.format(name=runs.study.name, question=question, command=fill(command), block=block)
+    question = wrap_lines(f"**Question.** {question or '*To be written.*'}")
+    return NOTE.format(name=runs.study.name, question=question, command=wrap_lines(command), block=block)
 
 
 def replace_block(note: str, block: str, path: Path) -> str:
@@ -71,12 +71,12 @@ def format_command(runs: StudyRuns) -> str:
 
 
 def make_block(
-    runs: StudyRuns, rows: Sequence[Row], within: Mapping[str, Mapping[str, Interval]], figures: Sequence[str]
+    runs: StudyRuns, rows: Sequence[Row], clip_intervals: Mapping[str, Mapping[str, Interval]], figures: Sequence[str]
 ) -> str:
     """Table, legend, figures and origin, between the two lines.
 
     Args:
-        within: metric -> run id -> interval over clips.
+        clip_intervals: metric -> run id -> interval over clips.
         figures: names of the files beside the note.
     """
     name = runs.study.name
@@ -84,12 +84,12 @@ def make_block(
         f"{BEGIN}\n<!-- from here to the end of the report: written by `python experiments/report.py {name}` -->",
         to_markdown(format_table(runs, rows), len(runs.study.factors)).rstrip(),
         describe_missing(runs),
-        fill(describe_numbers(runs, rows)),
-        fill(describe_tests(rows)),
-        fill(describe_within(runs, within)),
-        *(fill(describe_protocol(columns)) for columns in by_protocol(runs.columns)),
-        *(show_figure(figure, runs) for figure in figures),
-        fill(describe_origin(runs)),
+        wrap_lines(describe_numbers(runs, rows)),
+        wrap_lines(describe_tests(rows)),
+        wrap_lines(describe_clip_intervals(runs, clip_intervals)),
+        *(wrap_lines(describe_protocol(columns)) for columns in group_by_protocol(runs.columns)),
+        *(format_figure(figure, runs) for figure in figures),
+        wrap_lines(describe_origin(runs)),
     ]
     return "\n\n".join(part for part in parts if part) + f"\n\n{END}"
 
@@ -97,7 +97,8 @@ def make_block(
 def describe_missing(runs: StudyRuns) -> str:
     """A list of the cells that lack a run."""
     lines = [f"- {runs.name(cell)}: {describe_gaps(cell)}" for cell in runs.cells if cell.gaps]
-    lines += [f"- not counted, see the lineage: {count(len(runs.others), 'run')} of the sweep"] if runs.others else []
+    if runs.others:
+        lines.append(f"- not counted, see the lineage: {format_count(len(runs.others), 'run')} of the sweep")
     return "\n".join(["Not complete:", "", *lines]) if lines else ""
 
 
@@ -121,7 +122,8 @@ def describe_tests(rows: Sequence[Row]) -> str:
     """How many tests there are, and why others are not."""
     tests = sum(result.adjusted is not None for row in rows for result in row.results.values())
     text = "Differences to the baseline, the first row, are paired seed by seed and clip by clip"
-    text += f", p is two-sided and Holm-corrected over the {count(tests, 'test')} of this table." if tests else "."
+    corrected = f", p is two-sided and Holm-corrected over the {format_count(tests, 'test')} of this table"
+    text += f"{corrected if tests else ''}."
     if not rows[0].results:
         text = "The baseline, the first row, has no finished run, so that there is no difference to it."
     if any(0 < len(row.cell.finished) < MIN_SEEDS for row in rows):
@@ -131,22 +133,22 @@ def describe_tests(rows: Sequence[Row]) -> str:
     return text
 
 
-def describe_within(runs: StudyRuns, within: Mapping[str, Mapping[str, Interval]]) -> str:
+def describe_clip_intervals(runs: StudyRuns, clip_intervals: Mapping[str, Mapping[str, Interval]]) -> str:
     """How far clips alone move a run's number."""
     parts = []
     for column in runs.columns:
-        halves = [(interval.high - interval.low) / 2 for interval in within[column.metric].values()]
+        halves = [(interval.high - interval.low) / 2 for interval in clip_intervals[column.metric].values()]
         parts += [f"{column.label} ± {format_number(statistics.median(halves))}"] if halves else []
     if not parts:
         return ""
     return (
         f"Within a run, other clips would move a number by (95 %, clips resampled with all their captions, median over "
-        f"{count(len(runs.finished), 'run')}): {', '.join(parts)}. This says nothing of other seeds and tests nothing; "
-        f"[runs.csv]({runs.study.name}/runs.csv) has the interval of every run."
+        f"{format_count(len(runs.finished), 'run')}): {', '.join(parts)}. This says nothing of other seeds and tests "
+        f"nothing; [runs.csv]({runs.study.name}/runs.csv) has the interval of every run."
     )
 
 
-def by_protocol(columns: Sequence[Column]) -> list[list[Column]]:
+def group_by_protocol(columns: Sequence[Column]) -> list[list[Column]]:
     """Columns that share a protocol, together."""
     hashes = list(dict.fromkeys(column.protocol["hash"] for column in columns if column.protocol))
     return [[column for column in columns if column.protocol and column.protocol["hash"] == one] for one in hashes]
@@ -161,9 +163,9 @@ def describe_protocol(columns: Sequence[Column]) -> str:
     )
 
 
-def show_figure(name: str, runs: StudyRuns) -> str:
-    text = caption(name, runs)
-    return f"![{text.split(':')[0]}]({runs.study.name}/{name}.png)\n\n{fill(text)}"
+def format_figure(name: str, runs: StudyRuns) -> str:
+    text = describe_figure(name, runs)
+    return f"![{text.split(':')[0]}]({runs.study.name}/{name}.png)\n\n{wrap_lines(text)}"
 
 
 def describe_origin(runs: StudyRuns) -> str:
@@ -179,7 +181,7 @@ def describe_origin(runs: StudyRuns) -> str:
     return text + ", ".join(f"[{words}]({runs.study.name}/{file})" for words, file in links.items()) + "."
 
 
-def count(number: int, name: str) -> str:
+def format_count(number: int, name: str) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
@@ -191,7 +193,7 @@ def shorten_commit(commit: str | None) -> str:
     return f"`{name[:COMMIT_LENGTH]}{dash}{rest}`"
 
 
-def fill(text: str) -> str:
+def wrap_lines(text: str) -> str:
     """Text in lines of at most WIDTH characters; code and links stay whole."""
     text = re.sub(r"`[^`]*`|\[[^]]*\]\(", lambda found: found[0].replace(" ", "\0"), text)
     return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False).replace("\0", " ")

@@ -15,10 +15,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from clap.atomic import read_json
-from clap.config.compose import compose_config, find_yamls
+from clap.config.compose import compose_config, find_conf_dir
 from clap.config.overrides import VERSION_BASE, check_overrides
 from clap.run_folder import COST
-from clap.study.factors import SEED, Study, find_factors, find_study, parse_overrides, read_study
+from clap.study.factors import SEED, Study, find_factors, load_study, parse_overrides, parse_study
 from clap.study.job import Job, name_job, read_jobs
 from clap.study.result_config import read_result_config
 from clap.study.statistics import MIN_SEEDS
@@ -76,38 +76,38 @@ def make_plan(name: str, overrides: Sequence[str] = ()) -> Plan:
     Raises:
         ValueError: there is no such study, or an override is wrong.
     """
-    study, swept, fixed = open_study(name, overrides)
-    groups = [path.name for path in find_yamls().iterdir()]
+    study, swept, fixed = compose_study(name, overrides)
+    groups = [path.name for path in find_conf_dir().iterdir()]
     plan, finished = Plan(study), [job for job in read_jobs(Path(study.folder)) if not job.problem]
     for cell in study.cells():
         lines = [*fixed, *(f"{key}={level}" for key, level in cell.items())]
         config = compose_config([f"experiment={name}", *lines])
-        took = {job.config[SEED]: read_seconds(job) for job in finished if is_same_cell(job, config)}
+        durations = {job.config[SEED]: read_seconds(job) for job in finished if is_same_cell(job, config)}
         missing, seconds, basis = [], None, ""
-        if {int(seed) for seed in study.seeds} - took.keys():
-            missing, seconds, basis = look_ahead(config, lines, list(took.values()))
+        if {int(seed) for seed in study.seeds} - durations.keys():
+            missing, seconds, basis = estimate_job(config, lines, list(durations.values()))
         plan.missing |= dict.fromkeys(missing)
         for seed in study.seeds:
             levels = {key: level for key, level in {**cell, SEED: seed}.items() if key in swept}
             job = PlannedJob(name_job(levels, groups=groups), seconds, basis)
-            if int(seed) in took:
-                job = PlannedJob(job.name, 0.0, f"finished in {took[int(seed)] / 60:.1f} min", finished=True)
+            if int(seed) in durations:
+                job = PlannedJob(job.name, 0.0, f"finished in {durations[int(seed)] / 60:.1f} min", finished=True)
             plan.jobs.append(job)
     return plan
 
 
-def open_study(name: str, lines: Sequence[str]) -> tuple[Study, list[str], list[str]]:
+def compose_study(name: str, lines: Sequence[str]) -> tuple[Study, list[str], list[str]]:
     """A study as `train.py -m` would run it with these overrides, the keys that it sweeps, and what every job gets."""
-    read_study(name)  # or says which there are
+    load_study(name)  # or says which there are
     command = ["--cfg", "job", "-m", f"experiment={name}", *lines]
-    check_overrides(command, config_dir=find_yamls(), config_name="config")
-    with initialize_config_dir(str(find_yamls()), version_base=VERSION_BASE):
+    check_overrides(command, config_dir=find_conf_dir(), config_name="config")
+    with initialize_config_dir(str(find_conf_dir()), version_base=VERSION_BASE):
         config = compose("config", [f"experiment={name}"], return_hydra_config=True)
         swept = list(find_factors(config.hydra.sweeper.params, lines))
         fixed = {o.key_or_group: o.input_line for o in parse_overrides(None, lines) if o.key_or_group not in swept}
         own = [line for key, line in fixed.items() if key.split(".")[0] in ("hydra", "study", SEED)]
         config = compose("config", [f"experiment={name}", *own], return_hydra_config=True)
-        return find_study(config, lines), swept, list(fixed.values())
+        return parse_study(config, lines), swept, list(fixed.values())
 
 
 def is_same_cell(job: Job, config: Mapping[str, Any]) -> bool:
@@ -121,14 +121,14 @@ def read_seconds(job: Job) -> float:
     return read_json(job.folder / COST)["seconds"]
 
 
-def look_ahead(
-    config: dict[str, Any], lines: Sequence[str], took: Sequence[float]
+def estimate_job(
+    config: dict[str, Any], lines: Sequence[str], durations: Sequence[float]
 ) -> tuple[list[str], float | None, str]:
     """What a job of a cell lacks on this machine, its seconds (None where unknown), and how they were found.
 
     Args:
         lines: the overrides in `config`; what they name does not come from init_from.
-        took: seconds of the cell's finished jobs.
+        durations: seconds of the cell's finished jobs.
     """
     from clap.study import downloads, estimate  # torch and transformers, after the overrides are checked
 
@@ -137,7 +137,7 @@ def look_ahead(
     except FileNotFoundError as error:
         return [f"init_from: {error}"], None, f"unknown: {error}"
     missing = list(downloads.list_missing(config))
-    if took:
-        jobs = "1 finished job" if len(took) == 1 else f"{len(took)} finished jobs"
-        return missing, statistics.mean(took), f"measured: {jobs} of this cell"
+    if durations:
+        jobs = "1 finished job" if len(durations) == 1 else f"{len(durations)} finished jobs"
+        return missing, statistics.mean(durations), f"measured: {jobs} of this cell"
     return missing, *estimate.estimate(config, ready=not missing)

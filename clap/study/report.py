@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from clap.config.compose import find_yamls
+from clap.config.compose import find_conf_dir
 from clap.study import figures, note, table
 from clap.study.factors import Study
 from clap.study.runs import read_study_runs
@@ -13,21 +13,21 @@ def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) 
     """Read a study's runs and write its report; returns the table and where the rest is."""
     runs = read_study_runs(study, uri, sweep_id=sweep_id)
     rows = table.make_rows(runs)
-    within = {column.metric: table.compute_clip_intervals(column) for column in runs.columns}
+    clip_intervals = {column.metric: table.compute_clip_intervals(column) for column in runs.columns}
     drawn = figures.draw_study(runs, rows)
-    block = note.make_block(runs, rows, within, list(drawn))
+    block = note.make_block(runs, rows, clip_intervals, list(drawn))
     path, folder = output / f"{study.name}.md", output / study.name
     if path.exists():
         text = note.replace_block(path.read_text(), block, path)
     else:
-        text = note.make_note(runs, block, note.read_question(find_yamls() / "experiment" / f"{study.name}.yaml"))
+        text = note.make_note(runs, block, note.read_question(find_conf_dir() / "experiment" / f"{study.name}.yaml"))
     lines = table.format_table(runs, rows)
-    comment = [note.describe_tests(rows), *map(note.describe_protocol, note.by_protocol(runs.columns))]
+    comment = [note.describe_tests(rows), *map(note.describe_protocol, note.group_by_protocol(runs.columns))]
     protocols = {column.metric: column.protocol for column in runs.columns}
     files = {
         "table.tex": table.to_latex(lines, len(study.factors), comment="\n".join(comment)),
         "table.csv": table.to_csv(table.make_cell_records(runs, rows)),
-        "runs.csv": table.to_csv(table.make_run_records(runs, within)),
+        "runs.csv": table.to_csv(table.make_run_records(runs, clip_intervals)),
         "protocols.json": json.dumps(protocols, indent=2, ensure_ascii=False) + "\n",
         "lineage.md": table.format_lineage(runs),
     }
@@ -35,13 +35,13 @@ def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) 
     for file, content in files.items():
         (folder / file).write_text(content)
     for figure_name, figure in drawn.items():
-        figures.save(figure, folder / figure_name)
+        figures.save_png_and_svg(figure, folder / figure_name)
     path.write_text(text)
-    where = f"{shorten(path)}; figures, LaTeX, CSV and lineage in {shorten(folder)}/"
+    where = f"{relative_to_cwd(path)}; figures, LaTeX, CSV and lineage in {relative_to_cwd(folder)}/"
     return f"{table.to_markdown(lines, len(study.factors))}\n{where}"
 
 
-def shorten(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """Relative to where the user is, if below it."""
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -30,7 +30,7 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / "checkpoints" / "last").exists()
 
 
-def check_same(before: Job, config: Mapping[str, Any]) -> None:
+def check_job_unchanged(before: Job, config: Mapping[str, Any]) -> None:
     """Refuse to keep a job, or to go on with it, whose yamls have changed since; job.json says so."""
     error = describe_change(before.folder, before.config, config, anew="the job")
     if before.error != error:
@@ -49,7 +49,7 @@ def describe_change(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
     )
 
 
-def check_fixed(folder: Path, fixed: Sequence[str]) -> None:
+def check_fixed_overrides(folder: Path, fixed: Sequence[str]) -> None:
     """More values of a factor join a sweep; other fixed settings would make it two."""
     before = read_json(folder / SWEEP_FILE).get("fixed", fixed)
     if changed := sorted(set(before) ^ set(fixed)):
@@ -59,7 +59,7 @@ def check_fixed(folder: Path, fixed: Sequence[str]) -> None:
         )
 
 
-def check_settings(folder: Path, settings: Mapping[str, Any], swept: Sequence[str]) -> None:
+def check_settings_unchanged(folder: Path, settings: Mapping[str, Any], swept: Sequence[str]) -> None:
     """Refuse to go on with a sweep whose yamls have changed since, before each of its jobs does."""
     if not any(job.status == "finished" or has_checkpoint(job.folder) for job in read_jobs(folder)):
         return

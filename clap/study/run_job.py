@@ -13,10 +13,10 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from clap.config.launch import one_line
+from clap.config.launch import format_error
 from clap.run_folder import LOCK
 from clap.study.job import Job, job_tags, read_job
-from clap.study.result_config import check_same, has_checkpoint, read_result_config
+from clap.study.result_config import check_job_unchanged, has_checkpoint, read_result_config
 
 log = logging.getLogger(__name__)
 LOCK_SECONDS = 1.0  # to wait for a job's lock: `is_running` takes it for a moment
@@ -38,7 +38,7 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
         job = Job(folder, job_tags()[0] or folder.name, status="running", config=read_result_config(config))
         before = read_job(folder)
         if before and (before.status == "finished" or has_checkpoint(folder)):
-            check_same(before, job.config)
+            check_job_unchanged(before, job.config)
         if before and before.status == "finished":
             log.info("%s: finished before, kept", job.name)
             return before.value
@@ -60,7 +60,7 @@ def run_locked(task: Callable[[DictConfig], Any], config: DictConfig, job: Job) 
         job.value = task(config)
         job.status = "finished"
     except Exception as error:
-        job.status, job.error = "failed", one_line(error)
+        job.status, job.error = "failed", format_error(error)
         track_failure(config.tracking, job)
         raise
     finally:

@@ -19,7 +19,7 @@ from clap.tracking.store import Run as MlflowRun
 FINISHED = "FINISHED"
 TRAIN_LOSS = "train/loss"
 DIGEST_LENGTH = 12
-AMBIGUOUS = ("none", "null", "true", "false")  # levels that need the name of their factor
+AMBIGUOUS_LEVELS = ("none", "null", "true", "false")  # levels that say nothing without their factor
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,11 @@ class StudyRuns:
     def label(self, factor: str, level: str) -> str:
         """`gpt2_nano`, but `batch_size=16` where the level alone is ambiguous."""
         levels = self.study.factors[factor]
-        is_clear = "." not in factor and all(name[:1].isalpha() and name not in AMBIGUOUS for name in levels)
-        return level if is_clear else f"{short_name(factor)}={level}"
+        telling = "." not in factor and all(name[:1].isalpha() and name not in AMBIGUOUS_LEVELS for name in levels)
+        return level if telling else f"{shorten_key(factor)}={level}"
 
 
-def short_name(factor: str) -> str:
+def shorten_key(factor: str) -> str:
     """`batch_size` of `dataset.batch_size`."""
     return factor.rsplit(".", 1)[-1]
 
@@ -140,21 +140,21 @@ def read_study_runs(study: Study, uri: str, *, sweep_id: str | None = None) -> S
         ValueError: the store has no such sweep, no run of it is finished, or its numbers do not belong together.
         OSError: the store does not exist or does not answer.
     """
-    client = open_existing(uri, study.name)
+    client = open_existing_store(uri, study.name)
     try:
-        return read_all(client, find_runs(client, study, uri=uri, sweep_id=sweep_id))
+        return add_scores(client, find_runs(client, study, uri=uri, sweep_id=sweep_id))
     except MlflowException as error:
         raise ConnectionError(f"MLflow at {uri} stopped answering ({error_summary(error)}); try again") from error
 
 
-def read_all(client: MlflowClient, runs: StudyRuns) -> StudyRuns:
+def add_scores(client: MlflowClient, runs: StudyRuns) -> StudyRuns:
     """The same runs with their scores and curves."""
     check_finished(runs)
     metrics = runs.study.metrics
     with tempfile.TemporaryDirectory() as folder:
         recorded = {run.id: read_evaluations(client, run, Path(folder) / run.id) for run in runs.finished}
     for metric in metrics:
-        check_metric(metric, runs.finished)
+        check_metric_logged(metric, runs.finished)
         scores = {run.id: RunScores(run.name, run.metrics[metric], recorded[run.id]) for run in runs.finished}
         runs.columns.append(make_column(metric, scores))
     for metric in (TRAIN_LOSS, metrics[0].replace("test/", "val/", 1)):
@@ -162,8 +162,8 @@ def read_all(client: MlflowClient, runs: StudyRuns) -> StudyRuns:
     return runs
 
 
-def open_existing(uri: str, study: str) -> MlflowClient:
-    """Client of an existing store; unlike training, this creates none."""
+def open_existing_store(uri: str, study: str) -> MlflowClient:
+    """Client of a store that is there; unlike for a training, none is created."""
     address = resolve_uri(uri)
     advice = f"run the study first, `python train.py -m experiment={study}`, or name its store with --uri"
     if address is None:
@@ -177,7 +177,7 @@ def find_runs(client: MlflowClient, study: Study, *, uri: str, sweep_id: str | N
     """The cells of a sweep with their runs, without scores."""
     parent = find_sweep(client, study.name, uri=uri, sweep_id=sweep_id)
     fixed = split_overrides(parent.data.tags.get("fixed", ""))
-    found = search(client, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.role = 'train'")
+    found = search_all_runs(client, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.role = 'train'")
     runs = [make_run(run, study, fixed=fixed) for run in found]
     more = {run.seed for run in runs} - set(study.seeds)
     seeds = [*study.seeds, *sorted(more, key=lambda seed: (len(seed), seed))]
@@ -189,7 +189,7 @@ def find_runs(client: MlflowClient, study: Study, *, uri: str, sweep_id: str | N
 
 def find_sweep(client: MlflowClient, study: str, *, uri: str, sweep_id: str | None) -> MlflowRun:
     """The parent run."""
-    parents = search(client, f"tags.role = 'sweep' and tags.study = '{study}'")
+    parents = search_all_runs(client, f"tags.role = 'sweep' and tags.study = '{study}'")
     if not parents:
         raise ValueError(
             f"{uri} has no sweep of {study}; run `python train.py -m experiment={study}`, or name another store with "
@@ -201,7 +201,7 @@ def find_sweep(client: MlflowClient, study: str, *, uri: str, sweep_id: str | No
     return parents[-1] if sweep_id is None else known[sweep_id]
 
 
-def search(client: MlflowClient, filter_string: str) -> list[MlflowRun]:
+def search_all_runs(client: MlflowClient, filter_string: str) -> list[MlflowRun]:
     """All runs of a store that match, the newest last."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     page = client.search_runs(experiments, filter_string)
@@ -266,7 +266,7 @@ def check_finished(runs: StudyRuns) -> None:
     )
 
 
-def check_metric(metric: str, runs: Sequence[Run]) -> None:
+def check_metric_logged(metric: str, runs: Sequence[Run]) -> None:
     """Refuse a metric that a finished run lacks."""
     for run in runs:
         if metric not in run.metrics:

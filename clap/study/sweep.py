@@ -26,13 +26,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clap.atomic import write_json
-from clap.config.launch import one_line
-from clap.run_folder import LOCK, SWEEP_FILE, is_running, resume_command
-from clap.study.factors import find_factors, find_study, one_factor_at_a_time, parse_overrides
+from clap.config.launch import format_error
+from clap.run_folder import LOCK, SWEEP_FILE, resume_command, is_running
+from clap.study.factors import find_factors, one_factor_at_a_time, parse_overrides, parse_study
 from clap.study.job import job_levels, read_jobs
 from clap.study.job_tracking import end_run
 from clap.study.leaderboard import Leaderboard
-from clap.study.result_config import FOLDER_KEY, check_fixed, check_settings, read_result_config
+from clap.study.result_config import FOLDER_KEY, check_fixed_overrides, check_settings_unchanged, read_result_config
 from clap.tracking.store import DEFAULT_STORE
 from clap.tracking.tracker import Tracker, recorded_run
 
@@ -50,12 +50,12 @@ def split_one_at_a_time(overrides: list[Override], max_batch_size: int | None) -
 
 
 @contextlib.contextmanager
-def end_on_error() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """Hydra makes a warning of what a callback raises and goes on; this ends the program."""
     try:
         yield
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {one_line(error)}")
+        sys.exit(f"error: {format_error(error)}")
     except Exception:
         traceback.print_exc()
         sys.exit(1)
@@ -71,26 +71,26 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the store, before any job does, and the parent run in it; refuse a folder that holds another sweep."""
-        with end_on_error():
+        with exit_on_error():
             self.start(config)
 
     def start(self, config: DictConfig) -> None:
         hydra, lines = config.hydra, list(config.hydra.overrides.task)
         self.folder, self.tracking = Path(hydra.sweep.dir), config.tracking
         self.folder.mkdir(parents=True, exist_ok=True)
-        study = find_study(config, lines)
+        study = parse_study(config, lines)
         self.study = name = study.name if study else None
         self.metrics = study.metrics if study else []
         set_design(study.design if study else "grid", sweeper=hydra.sweeper._target_)
         params, unnamed = hydra.sweeper.get("params"), hydra.job.config.override_dirname.exclude_keys
         self.swept = swept = list(find_factors(params, lines))
-        check_named(swept, unnamed)
+        check_keys_name_folder(swept, unnamed)
         others = [item for item in parse_overrides(params, lines) if item.key_or_group not in {*swept, *unnamed}]
         fixed = sorted(override.input_line for override in others)
         settings = read_result_config(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
         with FileLock(self.folder / LOCK):
-            check_fixed(self.folder, fixed)
-            check_settings(self.folder, settings, swept)
+            check_fixed_overrides(self.folder, fixed)
+            check_settings_unchanged(self.folder, settings, swept)
             self.tracker = Tracker(
                 **config.tracking,
                 run_name=name or f"sweep {self.folder.parent.name} {self.folder.name}",
@@ -106,7 +106,7 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Wait for jobs that other processes run, then write the leaderboard and close the parent run."""
-        with end_on_error():
+        with exit_on_error():
             self.wait_for_others()
             self.finish()
 
@@ -174,7 +174,7 @@ def set_design(design: str, *, sweeper: str) -> None:
     BasicSweeper.split_arguments = staticmethod(split_one_at_a_time if design == "one_at_a_time" else split_grid)
 
 
-def check_named(swept: Sequence[str], unnamed: Collection[str]) -> None:
+def check_keys_name_folder(swept: Sequence[str], unnamed: Collection[str]) -> None:
     """Refuse to sweep a key that does not name a job's folder: the jobs would share one."""
     if found := sorted(set(swept) & set(unnamed)):
         raise ValueError(

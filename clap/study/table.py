@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clap.run_folder import describe_clips
-from clap.study.runs import Cell, Run, StudyRuns, short_name
+from clap.study.runs import Cell, Run, StudyRuns, shorten_key
 from clap.study.scores import Column, cut
 from clap.study.statistics import Comparison, Interval, clip_interval, compare, holm, seed_interval
 
@@ -20,7 +20,7 @@ COSTS = {  # shown, where runs have them: heading, unit of the number below it
     "cost/peak_memory_bytes": ("peak memory", 1e9, " GB"),
     "cost/peak_gpu_memory_bytes": ("peak GPU memory", 1e9, " GB"),
 }
-NOTHING = "–"
+EMPTY = "–"
 WIDEST = 40  # characters that a column is filled up to; errors are longer
 LONGEST_GAP = 200  # characters of an error below the table
 LATEX = {
@@ -63,7 +63,7 @@ def make_rows(runs: StudyRuns) -> list[Row]:
     """Every cell, the baseline first, with all tests of the table corrected together."""
     baseline = runs.cells[0]
     rows = [
-        Row(cell, {column.metric: compute_result(column, cell, baseline) for column in runs.columns}, mean_cost(cell))
+        Row(cell, {column.metric: summarize_cell(column, cell, baseline) for column in runs.columns}, mean_cost(cell))
         if cell.finished
         else Row(cell, {}, {})
         for cell in runs.cells
@@ -75,7 +75,7 @@ def make_rows(runs: StudyRuns) -> list[Row]:
     return rows
 
 
-def compute_result(column: Column, cell: Cell, baseline: Cell) -> Result:
+def summarize_cell(column: Column, cell: Cell, baseline: Cell) -> Result:
     """Mean and interval over a cell's seeds, and its difference to the baseline over the seeds of both."""
     values = [column.scores[run_id].value for run_id in cell.ids()]
     result = Result(sum(values) / len(values), seed_interval(column.matrix(cell.ids()), column.counts))
@@ -97,7 +97,7 @@ def mean_cost(cell: Cell) -> dict[str, float]:
 
 
 def compute_clip_intervals(column: Column) -> dict[str, Interval]:
-    """Run id -> interval of its score over other clips; empty for a metric without per-query scores."""
+    """Run id -> interval of its score over other clips; none for a metric without a value a clip."""
     if column.counts is None:
         return {}
     return {run_id: clip_interval(score.totals, score.counts) for run_id, score in column.scores.items()}
@@ -107,14 +107,14 @@ def format_table(runs: StudyRuns, rows: Sequence[Row]) -> list[list[str]]:
     """Heading and lines of words: factors, then each metric with its difference, seeds, costs."""
     costs = [name for name in COSTS if any(name in row.cost for row in rows)]
     metrics = [heading for column in runs.columns for heading in (column.label, "to baseline")]
-    header = [*map(short_name, runs.study.factors), *metrics, "seeds", *(COSTS[name][0] for name in costs)]
+    header = [*map(shorten_key, runs.study.factors), *metrics, "seeds", *(COSTS[name][0] for name in costs)]
     lines = [header]
     for row in rows:
         cell = row.cell
         if row.results:
             quality = [word for result in row.results.values() for word in format_result(result, row is rows[0])]
         else:
-            quality = [describe_empty(cell), *[NOTHING] * (len(metrics) - 1)]
+            quality = [describe_empty(cell), *[EMPTY] * (len(metrics) - 1)]
         prices = [format_cost(name, row.cost.get(name)) for name in costs]
         lines.append([*cell.levels.values(), *quality, f"{len(cell.finished)}/{len(cell.runs)}", *prices])
     return lines
@@ -124,7 +124,7 @@ def format_result(result: Result, is_baseline: bool) -> tuple[str, str]:
     """`0.456 ± 0.044` and `+0.034 ± 0.052 (p = 0.21)`."""
     mean = format_number(result.mean) + format_half(result.interval)
     if is_baseline or result.comparison is None:
-        return mean, "baseline" if is_baseline else NOTHING
+        return mean, "baseline" if is_baseline else EMPTY
     difference = result.comparison
     p_value = f" ({format_p(result.adjusted)})" if result.adjusted is not None else ""
     return mean, f"{format_number(difference.difference, '+')}{format_half(difference.interval)}{p_value}"
@@ -148,7 +148,7 @@ def format_p(value: float) -> str:
 def format_cost(name: str, value: float | None) -> str:
     """Three digits in the unit of COSTS."""
     if value is None:
-        return NOTHING
+        return EMPTY
     _, size, unit = COSTS[name]
     value /= size
     decimals = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
@@ -171,21 +171,21 @@ def describe_gaps(cell: Cell) -> str:
     return "; ".join([f"{len(cell.finished)} of {len(cell.runs)} seeds", *parts])
 
 
-def to_markdown(lines: Sequence[Sequence[str]], num_words: int) -> str:
-    """A table whose first `num_words` columns are words and the others numbers."""
+def to_markdown(lines: Sequence[Sequence[str]], num_text_columns: int) -> str:
+    """A table whose first `num_text_columns` columns are words and the others numbers."""
     table = [[word.replace("|", r"\|") for word in line] for line in lines]
     widths = [min(WIDEST, max(map(len, column))) for column in zip(*table, strict=True)]
-    rule = ["-" * width if place < num_words else f"{'-' * (width - 1)}:" for place, width in enumerate(widths)]
+    rule = ["-" * width if place < num_text_columns else f"{'-' * (width - 1)}:" for place, width in enumerate(widths)]
     table = [
         [word.ljust(width) for word, width in zip(line, widths, strict=True)] for line in [table[0], rule, *table[1:]]
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in table)
 
 
-def to_latex(lines: Sequence[Sequence[str]], num_words: int, *, comment: str) -> str:
+def to_latex(lines: Sequence[Sequence[str]], num_text_columns: int, *, comment: str) -> str:
     """A booktabs tabular under a comment."""
     header, *body = [[escape_latex(word) for word in line] for line in lines]
-    columns = "l" * num_words + "r" * (len(header) - num_words)
+    columns = "l" * num_text_columns + "r" * (len(header) - num_text_columns)
     text = [f"% {line}" for line in [*comment.splitlines(), r"Needs \usepackage{booktabs}."] if line]
     text += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", f"{' & '.join(header)} \\\\", r"\midrule"]
     text += [f"{' & '.join(line)} \\\\" for line in body]
@@ -224,21 +224,21 @@ def make_cell_records(runs: StudyRuns, rows: Sequence[Row]) -> list[dict[str, ob
 def make_result_columns(metric: str, result: Result) -> dict[str, float | None]:
     """Mean, interval and difference under the metric's name."""
     compared, name = result.comparison, f"{metric}/difference"
-    record = {metric: result.mean, **interval_columns(metric, result.interval)}
-    record |= {name: compared and compared.difference, **interval_columns(name, compared and compared.interval)}
+    record = {metric: result.mean, **record_bounds(metric, result.interval)}
+    record |= {name: compared and compared.difference, **record_bounds(name, compared and compared.interval)}
     return record | {f"{metric}/p": compared and compared.p_value, f"{metric}/p_holm": result.adjusted}
 
 
-def interval_columns(name: str, interval: Interval | None) -> dict[str, float | None]:
+def record_bounds(name: str, interval: Interval | None) -> dict[str, float | None]:
     low, high = (interval.low, interval.high) if interval else (None, None)
     return {f"{name}/ci_low": low, f"{name}/ci_high": high}
 
 
-def make_run_records(runs: StudyRuns, within: Mapping[str, Mapping[str, Interval]]) -> list[dict[str, object]]:
+def make_run_records(runs: StudyRuns, clip_intervals: Mapping[str, Mapping[str, Interval]]) -> list[dict[str, object]]:
     """Every run with its numbers, their intervals over clips, its costs and its origin.
 
     Args:
-        within: metric -> run id -> interval, as from `compute_clip_intervals`.
+        clip_intervals: metric -> run id -> interval, of `compute_clip_intervals`.
     """
     records = []
     for cell in runs.cells:
@@ -249,14 +249,14 @@ def make_run_records(runs: StudyRuns, within: Mapping[str, Mapping[str, Interval
                 continue
             for column in runs.columns if run.id in cell.ids() else ():
                 record[column.metric] = column.scores[run.id].value
-                record |= interval_columns(f"{column.metric}/clips", within[column.metric].get(run.id))
+                record |= record_bounds(f"{column.metric}/clips", clip_intervals[column.metric].get(run.id))
             record |= {name: value for name, value in sorted(run.metrics.items()) if name.startswith("cost/")}
-            records.append(record | {f"data/{split}": data for split, data in run.data.items()} | describe_run(run))
+            records.append(record | {f"data/{split}": data for split, data in run.data.items()} | record_origin(run))
     return records
 
 
-def describe_run(run: Run) -> dict[str, str | None]:
-    """Outcome, ids and folder of a run, and its commit and config."""
+def record_origin(run: Run) -> dict[str, str | None]:
+    """Where a run is and what it was made from."""
     return {
         "outcome": run.outcome,
         "run": run.name,
@@ -278,7 +278,7 @@ def format_lineage(runs: StudyRuns) -> str:
 
 def format_origin(run: Run | None) -> list[str]:
     if run is None:
-        return ["missing", *[NOTHING] * 6]
+        return ["missing", *[EMPTY] * 6]
     data = ", ".join(f"{split}: {digest}" for split, digest in run.data.items())
-    origin = describe_run(run) | {"data": data}
-    return [origin[key] or NOTHING for key in ("outcome", "run", "run_id", "commit", "config", "data", "folder")]
+    found = record_origin(run) | {"data": data}
+    return [found[key] or EMPTY for key in ("outcome", "run", "run_id", "commit", "config", "data", "folder")]
