@@ -16,7 +16,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: one encoder then needs neither MLflow nor the trainer."""
+    """Import a public name on first use, so that importing one encoder imports neither MLflow nor the trainer."""
     if name not in _HOMES:
-        raise AttributeError(f"module 'clap' has no attribute {name!r}; it offers {', '.join(__all__)}")
+        raise AttributeError(f"module 'clap' has no attribute {name!r}; public names: {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""Small commands around the models: python -m clap VERB ..."""
+"""Commands of the clap package; `python -m clap VERB --help` lists the arguments of a command."""
 
 import argparse
 import importlib
@@ -6,17 +6,17 @@ import sys
 
 from clap.config.values import suggest
 
-VERBS = {  # verb: module with add_arguments(parser) and run(arguments), what it does
+VERBS = {  # verb: module with add_arguments(parser) and run(arguments), and its help
     "synthesize": ("clap.commands.synthesize", "write synthetic soundscapes in the layout of a published corpus"),
-    "config": ("clap.commands.config", "print a composed config, for Clap.from_config"),
-    "download": ("clap.commands.download", "fetch a corpus from its publisher, as far as it is not there yet"),
-    "check": ("clap.commands.check", "look for faults in a corpus, and for what training shares with evaluation sets"),
-    "plan": ("clap.commands.plan", "list the jobs of a study with estimated hours, and what they would download"),
+    "config": ("clap.commands.config", "print a composed config for Clap.from_config"),
+    "download": ("clap.commands.download", "download the missing files of a corpus from its publisher"),
+    "check": ("clap.commands.check", "find errors in a corpus and overlap between training and evaluation sets"),
+    "plan": ("clap.commands.plan", "list the jobs of a study, their estimated hours and their downloads"),
     "embed": ("clap.commands.embed", "write embeddings of recordings and captions to a file"),
-    "classify": ("clap.commands.classify", "tell which of some labels recordings are, by the labels' names alone"),
-    "similarity": ("clap.commands.similarity", "tell how near captions are to recordings"),
-    "upload": ("clap.commands.upload", "send a run or a sweep to MLflow that was lost to it while it ran"),
-    "register": ("clap.commands.register", "put a trained model into MLflow's registry, from where it can be served"),
+    "classify": ("clap.commands.classify", "classify recordings zero-shot by the names of the labels"),
+    "similarity": ("clap.commands.similarity", "print the cosine similarity of recordings and captions"),
+    "upload": ("clap.commands.upload", "send what a run or a sweep could not log to MLflow"),
+    "register": ("clap.commands.register", "register a trained model in the MLflow Model Registry for serving"),
     "report": ("clap.commands.report", "write the table and figures of a study into its note"),
 }
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         verbs.add_parser(name, help=summary, add_help=False)
     if not argv or argv[0] not in VERBS:
         if argv and not argv[0].startswith("-"):
-            sys.exit(f"error: {argv[0]!r} is not one of {', '.join(VERBS)}{suggest(argv[0], VERBS)}")
+            sys.exit(f"error: {argv[0]!r} is not a command{suggest(argv[0], VERBS)}; commands: {', '.join(VERBS)}")
         parser.parse_args(argv)
     module_name, summary = VERBS[argv[0]]
     module = importlib.import_module(module_name)

@@ -1,4 +1,4 @@
-"""Shared by all tests: no network, and stored values of the published code where they are available."""
+"""Fixtures of all tests: no network, tiny models, and stored values of the published code where available."""
 
 import json
 import os
@@ -15,13 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clap.__main__ import main
 from clap.corpus import Clip
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"  # many threads over tiny tensors wait for each other more than they work
+os.environ["OMP_NUM_THREADS"] = "1"  # on tiny tensors, threads cost more than they save
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-# A model of one-second windows, in which a step takes milliseconds.
+# A model with one-second windows, whose training step takes milliseconds.
 TINY = (
     "audio_encoder=htsat_nano",
     "audio_encoder.embed_dim=16",
@@ -49,8 +50,8 @@ CAPTIONS = (
     "water drips in a cave",
 )
 
-# In near-silent bins a float32 spectrum is rounding, and MKL rounds by the kind of processor, by up to 0.05 dB there.
-# Bounds of models whose published code takes such a spectrum are this much wider.
+# In near-silent bins, a float32 spectrum is rounding error, which depends on the CPU model in MKL: up to 0.05 dB.
+# Tolerances of models whose published code computes such a spectrum are multiplied by this.
 FFT_ROUNDING = 20.0
 GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "reference" / "golden"
 METADATA = GOLDEN.parents[1] / "data" / "metadata"
@@ -58,13 +59,13 @@ METADATA = GOLDEN.parents[1] / "data" / "metadata"
 
 @pytest.fixture(scope="session")
 def ramps(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
-    """Ten recordings that count up."""
+    """Ten recordings whose samples count up."""
     return write_ramps(tmp_path_factory.mktemp("ramps"))
 
 
 @pytest.fixture
 def file_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    """A server of tmp_path/served; retries do not wait."""
+    """A server of tmp_path/served; failed requests are retried without a pause."""
     monkeypatch.setattr("clap.fetch.WAIT", 0.0)
     with serve(tmp_path / "served") as server:
         yield server
@@ -72,7 +73,7 @@ def file_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fil
 
 @pytest.fixture(scope="session")
 def published_index() -> Callable[[str], Path]:
-    """`published_index("clotho")` -> folder of a corpus's real index files; skips the test where they are absent."""
+    """`published_index("clotho")` -> folder with the published index files of a corpus; skips the test if absent."""
 
     def find(name: str) -> Path:
         if not (METADATA / name).is_dir():
@@ -84,7 +85,7 @@ def published_index() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Small layers gain nothing from threads, and wait long for them on a busy machine."""
+    """One torch thread: small layers gain nothing from more, and threads are slow on a busy machine."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -93,7 +94,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], tuple[dict, dict[str, Tensor]]]:
-    """`golden(name)` -> config and tensors of a stored file; skips the test where the files are absent."""
+    """`golden(name)` -> config and tensors of a stored file; skips the test if the file is absent."""
 
     def read(name: str) -> tuple[dict, dict[str, Tensor]]:
         path = GOLDEN / f"{name}.safetensors"
@@ -122,12 +123,10 @@ def tiny_config() -> Callable[..., dict]:
 
 @pytest.fixture(scope="session")
 def tiny_clap(tiny_config: Callable[..., dict]) -> Callable:
-    """`tiny_clap("fusion=aff", ...)` -> a tiny Clap from random weights, its tokenizer trained on CAPTIONS."""
-    import torch
-
+    """`tiny_clap("fusion=aff", ...)` -> a tiny Clap with random weights and a tokenizer trained on CAPTIONS."""
     from clap.model import Clap
 
-    torch.set_num_threads(1)  # on models this small a second thread only waits
+    torch.set_num_threads(1)  # a second thread does not help models this small
 
     def make(*overrides: str) -> Clap:
         torch.manual_seed(0)
@@ -139,8 +138,16 @@ def tiny_clap(tiny_config: Callable[..., dict]) -> Callable:
 
 
 @pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_clap: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder of `tiny_clap()`."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_clap().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tones(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Eight WAV files of 0.5 to 4 seconds at 16 kHz, a tone in noise each."""
+    """Eight WAV files of 0.5 to 4 seconds at 16 kHz, each a tone in noise."""
     folder = tmp_path_factory.mktemp("tones")
     paths = []
     for i in range(8):
@@ -148,6 +155,19 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         soundfile.write(path, make_tone(200.0 * (i + 1), 0.5 * (i + 1), seed=i), 16_000, subtype="FLOAT")
         paths.append(path)
     return paths
+
+
+@pytest.fixture
+def unreadable(tmp_path: Path) -> Path:
+    """A WAV file that does not decode."""
+    path = tmp_path / "unreadable.wav"
+    path.write_bytes(b"no audio" * 100)
+    return path
+
+
+def run_command(verb: str, *arguments: str | Path) -> None:
+    """Run `python -m clap VERB` in this process."""
+    main([verb, *map(str, arguments)])
 
 
 def make_tone(frequency: float, duration: float, *, sample_rate: int = 16_000, seed: int = 0) -> np.ndarray:

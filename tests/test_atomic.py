@@ -1,8 +1,11 @@
-"""Atomic writes of JSON files."""
+"""Atomic writes of files."""
 
+import os
 from pathlib import Path
 
-from clap.atomic import read_json, write_json
+import pytest
+
+from clap.atomic import read_json, write_atomic, write_json
 
 
 def test_json_is_read_as_written(tmp_path: Path):
@@ -14,3 +17,16 @@ def test_json_is_read_as_written(tmp_path: Path):
 def test_absent_or_truncated_json_is_empty(tmp_path: Path):
     (tmp_path / "cost.json").write_text('{"seconds": 1')
     assert read_json(tmp_path / "cost.json") == read_json(tmp_path / "absent.json") == {}
+
+
+def test_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
+    path = tmp_path / "e.npz"
+    write_atomic(path, b"before")
+
+    def fill_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fill_disk)
+    with pytest.raises(OSError, match="e.npz: not written .No space left on device.; what was there before"):
+        write_atomic(path, b"after")
+    assert [item.name for item in tmp_path.iterdir()] == ["e.npz"] and path.read_bytes() == b"before"

@@ -1,4 +1,4 @@
-"""python -m clap config: print a composed config, which Clap.from_config builds."""
+"""`python -m clap config`: print a composed config for `Clap.from_config`."""
 
 import argparse
 
@@ -8,8 +8,8 @@ from clap.config.compose import compose_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `python -m clap config`."""
-    parser.add_argument("overrides", nargs="*", help="as for train.py: audio_encoder=cnn14 embed_dim=512")
+    """Add the arguments of `python -m clap config`."""
+    parser.add_argument("overrides", nargs="*", help="overrides as for train.py: audio_encoder=cnn14 embed_dim=512")
 
 
 def run(args: argparse.Namespace) -> None:

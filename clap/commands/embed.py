@@ -1,4 +1,4 @@
-"""Embeddings of recordings and captions into a file: `python -m clap embed FILES... --checkpoint PATH`."""
+"""`python -m clap embed FILES... --checkpoint PATH`: write embeddings of recordings and captions to a file."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ FORMATS = ("npz", "json", "jsonl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `python -m clap embed`."""
+    """Add the arguments of `python -m clap embed`."""
     inputs.add_model_arguments(parser, files="*")
     inputs.add_caption_arguments(parser)
     parser.add_argument(
@@ -19,15 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("embeddings.npz"),
         metavar="FILE",
-        help="npz with audio (n, embed_dim), files, text, captions; or .json, .jsonl (default: embeddings.npz)",
+        help=".npz with arrays audio (n, embed_dim), files, text, captions; or .json, .jsonl (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write unit-norm embeddings and say what was written."""
+    """Write unit-norm embeddings and print their shapes."""
     form = output.choose_format(args.output, None)
     if form not in FORMATS:
-        raise ValueError(f"--output {args.output}: embeddings are written as {', '.join(FORMATS)}")
+        raise ValueError(f"--output {args.output}: embeddings are written as {', '.join(FORMATS)}; change the suffix")
     captions = inputs.read_texts(args.text, args.captions, "caption")
     if not args.files and not captions:
         raise ValueError("nothing to embed; give files, --text or --captions")
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     embedder = inputs.load_embedder(args)
     clap = embedder.clap
     arrays: dict[str, Any] = {}
-    if captions:  # first: what is wrong with a tokenizer shows at once
+    if captions:  # before the audio, so that a tokenizer error appears early
         text = clap.get_text_embeddings(captions, batch_size=args.batch_size).cpu().numpy()
     used = []
     if files:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def to_entries(arrays: dict[str, Any]) -> list[dict[str, Any]]:
-    """One object a file and a caption, for JSON."""
+    """One JSON object per file and per caption."""
     entries = []
     for key, names, rows in (("file", "files", "audio"), ("caption", "captions", "text")):
         pairs = zip(arrays.get(names, []), arrays.get(rows, []), strict=True)

@@ -1,4 +1,4 @@
-"""A checkpoint's model that embeds the files of a command line."""
+"""Embeds the files of a command line with the model of a checkpoint."""
 
 import sys
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from clap.model import Clap
 
 
 class Embedder:
-    """A model on its device.
+    """The model of a checkpoint on its device.
 
     Args:
         checkpoint: as for `Clap.from_ckpt`.
-        tokenizer: folder of the text encoder's tokenizer, where the checkpoint has none.
-        windows: `mean` averages all windows of longer clips.
-        batch_size: clips or captions at a time.
+        tokenizer: folder of the text encoder's tokenizer, if the checkpoint does not contain one.
+        windows: `mean` averages the embeddings of all windows of longer clips.
+        batch_size: clips per batch.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class Embedder:
         self.batch_size = batch_size
 
     def embed_files(self, files: Sequence[str]) -> tuple[list[str], Tensor]:
-        """Files that could be read and their embeddings (files, embed_dim); each other file is named on stderr.
+        """The readable files and their embeddings (files, embed_dim); the others are reported on stderr.
 
         Raises:
-            ValueError: none of them could be read.
+            ValueError: no file is readable.
         """
         rows = {}
         clips = self.clap.embed_each(files, batch_size=self.batch_size)
@@ -45,6 +45,6 @@ class Embedder:
             else:
                 rows[position] = row.cpu()
         if not rows:
-            raise ValueError(f"none of the {len(files)} files could be read; nothing was written")
+            raise ValueError(f"none of the {len(files)} files is readable, nothing is written; give files that decode")
         order = sorted(rows)
         return [files[position] for position in order], torch.stack([rows[position] for position in order])

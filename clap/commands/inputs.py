@@ -1,4 +1,4 @@
-"""What the verbs take: recordings, captions and a checkpoint, all checked before torch is imported."""
+"""Inputs of the commands: recordings, captions and a checkpoint, all checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -17,54 +17,59 @@ from clap.published.hub import fetch_source
 if TYPE_CHECKING:
     from clap.commands.embedder import Embedder
 
-CHECKPOINT_FILES = ("config.yaml", "config.json", "checkpoints")  # ours, Hugging Face's, a run's
+# Of a checkpoint of this package, a Hugging Face model, and a run.
+CHECKPOINT_FILES = ("config.yaml", "config.json", "checkpoints")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, files: str = "+") -> None:
-    """Files (their argparse `nargs`) and checkpoint, the same for every verb."""
+    """Add the arguments that all commands with a model share; `files` is the argparse `nargs` of the files."""
     parser.add_argument(
         "files", nargs=files, metavar="FILES", help="recordings, folders of them, or patterns ('**/*.wav')"
     )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="PATH_OR_NAME", help="a run, a checkpoint, or published weights"
+        "--checkpoint", required=True, metavar="PATH_OR_NAME", help="run folder, checkpoint, or published weights"
     )
-    parser.add_argument("--tokenizer", metavar="FOLDER", help="the text encoder's, where the checkpoint brings none")
-    parser.add_argument("--windows", choices=["mean"], help="average all windows of longer clips")
-    parser.add_argument("--device", choices=CHOICES["device"], default="auto")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="clips at once (default: 16)")
+    parser.add_argument(
+        "--tokenizer", metavar="FOLDER", help="tokenizer of the text encoder, if the checkpoint does not contain one"
+    )
+    parser.add_argument("--windows", choices=["mean"], help="average the embeddings of all windows of longer clips")
+    parser.add_argument("--device", choices=CHOICES["device"], default="auto", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
 
 
 def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", nargs="+", action="extend", default=[], metavar="CAPTION", help="captions")
-    parser.add_argument("--captions", type=Path, metavar="FILE", help="captions, one a line")
+    parser.add_argument("--captions", type=Path, metavar="FILE", help="text file with one caption per line")
 
 
 def check_model_arguments(args: argparse.Namespace) -> list[str]:
-    """The files that are meant; refuse what no model is needed to refuse."""
+    """Check the arguments that need no model, and return the recordings."""
     if args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size} is not 1 or more")
+        raise ValueError(f"--batch-size {args.batch_size} is too small; give 1 or more")
     files = find_files(args.files)
     check_checkpoint(args.checkpoint)
     return files
 
 
 def find_files(names: Sequence[str]) -> list[str]:
-    """Recordings that are named, lie in named folders, or match patterns; each once, in the order named.
+    """Recordings given by path, folder or pattern, without duplicates, in the order given.
 
     Raises:
-        FileNotFoundError: a name, pattern or folder leads to no recording.
+        FileNotFoundError: a path, pattern or folder yields no recording.
     """
     found = {name: list(expand_path(name)) for name in names}
     nothing = [name for name, files in found.items() if not files]
     if absent := [name for name in nothing if not os.path.isdir(name)]:
         raise FileNotFoundError(f"no such recording: {', '.join(absent)}; give files, folders or patterns ('**/*.wav')")
     if nothing:
-        raise FileNotFoundError(f"no recordings below {', '.join(nothing)}, that is {', '.join(AUDIO_SUFFIXES)}")
+        raise FileNotFoundError(
+            f"no recordings in {', '.join(nothing)}; supported suffixes: {', '.join(AUDIO_SUFFIXES)}"
+        )
     return list(dict.fromkeys(file for files in found.values() for file in files))
 
 
 def expand_path(name: str) -> Iterator[str]:
-    """Recordings at a path, below a folder, or behind a pattern that the shell left as it is."""
+    """Recordings at a path, in a folder and its subfolders, or matched by a pattern that the shell has not expanded."""
     if os.path.isdir(name):
         for folder, folders, files in os.walk(name):
             folders.sort()
@@ -79,48 +84,49 @@ def expand_path(name: str) -> Iterator[str]:
 
 
 def check_checkpoint(source: str) -> None:
-    """Refuse a checkpoint that is not there; one on the hub is downloaded now.
+    """Reject a checkpoint that does not exist; a checkpoint on the hub is downloaded.
 
     Raises:
-        FileNotFoundError: no file, folder or hub name, or a folder without a checkpoint.
+        FileNotFoundError: not a file, folder or hub name, or a folder without a checkpoint.
     """
-    if Path(source + ".old").is_dir():  # its replacement was killed half way; from_ckpt knows what to do
+    if Path(source + ".old").is_dir():  # replacing the checkpoint was interrupted; from_ckpt reads the old one
         return
     path = fetch_source(source)
     if path.is_dir() and not any((path / name).exists() for name in CHECKPOINT_FILES):
         raise FileNotFoundError(
-            f"{source}: no checkpoint in this folder, which holds none of {', '.join(CHECKPOINT_FILES)}"
+            f"{source} is not a checkpoint: it contains none of {', '.join(CHECKPOINT_FILES)}; "
+            "give a run folder or a checkpoint folder"
         )
 
 
 def read_texts(texts: Sequence[str], path: Path | None, what: str) -> list[str]:
-    """Texts of the command line, then those of a file, one a line; blank lines at its end do not count.
+    """Texts from the command line, then from a file with one text per line; trailing blank lines are ignored.
 
     Args:
-        what: what they are, for errors.
+        what: the kind of text, for error messages.
 
     Raises:
-        ValueError: one is blank, or the file is no text.
+        ValueError: a text is blank, or the file is not text.
     """
     if blank := [text for text in texts if not text.strip()]:
-        raise ValueError(f"a {what} is blank: {blank[0]!r}")
+        raise ValueError(f"a {what} is blank: {blank[0]!r}; remove it")
     if path is None:
         return list(texts)
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text in UTF-8; give one {what} a line") from None
+        raise ValueError(f"{path} is not UTF-8 text; write one {what} per line") from None
     if not lines:
-        raise ValueError(f"{path}: empty; give one {what} a line")
+        raise ValueError(f"{path} is empty; write one {what} per line")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
-            raise ValueError(f"{path}, line {number}: blank; give one {what} a line")
+            raise ValueError(f"{path}: line {number} is blank; write one {what} per line")
     return [*texts, *(line.strip() for line in lines)]
 
 
 def load_embedder(args: argparse.Namespace) -> Embedder:
-    """The checkpoint's model on its device, ready to embed files."""
-    from clap.commands.embedder import Embedder  # torch and transformers, after all arguments are checked
+    """Load the checkpoint onto its device."""
+    from clap.commands.embedder import Embedder  # imports torch and transformers, so after all checks
 
     return Embedder(
         args.checkpoint,
@@ -132,6 +138,6 @@ def load_embedder(args: argparse.Namespace) -> Embedder:
 
 
 def exit_for_skipped(listed: int, used: int) -> None:
-    """Exit with status 1 where files were skipped, after all else is done."""
+    """Exit with status 1 if files were skipped."""
     if used < listed:
-        sys.exit(f"error: {listed - used} of {listed} files skipped, they are named above; the others are done")
+        sys.exit(f"error: {listed - used} of {listed} files skipped, see above; the results of the others are written")

@@ -1,4 +1,4 @@
-"""What the verbs give: a table, JSON, JSON lines or npz, on the screen or in a file that is whole or not there."""
+"""Results of the commands: a table, JSON, JSON lines or npz, on stdout or in a file that is written atomically."""
 
 from __future__ import annotations
 
@@ -17,44 +17,49 @@ from clap.atomic import write_atomic
 
 FORMATS = ("table", "json", "jsonl", "npz")
 SUFFIXES = {".txt": "table", ".json": "json", ".jsonl": "jsonl", ".npz": "npz"}
-TOP = 5  # rows a file of a table
+TOP = 5  # rows per file in a table
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there, replacing it, and not on the screen")
-    parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of --output, else a table")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write or overwrite (default: stdout)")
+    parser.add_argument("--format", choices=FORMATS, help="default: from the suffix of --output, else table")
     parser.add_argument(
-        "--top", type=int, metavar="N", help=f"best {what} of each file (default: {TOP} in a table, all in JSON)"
+        "--top", type=int, metavar="N", help=f"number of best {what} per file (default: {TOP} in a table, all in JSON)"
     )
 
 
 def choose_format(output: Path | None, chosen: str | None) -> str:
-    """The format of --format, of the suffix, or a table; refuse a place where no file can be written.
+    """The format from --format, else from the suffix, else a table; reject a path that cannot be written.
 
     Raises:
-        ValueError: the suffix names no format, or npz has no file to go to. OSError: there is no such folder.
+        ValueError: the suffix is not that of a format, or npz is given without a file.
+        OSError: the path is a folder, or its folder does not exist or is not writable.
     """
     if output is not None:
         if output.is_dir():
-            raise IsADirectoryError(f"--output {output} is a folder; give a file in it")
+            raise IsADirectoryError(f"--output {output} is a folder; give the path of a file")
         if not os.access(output.parent, os.W_OK):
-            raise FileNotFoundError(f"--output {output}: {output.parent} is not a folder that can be written to")
+            raise FileNotFoundError(
+                f"--output {output}: {output.parent} is not a writable folder; create it or give another"
+            )
         if chosen is None and output.suffix not in SUFFIXES:
-            raise ValueError(f"--output {output}: {', '.join(SUFFIXES)} tell the format; rename it, or set --format")
+            raise ValueError(
+                f"--output {output}: the suffix is not one of {', '.join(SUFFIXES)}; rename it, or set --format"
+            )
     if chosen == "npz" and output is None:
-        raise ValueError("--format npz needs --output FILE")
+        raise ValueError("--format npz is not written to stdout; add --output FILE")
     return chosen or ("table" if output is None else SUFFIXES[output.suffix])
 
 
 def check_output_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot be written, before anything is computed."""
+    """Reject wrong output arguments before anything is computed."""
     choose_format(args.output, args.format)
     if args.top is not None and args.top < 1:
-        raise ValueError(f"--top {args.top} is not 1 or more")
+        raise ValueError(f"--top {args.top} is too small; give 1 or more")
 
 
 def write_ranking(args: argparse.Namespace, files: Sequence[str], texts: Sequence[str], **arrays: Any) -> None:
-    """Each file's texts, best first, in table and JSON; in npz all `arrays`, the first of which is (files, texts)."""
+    """Write the texts of each file, best first; npz stores all `arrays`, of which the first is (files, texts)."""
     name, values = next(iter(arrays.items()))
     form = choose_format(args.output, args.format)
     top = args.top or (TOP if form == "table" else len(texts))
@@ -67,7 +72,7 @@ def write_ranking(args: argparse.Namespace, files: Sequence[str], texts: Sequenc
     else:
         content = to_json([{"file": file, name: best} for file, best in zip(files, ranking, strict=True)], form)
     if args.output is None:
-        sys.stdout.buffer.write(content)  # UTF-8 whatever the terminal: nothing computed is lost to a letter
+        sys.stdout.buffer.write(content)  # UTF-8 in any locale, so that no character fails to print
         sys.stdout.buffer.flush()
     else:
         write_atomic(args.output, content)
@@ -75,7 +80,7 @@ def write_ranking(args: argparse.Namespace, files: Sequence[str], texts: Sequenc
 
 
 def to_table(files: Sequence[str], ranking: Sequence[Mapping[str, float]], name: str) -> bytes:
-    """Columns file, text, value; the file's name stands on its first row only."""
+    """Columns file, text and value; the file name is printed in its first row only."""
     rows = [("file", "text", name)]
     for file, best in zip(files, ranking, strict=True):
         rows += [("" if i else file, text, f"{value:.3f}") for i, (text, value) in enumerate(best.items())]
@@ -85,7 +90,7 @@ def to_table(files: Sequence[str], ranking: Sequence[Mapping[str, float]], name:
 
 
 def to_json(entries: Sequence[Mapping[str, Any]], form: str) -> bytes:
-    """One list, or one object a line."""
+    """A JSON list, or one JSON object per line."""
     lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
     return encode_utf8("\n".join(lines) + "\n" if form == "jsonl" else "[\n" + ",\n".join(lines) + "\n]\n")
 
@@ -97,5 +102,5 @@ def to_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def encode_utf8(text: str) -> bytes:
-    """UTF-8; bytes of a file name that are none become escapes, as JSON has them."""
+    """UTF-8; undecodable bytes of file names become escapes, as in JSON."""
     return text.encode("utf-8", errors="backslashreplace")

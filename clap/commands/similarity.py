@@ -1,4 +1,4 @@
-"""How near captions are to recordings: `python -m clap similarity FILES... --checkpoint PATH --text "a dog barks"`."""
+"""`python -m clap similarity FILES... --checkpoint PATH --text CAPTION...`: similarity of recordings and captions."""
 
 import argparse
 
@@ -8,22 +8,22 @@ from clap.commands import inputs, output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `python -m clap similarity`."""
+    """Add the arguments of `python -m clap similarity`."""
     inputs.add_model_arguments(parser)
     inputs.add_caption_arguments(parser)
     output.add_output_arguments(parser, "captions")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Give the cosine similarity of every file and caption; times logit_scale it is Clap.compute_similarity."""
+    """Write the cosine similarity of every file and caption; `Clap.compute_similarity` multiplies it by logit_scale."""
     output.check_output_arguments(args)
     captions = list(dict.fromkeys(inputs.read_texts(args.text, args.captions, "caption")))
     if not captions:
-        raise ValueError("no captions to compare with; give --text or --captions")
+        raise ValueError("no captions given; give --text or --captions")
     files = inputs.check_model_arguments(args)
     embedder = inputs.load_embedder(args)
     clap = embedder.clap
-    text = clap.get_text_embeddings(captions).cpu()  # first: what is wrong with a tokenizer shows at once
+    text = clap.get_text_embeddings(captions).cpu()  # first, so that a tokenizer error appears early
     used, audio = embedder.embed_files(files)
     similarity = (audio @ text.T).numpy()
     arrays = {"captions": np.array(captions), "logit_scale": clap.logit_scale.exp().item()}
