@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+import clap.config.overrides  # noqa: F401 (registers the resolvers that conf/config.yaml uses)
 from clap.__main__ import main
 from clap.corpus import Clip
 
