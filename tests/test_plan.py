@@ -236,7 +236,7 @@ def test_absent_init_from_is_named(tmp_path: Path):
     [
         (["debug"], "'debug' is not a study; conf/experiment has the studies"),
         ([STUDY, "trainer.max_epoch=2"], "did you mean trainer.max_epochs"),
-        ([STUDY, "seed"], "an override is written key=value"),
+        ([STUDY, "seed"], "not an override; write key=value"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str):

@@ -1,4 +1,4 @@
-"""Configs as plain data. Neither torch nor Hydra is imported here."""
+"""Configs as plain data, read without importing torch or Hydra."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,29 +10,29 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 def read_config(source: str | Path | Mapping) -> dict:
-    """Read a yaml file, a mapping or a DictConfig into plain data, with its `${...}` replaced by their values.
+    """Read a yaml file, a mapping or a DictConfig into plain data, with its `${...}` interpolations resolved.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a yaml mapping of plain data, or refers to a key that it does not have.
+        FileNotFoundError: the file does not exist.
+        ValueError: the source is not a yaml mapping of plain data, or an interpolation does not resolve.
     """
     name = "the config" if isinstance(source, Mapping) else str(source)
     if not isinstance(source, Mapping) and not Path(source).is_file():
         raise FileNotFoundError(
-            f"config file {name} does not exist; give a yaml such as `python train.py --cfg job` prints"
+            f"config file {name} does not exist; give a yaml as printed by `python train.py --cfg job`"
         )
     try:
         config = OmegaConf.load(source) if isinstance(source, str | Path) else source
         config = config if OmegaConf.is_config(config) else OmegaConf.create(config)
         if not OmegaConf.is_dict(config):
-            raise ValueError(f"{name} holds a {type(config).__name__}; a config is a mapping of keys to values")
+            raise ValueError(f"{name} contains a {type(config).__name__}; give a mapping of keys to values")
         return OmegaConf.to_container(config, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{name} cannot be read as a config: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{name} is not a valid config: {' '.join(str(error).split())}") from error
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Full names and values of everything in nested mappings and lists."""
+    """Dotted keys and values of nested mappings and lists, at every level."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for name, value in items:
         key = f"{prefix}.{name}" if prefix else str(name)
@@ -41,6 +41,6 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def find_absent(node: Mapping[str, Any], prefix: str = "") -> str | None:
-    """The required keys that are not given, as the words "dataset.root is missing"."""
+    """The required keys without a value, as text: "dataset.root is missing"; None if all are given."""
     absent = [f"{prefix}{key}" for key, value in flatten(node) if value == "???"]
     return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing" if absent else None

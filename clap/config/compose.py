@@ -1,4 +1,4 @@
-"""Composes the packaged yamls without starting a run."""
+"""Composes the yamls of conf/ without starting a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from clap.config.overrides import VERSION_BASE, check_overrides
 
 
 def find_conf_dir() -> Path:
-    """The folder of the yamls: inside the installed package, or beside it in a checkout."""
+    """The folder conf/: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return next(folder for folder in (package / "conf", package.parent / "conf") if (folder / "config.yaml").is_file())
 
@@ -20,13 +20,13 @@ def compose_config(overrides: Sequence[str]) -> dict:
     """The config of `train.py` with these overrides (`audio_encoder=cnn14`), as plain data.
 
     Raises:
-        ValueError: a misspelt option, key or type, as on the command line.
+        ValueError: an override has a misspelt option or key, or a wrong type.
     """
     return read_config(compose_yamls(overrides, folder=find_conf_dir(), name="config"))
 
 
 def compose_yamls(overrides: Sequence[str], *, folder: Path, name: str) -> DictConfig:
-    """The yaml `name` of a folder with overrides, checked as on the command line; its references are kept."""
+    """The yaml `name` of a folder with checked overrides; interpolations stay unresolved."""
     check_overrides(["--cfg", "job", *overrides], config_dir=folder, config_name=name)
     with initialize_config_dir(str(folder), version_base=VERSION_BASE):
         return compose(name, list(overrides))

@@ -1,4 +1,4 @@
-"""Runs a task under Hydra: checks the command line first, and turns a user's mistake into one line on stderr."""
+"""Runs a task under Hydra: checks the command line first, and reports expected errors in one line on stderr."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clap.config.overrides import VERSION_BASE, check_overrides
 
-# What a user can fix; every other exception is a bug and keeps its traceback.
+# Errors that a user can fix; any other exception is a bug and keeps its traceback.
 EXPECTED = (ValueError, OSError, ImportError, BrokenExecutor, HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 Task = Callable[[DictConfig], Any]
@@ -34,17 +34,18 @@ RunJob = Callable[[Task, DictConfig], Any]
 def launch(task: Task, *, config_name: str, config_path: str = "conf", run_job: RunJob | None = None) -> None:
     """Check the command line, then run a task under Hydra, as `hydra.main` does.
 
-    A mistake of the user ends in one line on stderr and exit status 1, Ctrl-C in 130; HYDRA_FULL_ERROR=1 shows the
-    traceback, which a job's log file always gets. Under -m, a failed job prints its line and the others go on.
+    An expected error prints one line on stderr and exits with status 1, Ctrl-C with 130. The traceback is written to
+    the job's log file, and to stderr with HYDRA_FULL_ERROR=1. Under -m, a failed job prints its line and the sweep
+    continues.
 
     Args:
-        task: a function of the composed config, or one that is decorated with `hydra.main`; imports inside it are late.
+        task: a function of the composed config, or one decorated with `hydra.main`; it imports slow packages itself.
         config_path: the folder of the yamls, relative to the file that defines the task.
-        run_job: runs the task for one job of a sweep that Hydra's callbacks accompany; by default the task runs itself.
+        run_job: runs the task for a job of a sweep with Hydra callbacks; by default the task is called directly.
     """
     config_dir = Path(inspect.getfile(inspect.unwrap(task))).resolve().parent / config_path
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on instead of printing its own report
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises exceptions instead of printing its own report
     run = hydra.main(version_base=VERSION_BASE, config_path=str(config_dir), config_name=config_name)
     try:
         check_overrides(sys.argv[1:], config_dir=config_dir, config_name=config_name)
@@ -59,17 +60,17 @@ def launch(task: Task, *, config_name: str, config_path: str = "conf", run_job: 
 
 
 def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool) -> Task:
-    """The task, with its failure in the job's log file and, unless it is a bug, in one line on stderr.
+    """Wrap the task: log the traceback of a failure, and print an expected error in one line on stderr.
 
-    A single run ends there and then, by SystemExit; under -m the exception goes on to Hydra, which runs the other jobs.
+    A single run exits with SystemExit; under -m, Hydra receives the exception and runs the other jobs.
     """
 
     @functools.wraps(task)
     def run(config: DictConfig) -> Any:
         job = HydraConfig.get()
         try:
-            accompanied = job.mode == RunMode.MULTIRUN and job.callbacks
-            return run_job(task, config) if run_job and accompanied else task(config)
+            has_callbacks = job.mode == RunMode.MULTIRUN and job.callbacks
+            return run_job(task, config) if run_job and has_callbacks else task(config)
         except Exception as error:
             log = _write_traceback()
             if job.mode == RunMode.MULTIRUN:
@@ -85,7 +86,7 @@ def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool)
 
 
 def _write_traceback() -> str:
-    """Append the traceback of the present exception to the job's log file; its name as " (traceback: ...)"."""
+    """Append the current traceback to the job's log file; return the path as " (traceback: PATH)"."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             with contextlib.suppress(OSError), open(handler.baseFilename, "a") as file:
@@ -95,6 +96,6 @@ def _write_traceback() -> str:
 
 
 def format_error(error: BaseException) -> str:
-    """An exception's message without line breaks and without Hydra's hints to add a key with +."""
+    """The message of an exception in one line, without Hydra's hint to add a key with +."""
     text = str(error) or str(error.__cause__ or "") or type(error).__name__
     return " ".join(re.split(r"\n *(?:To append to|Config search path|Search path|See https)", text)[0].split())

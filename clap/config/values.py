@@ -1,4 +1,4 @@
-"""Allowed types and values of config keys, and error messages that suggest the nearest name."""
+"""Allowed types and values of config keys, and error messages that suggest the closest name."""
 
 import difflib
 import json
@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-# Keys that take more than the type of their yaml value, by full name or last part.
+# Keys that accept other types than that of their yaml value, by full name or last part.
 TYPES: dict[str, tuple[type, ...]] = {
     "pretrained": (bool, str),
     "resume": (str, type(None)),
@@ -22,7 +22,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "dataset.cache": (str, type(None)),
     "dataset.exclude": (str, type(None)),
 }
-# Keys that say where and how a run is run: they do not change its result.
+# Keys that set where a run reads, writes and computes; they do not change its result.
 LOCAL_KEYS = ("dataset.root", "dataset.num_workers", "device", "resume", "tracking.uri", "tracking.experiment")
 SPLITS = ("train", "val", "test")
 DEVICES = ("auto", "cpu", "cuda")
@@ -33,7 +33,7 @@ WINDOW_POLICIES = ("mean", None)
 POOLINGS = ("first", "last", "mean", "pooler")
 FILL_MODES = ("repeat_pad", "repeat", "pad")
 MEL_SCALES = ("slaney", "htk")
-# Keys with a few values, by full name or last part; the class behind a key checks them again.
+# Keys with a fixed set of values, by full name or last part; the class that receives a value checks it as well.
 CHOICES = {
     "trainer.precision": PRECISIONS,
     "optimizer.schedule": SCHEDULES,
@@ -47,23 +47,23 @@ CHOICES = {
 }
 TYPE_NAMES = {
     bool: "true or false",
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
-    str: "a text",
-    list: "a list of one kind",
-    dict: "a mapping of keys",
+    str: "a string",
+    list: "a list with items of the same type",
+    dict: "a mapping",
     type(None): "null",
 }
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
-    """The words "; did you mean ...?" with the nearest allowed name, or nothing if none is near."""
+    """The text "; did you mean NAME?" with the closest allowed name, or an empty string if none is close."""
     nearest = difflib.get_close_matches(name, list(allowed), n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def suggest_key(key: str, keys: Iterable[str]) -> str:
-    """Words that name the keys with the same or nearly the same last part, else those beside it."""
+    """Text that suggests keys with the same or a similar last part, else the keys of the same node."""
     parent, _, last = key.rpartition(".")
     by_last = defaultdict(list)
     for known in set(keys) - {key}:
@@ -72,8 +72,8 @@ def suggest_key(key: str, keys: Iterable[str]) -> str:
     found = difflib.get_close_matches(key, [known for name in names for known in by_last[name]], cutoff=0.0)
     if found:
         return f"; did you mean {' or '.join(found)}?"
-    beside = [known for known in keys if known.rpartition(".")[0] == parent]
-    return f"; there are: {', '.join(beside)}" if beside else "; --cfg job prints all keys"
+    siblings = [known for known in keys if known.rpartition(".")[0] == parent]
+    return f"; keys: {', '.join(siblings)}" if siblings else "; --cfg job prints all keys"
 
 
 def choose_weights(part: str, pretrained: bool | str, name: str | None) -> str | None:
@@ -94,33 +94,33 @@ def choose_weights(part: str, pretrained: bool | str, name: str | None) -> str |
 
 
 def check_value(line: str, key: str, value: Any, current: Any) -> None:
-    """Refuse a value that is not of the type of the yaml value it replaces."""
+    """Reject a value whose type differs from that of the yaml value."""
     if value == "???":
-        raise ValueError(f"{line}: the reference does not resolve; it must name a key that has a value")
+        raise ValueError(f"{line}: the interpolation does not resolve; refer to a key that has a value")
     last = key.rpartition(".")[2]
     if (choices := CHOICES.get(key) or CHOICES.get(last)) and value not in choices:
-        raise ValueError(f"{line}: {key} is one of {', '.join(choice or 'null' for choice in choices)}")
+        raise ValueError(f"{line}: {key} must be one of {', '.join(choice or 'null' for choice in choices)}")
     types = TYPES.get(key) or TYPES.get(last)
     if types and type(value) not in types:
-        raise ValueError(f"{line}: {key} takes {' or '.join(TYPE_NAMES[kind] for kind in types)}")
+        raise ValueError(f"{line}: {key} must be {' or '.join(TYPE_NAMES[kind] for kind in types)}")
     if current == "???" and value is None:
-        raise ValueError(f"{line}: {key} must have a value")
+        raise ValueError(f"{line}: {key} must not be null; give a value")
     if types or current in (None, "???") or _fits(value, current):
         return
     shown = json.dumps(list(current) if isinstance(current, dict) else current)
-    wanted = f"{TYPE_NAMES[type(current)]}, in the yaml {shown}"
-    raise ValueError(f"{line}: {key} takes {wanted}{_spelling(key, value, current)}")
+    wanted = f"{TYPE_NAMES[type(current)]}, such as {shown} in the yaml"
+    raise ValueError(f"{line}: {key} must be {wanted}{_spelling(key, value, current)}")
 
 
 def _fits(value: Any, current: Any) -> bool:
-    """Has a value the type of another? An int fits a float, and a list's items must fit any of the other's."""
+    """Whether a value has the type of another: an int fits a float, and list items fit an item of the other list."""
     if isinstance(current, list) and isinstance(value, list):
         return not current or all(any(_fits(item, known) for known in current) for item in value)
     return type(value) is type(current) or (type(value) is int and isinstance(current, float))
 
 
 def _spelling(key: str, value: Any, current: Any) -> str:
-    """How a number is written as a text, and one item as a list, since Hydra reads the type from the spelling."""
+    """How to write a number as a string or a single item as a list: Hydra infers the type from the spelling."""
     if isinstance(current, str) and isinstance(value, int | float):
         return f"; write '{key}=\"{json.dumps(value)}\"'"
     if isinstance(current, list) and isinstance(value, str | int | float):

@@ -1,0 +1,110 @@
+"""Wrong overrides are rejected in one line before a run starts, and correct ones are accepted."""
+
+from pathlib import Path
+
+import pytest
+from config_yamls import write_yamls
+
+from clap.config.overrides import check_overrides, name_folder
+
+
+@pytest.fixture(scope="module")
+def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_yamls(tmp_path_factory.mktemp("project"))
+
+
+ACCEPTED = {
+    "nothing": [],
+    "option": ["audio_encoder=large"],
+    "list of options": ["evaluation=[retrieval,zero_shot]"],
+    "option that was null": ["experiment=debug"],
+    "forced key that exists": ["++seed=3"],
+    "key of the chosen option": ["optimizer=sgd", "optimizer.momentum=0.5"],
+    "required value": ["dataset=clips", "dataset.root=3"],
+    "hydra's keys": ["hydra.run.dir=elsewhere", "hydra/launcher=basic"],
+    "sweep of values": ["-m", "seed=0,1", "optimizer.lr=1,1e-2"],
+    "sweep of ranges": ["-m", "seed=range(1,4)", "embed_dim=choice(4,8)", "optimizer.lr=interval(0,1)"],
+    "sweep of options": ["-m", "optimizer=adam,sgd", "audio_encoder=glob(*)", "optimizer.lr=1e-3,1e-4"],
+    "sweep of lists": ["-m", "freeze=[],[text_encoder]", "evaluation=[retrieval],[zero_shot]"],
+    "study": ["experiment=study"],
+    "study with a key of its own": ["experiment=study", "seed=0,1,2"],
+    "config without its required value": ["--cfg", "job", "dataset=clips"],
+    "help": ["--help"],
+    "hydra's help": ["--hydra-help"],
+}
+
+
+@pytest.mark.parametrize("argv", ACCEPTED.values(), ids=ACCEPTED)
+def test_override_is_accepted(argv: list[str], conf: Path) -> None:
+    check_overrides(argv, config_dir=conf, config_name="config")
+
+
+REJECTED = {
+    "option": (["audio_encoder=tinny"], "audio_encoder has no option tinny; did you mean tiny?; options: large, tiny"),
+    "option in a list": (["evaluation=[retrieval,zeroshot]"], "no option zeroshot; did you mean zero_shot?"),
+    "part of an option": (["dataset=_loader"], "dataset has no option _loader"),
+    "group": (["audio_encodr=tiny"], "there is no key audio_encodr; did you mean audio_encoder"),
+    "added group": (["+optimizer=adam"], "groups cannot be added; write optimizer=adam"),
+    "added experiment": (["+experiment=debug"], "groups cannot be added; write experiment=debug"),
+    "removed group": (["~optimizer"], "groups cannot be removed; write optimizer=OPTION with one of: adam, sgd"),
+    "key": (["optimizer.lrr=3"], "there is no key optimizer.lrr with optimizer=adam; did you mean optimizer.lr?"),
+    "key without its group": (["lr=3"], "there is no key lr; did you mean optimizer.lr?"),
+    "plural": (["trainer.max_epoch=3"], "did you mean trainer.max_epochs"),
+    "unknown key": (["trainer.colour=3"], "keys: trainer."),
+    "key in a mapping": (["trainer={max_epoch: 3}"], "there is no key trainer.max_epoch;"),
+    "key of another option": (["optimizer.momentum=0.5"], "there is no key optimizer.momentum with optimizer=adam"),
+    "added key": (["+lr=3"], "there is no key lr; did you mean optimizer.lr?"),
+    "forced key": (["++optimizer.lrr=3"], "there is no key optimizer.lrr"),
+    "added key that exists": (["+optimizer.lr=3"], "keys cannot be added; write optimizer.lr=3"),
+    "removed key": (["~optimizer.lr"], "keys cannot be removed; set optimizer.lr to another value"),
+    "list item": (["optimizer.betas.2=0.9"], "there is no key optimizer.betas.2"),
+    "missing value": (["dataset=clips"], "with dataset=clips; add dataset.root=VALUE (folder of recordings)"),
+    "no value": (["seed"], "seed: not an override; write key=value"),
+    "value with a sign": (["note=a=b"], "quote a value with special characters: 'note=\"a=b\"'"),
+    "flag": (["--sweep"], "--sweep: unknown flag; --hydra-help lists the flags"),
+    "flag between overrides": (["seed=1", "-m", "embed_dim=2"], "embed_dim=2: write flags before or after all"),
+    "sweep without -m": (["seed=0,1"], "several values are a sweep; add -m, or write a list as 'seed=[0,1]'"),
+    "range without -m": (["seed=range(1,3)"], "several values are a sweep; add -m"),
+    "option of a sweep": (["-m", "optimizer=adam,sdg"], "optimizer has no option sdg; did you mean sgd?"),
+    "pattern of no option": (["-m", "optimizer=glob(x*)"], "no option of optimizer matches; options: adam, sgd"),
+    "key of one option of a sweep": (["-m", "optimizer=adam,sgd", "optimizer.momentum=0.9"], "with optimizer=adam"),
+    "missing value of a sweep": (["-m", "dataset=tones,clips"], "dataset.root must be set with dataset=clips"),
+    "key of a study": (["experiment=misspelt_study"], "there is no key sed; did you mean seed?"),
+    "override of a study": (["experiment=study", "optimizer.lr=x"], "optimizer.lr must be a number"),
+    "override with --cfg": (["--cfg", "job", "lr=3"], "there is no key lr"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "message"), REJECTED.values(), ids=REJECTED)
+def test_override_is_rejected(argv: list[str], message: str, conf: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        check_overrides(argv, config_dir=conf, config_name="config")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("argv", [["lr=3"], ["note=a=b"], ["audio_encoder=x"]], ids=str)
+def test_error_is_one_line(argv: list[str], conf: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        check_overrides(argv, config_dir=conf, config_name="config")
+    assert "\n" not in str(error.value)
+
+
+def test_config_dir_flag_adds_options(conf: Path, tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "mine.yaml").write_text("speed: 1\n")
+    argv = ["--config-dir", str(tmp_path), "optimizer=mine", "optimizer.speed=2"]
+    check_overrides(argv, config_dir=conf, config_name="config")
+
+
+def test_folder_of_a_job_is_named_by_its_overrides():
+    assert name_folder("optimizer.lr=0.001,seed=1") == "optimizer.lr=0.001,seed=1"
+
+
+def test_folder_name_has_no_slash_and_a_bounded_length():
+    name = name_folder("init_from=/models/best," + "x" * 300)
+    assert "/" not in name
+    assert len(name) < 140
+
+
+def test_long_overrides_get_different_folders():
+    assert name_folder("x" * 300 + "1") != name_folder("x" * 300 + "2")

@@ -1,0 +1,66 @@
+"""The type and value of an override are checked against the yaml."""
+
+from pathlib import Path
+
+import pytest
+from config_yamls import write_yamls
+
+from clap.config.overrides import check_overrides
+
+
+@pytest.fixture(scope="module")
+def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_yamls(tmp_path_factory.mktemp("project"))
+
+
+ACCEPTED = {
+    "int for int": ["seed=3"],
+    "int for float": ["optimizer.lr=1"],
+    "list": ["optimizer.betas=[0.9,1]"],
+    "list item": ["optimizer.betas.1=0.95"],
+    "list for an empty list": ["freeze=[text_encoder]"],
+    "mapping": ["trainer={max_epochs: 3}"],
+    "any value for null": ["note={a: [1]}"],
+    "value for a nullable key": ["trainer.max_steps=5"],
+    "null for a nullable key": ["experiment=debug", "trainer.max_steps=null"],
+    "null for a nullable mapping": ["audio_encoder.spec_augment=null"],
+    "path for pretrained": ["audio_encoder.pretrained=weights.pt"],
+    "quoted number for a string": ["tracking.experiment='2024'"],
+    "interpolation": ["embed_dim=${seed}"],
+    "interpolation of the job": ["tracking.experiment=${hydra:job.name}"],
+}
+
+
+@pytest.mark.parametrize("argv", ACCEPTED.values(), ids=ACCEPTED)
+def test_value_is_accepted(argv: list[str], conf: Path) -> None:
+    check_overrides(argv, config_dir=conf, config_name="config")
+
+
+REJECTED = {
+    "string for float": (["optimizer.lr=abc"], "optimizer.lr must be a number, such as 0.001 in the yaml"),
+    "float for int": (["trainer.max_epochs=1.5"], "trainer.max_epochs must be an integer, such as 1 in the yaml"),
+    "string for int": (["seed=one"], "seed must be an integer"),
+    "bool for int": (["seed=true"], "seed must be an integer"),
+    "list for int": (["seed=[1]"], "seed must be an integer"),
+    "null": (["seed=null"], "seed must be an integer"),
+    "number for string": (["tracking.experiment=2024"], "a string, such as \"clap\" in the yaml; write 'tracking."),
+    "string for list": (["optimizer.betas=x"], "write 'optimizer.betas=[x]'"),
+    "list item's type": (["audio_encoder.depths=[2,1.5]"], "a list with items of the same type, such as [2, 2]"),
+    "value for mapping": (["trainer=3"], "trainer must be a mapping"),
+    "interpolated value": (["audio_encoder.width=wide"], "width must be an integer, such as 8 in the yaml"),
+    "nullable key": (["trainer.max_steps=5.0"], "trainer.max_steps must be an integer or null"),
+    "pretrained": (["audio_encoder.pretrained=3"], "audio_encoder.pretrained must be true or false or a string"),
+    "choice": (["trainer.precision=fp8"], "trainer.precision must be one of fp32, bf16, fp16"),
+    "unresolved interpolation": (["embed_dim=${nothing}"], "the interpolation does not resolve"),
+    "interpolation of another type": (["seed=${tracking.experiment}"], "seed must be an integer"),
+    "null for required value": (["dataset=clips", "dataset.root=null"], "dataset.root must not be null; give a value"),
+    "last value of a sweep": (["-m", "seed=0,1,one"], "seed must be an integer"),
+    "range of floats": (["-m", "seed=range(0,1,0.5)"], "seed must be an integer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "message"), REJECTED.values(), ids=REJECTED)
+def test_value_is_rejected(argv: list[str], message: str, conf: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        check_overrides(argv, config_dir=conf, config_name="config")
+    assert message in str(error.value)
