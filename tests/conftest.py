@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from download_server import FileServer, serve
 from ramps import write_ramps
 from safetensors import safe_open
 from safetensors.torch import load_file
+from sweeps import write_project
 from torch import Tensor
 
 import clap.config.overrides  # noqa: F401 (registers the resolvers that conf/config.yaml uses)
@@ -156,6 +158,18 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         soundfile.write(path, make_tone(200.0 * (i + 1), 0.5 * (i + 1), seed=i), 16_000, subtype="FLOAT")
         paths.append(path)
     return paths
+
+
+@pytest.fixture(scope="session")
+def sweep_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a train.py that takes milliseconds, see sweeps.py."""
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture
+def sweep_store(sweep_project: Path, tmp_path: Path) -> Path:
+    """An empty MLflow store in tmp_path."""
+    return Path(shutil.copy(sweep_project / "empty.db", tmp_path / "mlflow.db"))
 
 
 @pytest.fixture

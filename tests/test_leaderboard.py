@@ -1,4 +1,4 @@
-"""The table of a sweep: order, jobs without a result, and files that are not whole."""
+"""The leaderboard of a sweep: order, jobs without a result, and truncated files."""
 
 import csv
 import io
@@ -32,26 +32,26 @@ def names(board: Leaderboard) -> list[str]:
     return [row["job"] for row in board.rows]
 
 
-def test_best_first_and_without_a_result_last(tmp_path: Path):
+def test_jobs_are_sorted_best_first_and_without_a_result_last(tmp_path: Path):
     for name, recall in {"a": 0.1, "b": 0.3, "c": 0.2}.items():
         add_job(tmp_path, name, recall)
     add_job(tmp_path, "0", status="failed", error="no data")
     assert names(make_board(tmp_path)) == ["b", "c", "a", "0"]
 
 
-def test_equal_jobs_stand_by_name(tmp_path: Path):
+def test_ties_are_sorted_by_name(tmp_path: Path):
     for name in ("b", "c", "a"):
         add_job(tmp_path, name, 0.5)
     assert names(make_board(tmp_path)) == ["a", "b", "c"]
 
 
-def test_nan_is_no_result(tmp_path: Path):
+def test_nan_is_sorted_last(tmp_path: Path):
     add_job(tmp_path, "a", float("nan"))
     add_job(tmp_path, "b", 0.0)
     assert names(make_board(tmp_path)) == ["b", "a"]
 
 
-def test_studys_leading_metric_decides(tmp_path: Path):
+def test_leading_metric_of_the_study_sorts(tmp_path: Path):
     for name, recall in {"a": 0.1, "b": 0.3}.items():
         job = add_job(tmp_path, name, recall)
         (job.folder / "metrics.json").write_text(json.dumps({RECALL: recall, "test/x/other": -recall}))
@@ -69,7 +69,7 @@ def test_failed_job_has_no_numbers_in_the_table(tmp_path: Path):
     assert "plots \\| could not be drawn" in board.markdown()
 
 
-def test_table_is_aligned_and_says_minutes(tmp_path: Path):
+def test_table_is_aligned_and_has_minutes(tmp_path: Path):
     add_job(tmp_path, "htsat_nano-s0", 0.25)
     add_job(tmp_path, "s1", 0.5)
     assert make_board(tmp_path).markdown() == (
@@ -94,7 +94,7 @@ def add_clips(job: Job, clips: str) -> None:
     (job.folder / "evaluation" / "protocol.json").write_text(json.dumps({"test-x-retrieval": protocol}))
 
 
-def test_table_says_how_many_clips_where_some_are_missing(tmp_path: Path):
+def test_table_counts_clips_if_some_are_missing(tmp_path: Path):
     for name, clips in {"a": "893 of 975", "b": "975 of 975"}.items():
         add_clips(add_job(tmp_path, name, 0.25), clips)
     add_job(tmp_path, "c", status="failed", error="no data")
@@ -104,26 +104,26 @@ def test_table_says_how_many_clips_where_some_are_missing(tmp_path: Path):
     assert board.counts == ["test/x/clips"]
 
 
-def test_table_of_whole_test_sets_leaves_their_clips_to_the_csv(tmp_path: Path):
+def test_table_of_complete_test_sets_has_no_clip_counts(tmp_path: Path):
     add_clips(add_job(tmp_path, "a", 0.25), "975 of 975")
     board = make_board(tmp_path)
     assert "clips" not in board.markdown()
     assert board.rows[0]["test/x/clips"] == "975 of 975 clips"
 
 
-def test_validation_counts_where_there_is_no_test_split(tmp_path: Path):
+def test_validation_metrics_are_used_without_a_test_split(tmp_path: Path):
     job = add_job(tmp_path, "a")
     (job.folder / "metrics.json").write_text('{"val/x/text_to_audio/recall_at_1": 0.5}')
     assert "0.500" in make_board(tmp_path).markdown()
 
 
-def test_no_job_makes_an_empty_table(tmp_path: Path):
+def test_sweep_without_jobs_has_an_empty_table(tmp_path: Path):
     board = make_board(tmp_path)
     assert board.csv() == "job\n"
     assert board.markdown().startswith("| job")
 
 
-def test_no_finished_job_makes_a_table_of_problems(tmp_path: Path):
+def test_sweep_without_finished_jobs_lists_their_problems(tmp_path: Path):
     add_job(tmp_path, "a", status="failed", error="no data")
     add_job(tmp_path, "b", status="running")
     lines = make_board(tmp_path).markdown().splitlines()
@@ -131,14 +131,14 @@ def test_no_finished_job_makes_a_table_of_problems(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["", '{"name": "a", "sta', "\0\0\0\0"])
-def test_record_that_was_cut_short_is_a_job_that_never_started(text: str, tmp_path: Path):
+def test_job_with_a_truncated_record_has_not_started(text: str, tmp_path: Path):
     job = add_job(tmp_path, "a", 0.5)
     (job.folder / "job.json").write_text(text)
     assert read_job(job.folder) is None
     assert read_jobs(tmp_path) == []
 
 
-def test_metrics_that_were_cut_short_are_no_result(tmp_path: Path):
+def test_truncated_metrics_are_not_a_result(tmp_path: Path):
     job = add_job(tmp_path, "a", 0.5)
     (job.folder / "metrics.json").write_text('{"test/x')
     assert "0.500" not in make_board(tmp_path).markdown()

@@ -15,12 +15,12 @@ from clap.study.factors import SEED
 
 @dataclass
 class Job:
-    """How one job of a sweep stands.
+    """The state of one job of a sweep.
 
     Args:
-        status: `running` (also of one that was killed), `finished` or `failed`.
-        config: what its result depends on, {dotted key: value}.
-        value: what it returned, the metric that chose the best checkpoint.
+        status: `running` (also after a kill), `finished` or `failed`.
+        config: the settings that its result depends on, {dotted key: value}.
+        value: its return value, the metric that selects the best checkpoint.
     """
 
     folder: Path
@@ -35,24 +35,24 @@ class Job:
 
     @property
     def problem(self) -> str | None:
-        """Why it has no result, or none that counts."""
+        """Why the job has no valid result; None if it has one."""
         return self.error or (None if self.status == "finished" else "stopped")
 
 
 def read_job(folder: Path) -> Job | None:
-    """The job of a folder; None if it was never started."""
+    """The job of a folder; None if it has not started."""
     values = read_json(folder / JOB_FILE)
     return Job(folder, **values) if values else None
 
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
-    """All jobs of a sweep that were ever started, by name."""
+    """All started jobs of a sweep, sorted by name."""
     jobs = [read_job(path.parent) for path in sorted(sweep_dir.glob(f"*/{JOB_FILE}"))]
     return sorted((job for job in jobs if job), key=lambda job: job.name)
 
 
 def job_tags() -> tuple[str | None, dict[str, str]]:
-    """Name and tags for the MLflow run of the present job; (None, {}) outside of a sweep."""
+    """Name and tags of the MLflow run of the current job; (None, {}) outside of a sweep."""
     hydra = HydraConfig.get()
     sweep = read_json(Path(hydra.sweep.dir) / SWEEP_FILE) if hydra.mode == RunMode.MULTIRUN else {}
     if not sweep:
@@ -64,13 +64,13 @@ def job_tags() -> tuple[str | None, dict[str, str]]:
 
 
 def job_levels(overrides: Sequence[str]) -> dict[str, str]:
-    """A job's overrides as {key: value}, the seed last."""
+    """The overrides of a job as {key: value}, the seed last."""
     values = dict(line.split("=", 1) for line in overrides)
     return {key: values[key] for key in sorted(values, key=lambda key: key == SEED)}
 
 
 def name_job(levels: Mapping[str, str], *, groups: Collection[str]) -> str:
-    """What differs from job to job, as `htsat_nano-gpt2_nano-lr=0.001-s0`."""
+    """Name of a job by its levels: `htsat_nano-gpt2_nano-lr=0.001-s0`."""
     parts = {key: f"{key.split('.')[-1]}={value}" for key, value in levels.items()}
     parts |= {key: value for key, value in levels.items() if key in groups}
     parts |= {key: f"s{value}" for key, value in levels.items() if key == SEED}

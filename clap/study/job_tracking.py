@@ -1,4 +1,4 @@
-"""The MLflow runs of a sweep's jobs: closed after a kill, failed with their reason, deleted with their folder."""
+"""The MLflow runs of the jobs of a sweep: closes killed runs, records failures, deletes runs without a folder."""
 
 import contextlib
 import logging
@@ -16,31 +16,31 @@ log = logging.getLogger(__name__)
 
 
 def delete_lost_runs(tracking: Mapping[str, Any], folder: Path) -> None:
-    """Delete runs of this job that its folder knows nothing of: it was deleted, or a kill came before it was told."""
+    """Delete MLflow runs of this job that its folder does not record: after deleting the folder, or an early kill."""
     _, tags = job_tags()
     parent, uri = tags.get("mlflow.parentRunId"), resolve_uri(tracking["uri"])
     if not uri or not parent or recorded_run(folder, uri) or has_checkpoint(folder):
         return
     client = open_store(uri)
     experiment = client.get_run(parent).info.experiment_id
-    mine = f"tags.`mlflow.parentRunId` = '{parent}' and tags.folder = '{folder.name}'"
-    for run in client.search_runs([experiment], mine):
+    own_runs = f"tags.`mlflow.parentRunId` = '{parent}' and tags.folder = '{folder.name}'"
+    for run in client.search_runs([experiment], own_runs):
         client.delete_run(run.info.run_id)
 
 
 def track_failure(tracking: Mapping[str, Any], job: Job) -> None:
-    """See that a job which failed outside of its tracker, even before it had a run, is a failed run in MLflow."""
+    """Record a job that failed outside of its tracker as a failed run in MLflow, also if it has no run yet."""
     if recorded_run(job.folder, tracking["uri"]):
         end_run(tracking, job, "FAILED")
         return
     name, tags = job_tags()
     tags |= {"role": "train", "error": job.error}
-    with contextlib.suppress(ValueError, OSError):  # what is wrong with the store may be why the job failed
+    with contextlib.suppress(ValueError, OSError):  # the store may be the reason of the failure
         Tracker(**tracking, run_name=name, run_dir=job.folder, tags=tags).finish("FAILED")
 
 
 def end_run(tracking: Mapping[str, Any], job: Job, status: str) -> None:
-    """Close a job's run in MLflow if it is still open."""
+    """Close the MLflow run of a job if it is open."""
     run_id = recorded_run(job.folder, tracking["uri"])
     if not run_id:
         return
@@ -50,5 +50,5 @@ def end_run(tracking: Mapping[str, Any], job: Job, status: str) -> None:
             if job.error:
                 client.set_tag(run_id, "error", job.error)
             client.set_terminated(run_id, status)
-    except Exception as error:  # MLflow stops no sweep
+    except Exception as error:  # an MLflow error must not stop the sweep
         log.warning("the run of %s stays open in MLflow: %s", job.name, format_error(error))

@@ -12,7 +12,7 @@ from clap.run_folder import COST, METRICS, read_counts
 from clap.study.job import Job
 
 COSTS = ("seconds", "clips_per_second", "peak_memory_bytes", "parameters")
-DEFAULT_METRICS = (  # last parts of the metrics in the table of a sweep that is no study
+DEFAULT_METRICS = (  # last parts of the metrics in the table, unless a study sets its own
     "zero_shot/accuracy",
     "text_to_audio/recall_at_1",
     "text_to_audio/recall_at_10",
@@ -21,13 +21,13 @@ DEFAULT_METRICS = (  # last parts of the metrics in the table of a sweep that is
 
 
 class Leaderboard:
-    """The jobs of a sweep, best first by the leading metric, equal ones by name, those without a result last.
+    """The jobs of a sweep sorted by the leading metric, ties by name, jobs without a result last.
 
     Args:
-        metrics: of the table on screen, the leading one first; by default those of DEFAULT_METRICS that the jobs have.
+        metrics: columns of the Markdown table, the leading one first (default: DEFAULT_METRICS that the jobs have).
 
     Attributes:
-        counts: names of what says how many clips a metric is of, where some job did not have them all.
+        counts: names of clip counts, of the splits where some job did not use all clips.
     """
 
     def __init__(self, jobs: Sequence[Job], metrics: Sequence[str] = ()) -> None:
@@ -54,7 +54,7 @@ class Leaderboard:
         return math.inf if value is None or math.isnan(value) else -value, row["job"]
 
     def csv(self) -> str:
-        """Every metric on the test split, cost, problem and folder."""
+        """All test metrics, cost, problem and folder of each job."""
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(self.rows[0]) if self.rows else ["job"], lineterminator="\n")
         writer.writeheader()
@@ -62,7 +62,7 @@ class Leaderboard:
         return text.getvalue()
 
     def markdown(self) -> str:
-        """Job, the metrics that count, minutes, and why a job has no result."""
+        """A table of jobs: metrics, minutes, and why a job has no result."""
         problems = ["problem"] if any(row["problem"] for row in self.rows) else []
         table = [["job", *(format_heading(name) for name in [*self.metrics, *self.counts]), "minutes", *problems]]
         for row in self.rows:
@@ -70,19 +70,19 @@ class Leaderboard:
             numbers = [format_decimals(row[name], digits=3) for name in self.metrics]
             numbers += [*(row[name] or "-" for name in self.counts), format_decimals(minutes, digits=1)]
             table.append([row["job"], *numbers, *((row[name] or "").replace("|", "\\|") for name in problems)])
-        widths = [min(40, max(map(len, column))) for column in zip(*table, strict=True)]  # errors are longer
+        widths = [min(40, max(map(len, column))) for column in zip(*table, strict=True)]  # error messages overflow it
         table.insert(1, ["-" * width for width in widths])
         lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def uses_all_clips(count: str | None) -> bool:
-    """Were all clips used, or none, for lack of a result?"""
+    """Whether a job used all clips, as in `975 of 975 clips`, or has no count."""
     return count is None or re.fullmatch(r"(\d+) of \1 clips", count) is not None
 
 
 def format_heading(metric: str) -> str:
-    """A metric's name without its split, as a column's head."""
+    """Column heading of a metric: its name without the split."""
     return metric.split("/", 1)[-1].replace("/", " ")
 
 

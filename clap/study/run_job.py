@@ -1,6 +1,6 @@
-"""One job of a sweep, in whatever process a launcher starts: locked, kept if finished, resumed if not.
+"""Runs one job of a sweep in the process of a launcher: locks it, skips it if finished, resumes it if interrupted.
 
-No sweeper is imported here: Hydra imports its plugins once more when it starts, and `clap.study.sweep` needs those.
+This module imports no sweeper: Hydra reloads its plugins at start-up, and `clap.study.sweep` patches one of them.
 """
 
 import logging
@@ -19,20 +19,20 @@ from clap.study.job import Job, job_tags, read_job
 from clap.study.result_config import check_job_unchanged, has_checkpoint, read_result_config
 
 log = logging.getLogger(__name__)
-LOCK_SECONDS = 1.0  # to wait for a job's lock: `is_running` takes it for a moment
+LOCK_SECONDS = 1.0  # timeout of a job's lock, which `is_running` takes briefly
 
 
 def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
-    """Run one job of a sweep, unless it is finished or another process has it; nan stands for no result.
+    """Run one job of a sweep unless it is finished; return nan if another process is running it.
 
-    An unfinished job goes on from its `last` checkpoint. What it raises is kept in job.json and raised again.
+    An unfinished job resumes from its `last` checkpoint. Exceptions are recorded in job.json and re-raised.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / LOCK).acquire(timeout=LOCK_SECONDS)
     except Timeout:
-        log.warning("%s: another process is running it", folder.name)
+        log.warning("%s: skipped, another process is running it", folder.name)
         return math.nan
     with lock:
         job = Job(folder, job_tags()[0] or folder.name, status="running", config=read_result_config(config))
@@ -40,14 +40,14 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
         if before and (before.status == "finished" or has_checkpoint(folder)):
             check_job_unchanged(before, job.config)
         if before and before.status == "finished":
-            log.info("%s: finished before, kept", job.name)
+            log.info("%s: skipped, already finished", job.name)
             return before.value
         return run_locked(task, config, job)
 
 
 def run_locked(task: Callable[[DictConfig], Any], config: DictConfig, job: Job) -> float | None:
-    """Run a job whose folder is locked, and keep what became of it."""
-    from clap.study.job_tracking import (  # MLflow, two seconds; train.py imports this file
+    """Run a job whose folder is locked, and record its outcome."""
+    from clap.study.job_tracking import (  # imports MLflow, two seconds; train.py imports this file
         delete_lost_runs,
         track_failure,
     )

@@ -1,7 +1,7 @@
-"""Sweeps: one MLflow parent over all jobs, what is finished stays, a leaderboard at the end.
+"""Sweeps: one MLflow parent run for all jobs, finished jobs are kept, and a leaderboard at the end.
 
-Hydra calls `Sweep` around a multirun, and each job runs `clap.study.run_job`, in whatever process its launcher starts.
-They share files in the sweep's folder alone: sweep.json says what the sweep is, <job>/job.json how a job stands.
+Hydra calls `Sweep` before and after a multirun; each job runs `clap.study.run_job` in the process of its launcher. They
+share only files in the sweep folder: sweep.json describes the sweep, <job>/job.json the state of a job.
 """
 
 import atexit
@@ -38,20 +38,20 @@ from clap.tracking.tracker import Tracker, recorded_run
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
-split_grid = BasicSweeper.split_arguments  # parsed overrides -> batches of jobs, each a list of lines key=value
+split_grid = BasicSweeper.split_arguments  # parsed overrides -> batches of jobs, a job is a list of key=value
 
 
 def split_one_at_a_time(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-    """Of Hydra's grid the first job, and those that differ from it in one factor."""
+    """The first job of Hydra's grid, and the jobs that differ from it in one factor."""
     (jobs,) = split_grid(overrides, None)
-    near = one_factor_at_a_time([job_levels(job) for job in jobs])
-    kept = [[f"{key}={value}" for key, value in job.items()] for job in near]
-    return list(BasicSweeper.split_overrides_to_chunks(kept, max_batch_size))
+    selected = one_factor_at_a_time([job_levels(job) for job in jobs])
+    lines = [[f"{key}={value}" for key, value in job.items()] for job in selected]
+    return list(BasicSweeper.split_overrides_to_chunks(lines, max_batch_size))
 
 
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Hydra makes a warning of what a callback raises and goes on; this ends the program."""
+    """Exit on an exception in a callback, which Hydra only logs as a warning."""
     try:
         yield
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
@@ -67,10 +67,10 @@ class Sweep(Callback):
     ended = False
 
     def __getstate__(self) -> dict:
-        return {}  # launchers copy callbacks into their processes, which do not need this one
+        return {}  # launchers pickle callbacks for their processes, which do not need this one
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Open the store, before any job does, and the parent run in it; refuse a folder that holds another sweep."""
+        """Open the store and the parent run before any job; reject a folder that contains another sweep."""
         with exit_on_error():
             self.start(config)
 
@@ -101,11 +101,11 @@ class Sweep(Callback):
             values = {"study": name, "run_id": self.tracker.run_id, "swept": swept, "fixed": fixed}
             write_json(self.folder / SWEEP_FILE, values | {"settings": settings})
         atexit.register(self.close)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that no worker is left behind
-        log.info("sweep folder %s; to go on after a stop: %s", self.folder, self.resume_command())
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the launcher stops its workers
+        log.info("sweep folder %s; to resume after a stop: %s", self.folder, self.resume_command())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Wait for jobs that other processes run, then write the leaderboard and close the parent run."""
+        """Wait for jobs of other processes, then write the leaderboard and close the parent run."""
         with exit_on_error():
             self.wait_for_others()
             self.finish()
@@ -114,7 +114,7 @@ class Sweep(Callback):
         waited: list[str] = []
         while held := sorted(path.parent.name for path in self.folder.glob(f"*/{LOCK}") if is_running(path.parent)):
             if held != waited:
-                log.info("waiting for jobs that another process runs: %s", ", ".join(held))
+                log.info("waiting for jobs of another process: %s", ", ".join(held))
             waited = held
             time.sleep(POLL_SECONDS)
 
@@ -132,19 +132,17 @@ class Sweep(Callback):
         if self.study and self.tracker.uri:
             print(f"table, figures and lineage: {self.report_command()}")
         if failures := self.failures():
-            sys.exit(
-                f"error: not finished: {', '.join(failures)}; the same sweep, started again, runs only what is left"
-            )
+            sys.exit(f"error: not finished: {', '.join(failures)}; the same command runs only the unfinished jobs")
 
     def close(self) -> None:
-        """At exit: if the sweep did not come to its end, close what is open and say how to go on."""
+        """At exit, if the sweep is not finished: close its open runs and print the command that resumes it."""
         if not self.ended:
             with FileLock(self.folder / LOCK):
                 self.end_runs("KILLED")
-            print(f"to go on: {self.resume_command()}", file=sys.stderr)
+            print(f"to resume: {self.resume_command()}", file=sys.stderr)
 
     def end_runs(self, status: str) -> None:
-        """Close the parent run, and the runs of jobs whose process was killed."""
+        """Close the parent run, and the runs of killed jobs."""
         for job in read_jobs(self.folder):
             if job.status == "running" and not is_running(job.folder):
                 end_run(self.tracking, job, "KILLED")
@@ -159,7 +157,7 @@ class Sweep(Callback):
         return resume_command(sys.argv, [f"{FOLDER_KEY}{self.folder}"])
 
     def failures(self) -> list[str]:
-        """What did not finish, with its reason, jobs of the same reason together."""
+        """Unfinished jobs and their problems; jobs with the same problem in one item."""
         names = defaultdict(list)
         for job in read_jobs(self.folder):
             if job.problem:
@@ -168,16 +166,16 @@ class Sweep(Callback):
 
 
 def set_design(design: str, *, sweeper: str) -> None:
-    """Have Hydra's sweeper make the jobs of a study's design."""
+    """Make Hydra's basic sweeper generate the jobs of a design."""
     if design == "one_at_a_time" and sweeper != BasicSweeperConf._target_:
-        raise ValueError(f"study.design={design} goes with hydra/sweeper=basic only, not with {sweeper}; take it away")
+        raise ValueError(f"study.design={design} requires hydra/sweeper=basic, not {sweeper}; remove the other sweeper")
     BasicSweeper.split_arguments = staticmethod(split_one_at_a_time if design == "one_at_a_time" else split_grid)
 
 
 def check_keys_name_folder(swept: Sequence[str], unnamed: Collection[str]) -> None:
-    """Refuse to sweep a key that does not name a job's folder: the jobs would share one."""
+    """Reject sweeping a key that is not part of the folder name: its jobs would share a folder."""
     if found := sorted(set(swept) & set(unnamed)):
         raise ValueError(
-            f"{found[0]} is swept but names no folder; add "
+            f"{found[0]} is swept but excluded from the names of job folders; add "
             f"'hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(set(unnamed) - set(swept)))}]'"
         )

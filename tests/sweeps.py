@@ -1,0 +1,97 @@
+"""Sweeps of a train.py that takes milliseconds, and their results in MLflow and in the sweep folder."""
+
+import csv
+import time
+from pathlib import Path
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from script import ROOT, Script, run_script
+
+from clap.tracking.store import open_store
+
+TASK = """
+import json, os, time
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from clap.config.launch import launch
+from clap.study.run_job import run_job
+
+
+def train(cfg):
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.lr == 3 and not Path("data").exists():
+        raise FileNotFoundError("no data")
+    from clap.study.job import job_tags
+    from clap.tracking.tracker import Tracker, recorded_run
+
+    name, tags = job_tags()
+    run_id = recorded_run(folder, cfg.tracking.uri)
+    with Tracker(**cfg.tracking, run_name=name, tags=tags, run_id=run_id, run_dir=folder) as tracker:
+        with open(folder.parent / "starts.txt", "a") as file:
+            file.write(f"{name}\\n")
+        time.sleep(float(os.environ.get("PAUSE", "0")))
+        metrics = {"test/x/text_to_audio/recall_at_1": cfg.lr / 10}
+        tracker.log_metrics(metrics, step=1)
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    return cfg.lr / 10
+
+
+if __name__ == "__main__":
+    launch(train, config_name="config", run_job=run_job)
+"""
+
+
+def write_project(folder: Path) -> Path:
+    """A train.py that trains in milliseconds, with the sweep settings of conf/config.yaml, and an empty store."""
+    (folder / "train.py").write_text(TASK)
+    (folder / "conf").mkdir()
+    hydra = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())["hydra"]
+    config = {
+        "lr": 1, "seed": 0, "resume": None, "study": None,
+        "tracking": {"uri": None, "experiment": "clap"}, "hydra": hydra,
+    }  # fmt: skip
+    (folder / "conf" / "config.yaml").write_text(yaml.safe_dump(config))
+    open_store(f"sqlite:///{folder / 'empty.db'}")
+    return folder
+
+
+def wait_for(path: Path, process: Script) -> None:
+    while not path.exists():
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()
+
+
+def run(script: str | Path, *arguments: str, code: int = 0) -> tuple[str, str]:
+    done = run_script(Path(script), *arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def read_runs(store: Path) -> tuple[Run, dict[str, Run]]:
+    """The parent run and its children by job name; the store has no other run, and no job twice."""
+    client = MlflowClient(f"sqlite:///{store}")
+    runs = client.search_runs([client.get_experiment_by_name("clap").experiment_id])
+    (parent,) = [run for run in runs if run.data.tags.get("role") == "sweep"]
+    children = {run.data.tags["job"]: run for run in runs if run is not parent}
+    assert len(children) == len(runs) - 1
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+    return parent, children
+
+
+def statuses(store: Path) -> dict[str, str]:
+    parent, children = read_runs(store)
+    return {"sweep": parent.info.status} | {name: run.info.status for name, run in children.items()}
+
+
+def read_board(sweep: Path) -> list[dict[str, str]]:
+    """The rows of leaderboard.csv without the columns that differ between repetitions."""
+    with open(sweep / "leaderboard.csv") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {key: row[key] for key in row if key not in ("seconds", "clips_per_second", "peak_memory_bytes")}
+        for row in rows
+    ]
