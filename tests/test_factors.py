@@ -1,4 +1,4 @@
-"""Studies: what a yaml declares and the cells that it makes."""
+"""Studies: their factors, levels and cells."""
 
 from pathlib import Path
 
@@ -33,14 +33,14 @@ def read_levels(line: str) -> list[str]:
     return list_levels(override)
 
 
-def test_grid_has_every_combination_the_baseline_first():
+def test_grid_has_every_combination_with_the_baseline_first():
     cells = make_study().cells()
     assert len(cells) == 6
     assert cells[0] == {"loss": "nce", "fusion": "none"}
     assert all(cells.count(cell) == 1 for cell in cells)
 
 
-def test_one_at_a_time_changes_one_factor_of_the_baseline():
+def test_one_at_a_time_varies_one_factor_of_the_baseline():
     cells = [tuple(cell.values()) for cell in make_study(design="one_at_a_time").cells()]
     assert cells == [("nce", "none"), ("nce", "daf"), ("nce", "aff"), ("sigmoid", "none")]
 
@@ -51,42 +51,45 @@ def test_one_factor_makes_the_same_cells_in_both_designs():
     assert grid.cells() == make_study(factors=factors, design="one_at_a_time").cells()
 
 
-def test_seeds_do_not_count_as_a_change():
+def test_seed_is_not_a_factor_of_the_design():
     jobs = [{"loss": loss, "seed": seed} for loss in ("nce", "sigmoid") for seed in "01"]
     assert one_factor_at_a_time(jobs) == jobs
 
 
-def test_unknown_design_is_refused():
-    with pytest.raises(ValueError, match="study.design='random' of trial is not one of grid, one_at_a_time"):
+def test_unknown_design_is_rejected():
+    with pytest.raises(ValueError, match="study.design='random' of trial is not one of grid, one_at_a_time; change it"):
         make_study(design="random")
 
 
-def test_unknown_key_of_a_study_is_refused():
+def test_unknown_key_of_a_study_is_rejected():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", ["experiment=encoder_ablation", "+study.minute=5"], return_hydra_config=True)
     with pytest.raises(
-        ValueError, match=r"encoder_ablation has no key study.minute; did you mean minutes\?; there are design"
+        ValueError, match=r"encoder_ablation has no key study.minute; did you mean minutes\?; keys: design"
     ):
         parse_study(config)
 
 
 @pytest.mark.parametrize("missing", ["factors", "metrics"])
 def test_study_needs_factors_and_metrics(missing: str):
-    with pytest.raises(ValueError, match="needs factors, as hydra.sweeper.params, and study.metrics"):
+    with pytest.raises(
+        ValueError,
+        match="has . factors and . metrics; set at least one of each in hydra.sweeper.params and study.metrics",
+    ):
         make_study(**{missing: {}})
 
 
 def test_leading_metric_must_be_better_when_higher():
-    with pytest.raises(ValueError, match="median_rank"):
+    with pytest.raises(ValueError, match="is test/x/text_to_audio/median_rank, where lower is better; put one first"):
         make_study(metrics=["test/x/text_to_audio/median_rank"])
 
 
-def test_metric_that_no_run_has_is_refused():
+def test_metric_that_runs_do_not_log_is_rejected():
     known = ["test/x/zero_shot/accuracy", "test/x/text_to_audio/recall_at_1"]
     check_metrics(known, known)
     with pytest.raises(ValueError, match="zero_shot/accurracy; did you mean test/x/zero_shot/accuracy"):
         check_metrics([known[1], "test/x/zero_shot/accurracy"], known)
-    with pytest.raises(ValueError, match="no run would have loss; there are test/x/zero_shot/accuracy, test/x/text"):
+    with pytest.raises(ValueError, match="the runs do not log loss; metrics: test/x/zero_shot/accuracy, test/x/text"):
         check_metrics(["loss"], known)
 
 
@@ -116,12 +119,12 @@ def test_command_line_replaces_the_values_of_a_study():
     }
 
 
-def test_factor_of_a_study_stays_one_with_a_single_value():
+def test_factor_with_a_single_value_remains_a_factor():
     factors = find_factors({"seed": "0,1,2"}, ["seed=7"])
     assert list_levels(factors["seed"]) == ["7"]
 
 
-def test_fixed_setting_of_a_study_is_no_factor():
+def test_fixed_override_is_not_a_factor():
     assert list(find_factors({"seed": "0,1", "trainer.max_epochs": 3})) == ["seed"]
 
 
@@ -136,8 +139,8 @@ def test_load_study_finds_a_packaged_study():
     assert study.folder == "outputs/sweeps/encoder_ablation"
 
 
-def test_load_study_names_the_studies_where_there_is_none():
-    with pytest.raises(ValueError, match="'debug' is not a study; conf/experiment has .*encoder_ablation"):
+def test_load_study_lists_the_studies_for_an_unknown_name():
+    with pytest.raises(ValueError, match="'debug' is not a study; studies in conf/experiment: .*encoder_ablation"):
         load_study("debug")
 
 
@@ -150,10 +153,10 @@ def test_parse_study_agrees_with_load_study():
     assert compose_study("experiment=encoder_ablation") == load_study("encoder_ablation")
 
 
-def test_config_without_study_has_none():
+def test_config_without_a_study_gives_none():
     assert compose_study("experiment=debug") is None
 
 
-def test_glob_is_the_options_of_its_group():
+def test_glob_expands_to_the_options_of_its_group():
     study = compose_study("experiment=encoder_ablation", "hydra.sweeper.params.text_encoder='glob(*_nano)'")
     assert study.factors["text_encoder"] == ["gpt2_nano", "roberta_nano"]

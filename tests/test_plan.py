@@ -1,4 +1,4 @@
-"""The jobs of a study, their hours and what they lack, offline."""
+"""The plan of a study: its jobs, their estimated hours and their downloads, without a network."""
 
 import json
 import socket
@@ -26,7 +26,7 @@ SMALL_DATA = ("dataset.num_train=8", "dataset.num_val=4", "dataset.num_test=4", 
 
 
 def compose_config(*overrides: str) -> dict:
-    """As clap.config.compose does, without its checks."""
+    """Compose like clap.config.compose, without its checks."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return read_config(compose("config", list(overrides)))
 
@@ -41,7 +41,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def sixty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every estimate is a minute, without any work."""
+    """Replace every estimate by one minute."""
     monkeypatch.setattr(estimate, "estimate", lambda config, ready: (60.0, "guessed"))
 
 
@@ -53,7 +53,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_finished(folder: Path, *overrides: str, seconds: float) -> None:
-    """A finished job of the study in its sweep folder."""
+    """Write a finished job of the study to its sweep folder."""
     config = read_result_config(OmegaConf.create(compose_config(f"experiment={STUDY}", *overrides)))
     folder.mkdir(parents=True)
     Job(folder, folder.name, "finished", config=config, value=0.5).write()
@@ -64,7 +64,7 @@ def test_every_cell_and_seed_is_a_job(sixty_seconds: None, tmp_path: Path):
     found = make_plan(STUDY, [f"hydra.sweep.dir={tmp_path}"])
     names = [job.name for job in found.jobs]
     assert len(set(names)) == 20 and names[0] == "cnn14_nano-roberta_nano-s0"
-    assert "0 of 20 jobs" in found.markdown() and "left: 0.33 h" in found.markdown()
+    assert "0 of 20 jobs" in found.markdown() and "remaining: 0.33 h" in found.markdown()
     assert f"budget: {found.study.minutes / 60:.2f} h" in found.markdown()
 
 
@@ -74,13 +74,13 @@ def test_overrides_choose_levels_and_add_factors(sixty_seconds: None, tmp_path: 
     assert names == ["htsat_nano-gpt2_nano-lr=0.001-s7", "htsat_nano-gpt2_nano-lr=0.0001-s7"]
 
 
-def test_too_few_seeds_for_intervals_are_told(sixty_seconds: None, tmp_path: Path):
+def test_too_few_seeds_for_intervals_are_reported(sixty_seconds: None, tmp_path: Path):
     folder = f"hydra.sweep.dir={tmp_path}"
-    assert "seeds: 0, 1; fewer than 3 have no intervals" in make_plan(STUDY, [folder, "seed=0,1"]).markdown()
+    assert "seeds: 0, 1; fewer than 3 give no intervals" in make_plan(STUDY, [folder, "seed=0,1"]).markdown()
     assert "fewer" not in make_plan(STUDY, [folder, "seed=0,1,2"]).markdown()
 
 
-def test_finished_jobs_count_nothing_and_time_the_others_of_their_cell(sixty_seconds: None, tmp_path: Path):
+def test_finished_jobs_estimate_the_others_of_their_cell(sixty_seconds: None, tmp_path: Path):
     cell = ("audio_encoder=cnn14_nano", "text_encoder=roberta_nano")
     for seed, seconds in enumerate((100.0, 140.0)):
         write_finished(tmp_path / str(seed), *cell, f"seed={seed}", seconds=seconds)
@@ -97,15 +97,15 @@ def test_finished_job_of_another_config_does_not_count(sixty_seconds: None, tmp_
     assert [(job.seconds, job.basis) for job in found.jobs] == [(60.0, "guessed")]
 
 
-def test_missing_root_is_named_and_the_job_still_listed(tmp_path: Path):
+def test_missing_root_is_reported_and_the_job_is_listed(tmp_path: Path):
     lines = ["dataset=esc50", "audio_encoder=cnn14_nano", "text_encoder=gpt2_nano", "seed=0"]
     found = make_plan(STUDY, [f"hydra.sweep.dir={tmp_path}", *lines])
     assert [(job.seconds, job.basis) for job in found.jobs] == [(None, "unknown: dataset.root is missing")]
     assert list(found.missing) == ["dataset ESC50: dataset.root is missing"]
-    assert "1 job of unknown length" in found.markdown()
+    assert "1 job of unknown duration" in found.markdown()
 
 
-def test_root_that_is_no_corpus_is_named(tmp_path: Path):
+def test_absent_root_is_reported(tmp_path: Path):
     config = compose_config("dataset=csv", f"dataset.root={tmp_path / 'absent'}", "dataset.metadata=clips.csv")
     (item,) = list_missing(config)
     assert item.startswith(f"dataset CSV: dataset.root={tmp_path / 'absent'} is not a folder")
@@ -169,7 +169,7 @@ def test_audio_towers_are_listed(hub_cache: Path, tmp_path: Path):
     assert not list(list_missing(named))
 
 
-def test_steps_follow_from_the_corpus_with_validation_as_thirds():
+def test_validation_step_counts_as_a_third_of_a_training_step():
     config = compose_config(*SMALL_DATA, "trainer.max_epochs=3", "trainer.eval_every=2")
     assert count_steps(config, open_train_set(config)) == pytest.approx(3 * 2 + 2 * 1 / 3)
     config["trainer"]["max_steps"] = 2
@@ -183,7 +183,9 @@ def count_step(*overrides: str) -> int:
 
 def test_counted_step_is_three_times_forward():
     forward = 2 * count_flops(Clap.from_config(compose_config(*TINY)))
-    assert count_step() == pytest.approx(3 * forward, rel=0.2)  # one counts the spectrogram, the other backward
+    assert count_step() == pytest.approx(
+        3 * forward, rel=0.2
+    )  # only one includes the spectrogram, only the other the backward pass
 
 
 def test_frozen_part_costs_less():
@@ -199,7 +201,7 @@ def test_longer_clips_are_counted_with_every_fusion():
     assert steps["none"] < steps["channel_map"]
 
 
-def test_counted_steps_take_as_long_as_the_machine_needs(monkeypatch: pytest.MonkeyPatch):
+def test_counted_steps_are_divided_by_the_measured_speed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(estimate, "SMALL", 0)
     monkeypatch.setattr(estimate, "measure_speed", lambda device, precision: 2.0)
     config = compose_config(*TINY, *SMALL_DATA, "trainer.max_epochs=1")
@@ -212,7 +214,7 @@ def test_speed_is_measured():
     assert estimate.measure_speed("cpu", "fp32") > 1e6
 
 
-def test_model_comes_from_init_from(tiny_clap, tmp_path: Path):
+def test_init_from_sets_the_model(tiny_clap, tmp_path: Path):
     clap = tiny_clap("embed_dim=24")
     clap.save(tmp_path)
     config = compose_config(f"init_from={tmp_path}", "text_encoder=roberta_nano")
@@ -220,12 +222,12 @@ def test_model_comes_from_init_from(tiny_clap, tmp_path: Path):
     assert found["embed_dim"] == 24 and "text_encoder" not in found and found["audio_encoder"]["embed_dim"] == 16
 
 
-def test_published_init_from_that_would_be_downloaded_is_named():
+def test_published_init_from_is_listed_as_a_download():
     missing, seconds, _ = estimate_job(compose_config("init_from=laion/clap-htsat-unfused"), [], [])
     assert missing == ["init_from: laion/clap-htsat-unfused, to be downloaded"] and seconds is None
 
 
-def test_absent_init_from_is_named(tmp_path: Path):
+def test_absent_init_from_is_reported(tmp_path: Path):
     config = compose_config(f"init_from={tmp_path / 'absent'}")
     missing, seconds, basis = estimate_job(config, [], [])
     assert missing[0].startswith(f"init_from: {tmp_path / 'absent'}") and seconds is None and "unknown" in basis
@@ -234,12 +236,12 @@ def test_absent_init_from_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["debug"], "'debug' is not a study; conf/experiment has the studies"),
+        (["debug"], "'debug' is not a study; studies in conf/experiment: "),
         ([STUDY, "trainer.max_epoch=2"], "did you mean trainer.max_epochs"),
         ([STUDY, "seed"], "not an override; write key=value"),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], message: str):
+def test_errors_are_one_line(arguments: list[str], message: str):
     with pytest.raises(SystemExit, match=message) as caught:
         main(["plan", *arguments])
     assert str(caught.value).startswith("error: ") and "\n" not in str(caught.value)

@@ -61,7 +61,7 @@ def test_second_report_is_identical_and_keeps_what_the_author_wrote(store: Study
 def test_note_without_a_place_for_the_report_leaves_everything_as_it_was(store: StudyStore, tmp_path: Path) -> None:
     note = tmp_path / "encoder_ablation.md"
     note.write_text("# Mine\n")
-    with pytest.raises(SystemExit, match="error: .*encoder_ablation.md needs one line <!-- report -->"):
+    with pytest.raises(SystemExit, match="error: .*encoder_ablation.md does not have exactly one line <!-- report -->"):
         write(store, tmp_path)
     assert list(tmp_path.iterdir()) == [note] and note.read_text() == "# Mine\n"
 
@@ -91,7 +91,7 @@ def test_mixed_protocols_end_in_one_line(tmp_path: Path) -> None:
 
 
 def test_absent_store_ends_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="error: there is no MLflow store .*none.db; run the study first"):
+    with pytest.raises(SystemExit, match="error: MLflow store .*none.db does not exist; run the study first"):
         main(["report", STUDY.name, "--uri", str(tmp_path / "none.db"), "--output", str(tmp_path)])
 
 

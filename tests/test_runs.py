@@ -98,7 +98,7 @@ def test_newest_sweep_is_read_unless_another_is_named(store: StudyStore) -> None
     assert read_study_runs(study, store.uri).sweep_id == sweeps[1]
     assert read_study_runs(study, store.uri, sweep_id=sweeps[0]).sweep_id == sweeps[0]
     with pytest.raises(
-        ValueError, match=f"--sweep xyz is not a sweep of again in .*, which has {sweeps[0]}, {sweeps[1]}"
+        ValueError, match=f"--sweep xyz is not a sweep of again in .*; its sweeps: {sweeps[0]}, {sweeps[1]}"
     ):
         read_study_runs(study, store.uri, sweep_id="xyz")
 
@@ -131,7 +131,9 @@ def test_runs_of_two_protocols_are_refused(store: StudyStore) -> None:
 def test_metric_that_no_run_has_is_refused(store: StudyStore) -> None:
     study = make_study("wrong_metric", seeds=["0"], metrics=["test/synthetic/zero_shot/accuracy"])
     store.add_run(store.add_sweep(study), FIRST, "0")
-    with pytest.raises(ValueError, match="has no metric test/synthetic/zero_shot/accuracy; set study.metrics to some"):
+    with pytest.raises(
+        ValueError, match="has no metric test/synthetic/zero_shot/accuracy; choose study.metrics from test/"
+    ):
         read_study_runs(study, store.uri)
 
 
@@ -160,7 +162,7 @@ def test_absent_store_is_refused_with_its_place_and_not_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"there is no MLflow store {tmp_path / 'mlflow.db'}; run the study"):
+    with pytest.raises(FileNotFoundError, match=f"MLflow store {tmp_path / 'mlflow.db'} does not exist; run the study"):
         read_study_runs(make_study("any"), "mlflow.db")
     assert not list(tmp_path.iterdir())
 

@@ -28,7 +28,9 @@ def test_only_the_report_is_replaced() -> None:
 
 @pytest.mark.parametrize("note", ["# Mine\n", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n"])
 def test_note_without_a_place_is_refused(note: str) -> None:
-    with pytest.raises(ValueError, match=f"{NOTE} needs one line {BEGIN} and one line {END} below it"):
+    with pytest.raises(
+        ValueError, match=f"{NOTE} does not have exactly one line {BEGIN} and one line {END} below it; add"
+    ):
         replace_block(note, "new", NOTE)
 
 
@@ -56,13 +58,15 @@ def test_both_kinds_of_uncertainty_are_named() -> None:
     text = as_line(write_block(make_runs(make_study("grid"))))
     assert "Student's t over seeds, widened by the variance between clips" in text
     assert "p is two-sided and Holm-corrected over the 6 tests of this table" in text
-    assert "Within a run, other clips would move a number by (95 %, clips resampled with all their captions" in text
+    assert (
+        "Uncertainty within a run from the choice of clips (95 %, bootstrap over clips with all their captions" in text
+    )
 
 
 def test_two_seeds_are_reported_without_interval() -> None:
     text = as_line(write_block(make_runs(make_study("grid", seeds=["0", "1"]))))
-    assert "Fewer than 3 seeds show no interval and no test." in text
-    assert "Student's t" not in text and "Bars are" not in text
+    assert "Cells with fewer than 3 seeds have no interval and no test." in text
+    assert "Student's t" not in text and "Error bars are" not in text
 
 
 def test_missing_baseline_is_reported() -> None:
@@ -89,7 +93,7 @@ def test_missing_clips_are_reported_with_the_table() -> None:
 
 def test_metric_without_values_a_clip_is_reported_for_these_clips_only() -> None:
     runs = make_runs(make_study("rank", metrics=[LEADING, "test/synthetic/text_to_audio/median_rank"]))
-    assert "For text-to-audio median rank, which has no value a clip, it is over seeds alone" in as_line(
+    assert "For text-to-audio median rank, which is not a mean over clips, it is over seeds only" in as_line(
         write_block(runs)
     )
 

@@ -1,1 +1,1 @@
-"""Studies: what is compared, and the report of what was found."""
+"""Studies: sweeps that compare configurations, their statistics and their reports."""

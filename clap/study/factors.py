@@ -1,4 +1,4 @@
-"""A study: the factors of a yaml in conf/experiment and the jobs that they make. Its first levels are the baseline."""
+"""Studies of conf/experiment: their factors, levels and cells. The first level of each factor is the baseline."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,20 @@ from clap.config.overrides import VERSION_BASE
 from clap.config.values import suggest
 
 DESIGNS = ("grid", "one_at_a_time")
-KEYS = ("design", "metrics", "minutes")  # of study in a yaml
+KEYS = ("design", "metrics", "minutes")  # allowed in `study` in a yaml
 SEED = "seed"
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study compares.
+    """The configurations that a study compares, and the metrics.
 
     Args:
-        factors: key or group -> its levels, the baseline's first.
-        metrics: names of the metrics that count, higher is better, the leading one first.
-        design: `grid`, every combination; `one_at_a_time`, one factor changes and the others stay at the baseline.
-        minutes: budget for all jobs on two CPU cores, if there is one.
-        folder: of the sweep.
+        factors: key or group -> its levels, that of the baseline first.
+        metrics: names of the metrics to report, higher is better, the leading one first.
+        design: `grid` runs every combination; `one_at_a_time` varies one factor and keeps the others at the baseline.
+        minutes: budget for all jobs on two CPU cores, or None.
+        folder: folder of the sweep.
     """
 
     name: str
@@ -42,32 +42,35 @@ class Study:
 
     def __post_init__(self) -> None:
         if self.design not in DESIGNS:
-            raise ValueError(f"study.design={self.design!r} of {self.name} is not one of {', '.join(DESIGNS)}")
+            raise ValueError(
+                f"study.design={self.design!r} of {self.name} is not one of {', '.join(DESIGNS)}; change it"
+            )
         if not self.factors or not self.metrics:
             raise ValueError(
-                f"study {self.name} needs factors, as hydra.sweeper.params, and study.metrics; it has "
-                f"{len(self.factors)} and {len(self.metrics)}"
+                f"study {self.name} has {len(self.factors)} factors and {len(self.metrics)} metrics; "
+                "set at least one of each in hydra.sweeper.params and study.metrics"
             )
         if self.metrics[0].endswith("median_rank"):
             raise ValueError(
-                f"study {self.name} leads with {self.metrics[0]}, where lower is better; name another first"
+                f"the leading metric of study {self.name} is {self.metrics[0]}, where lower is better; "
+                "put one first where higher is better"
             )
 
     def cells(self) -> list[dict[str, str]]:
-        """Every configuration that is compared, the baseline first: {factor: level}."""
+        """All configurations of the study as {factor: level}, the baseline first."""
         cells = [dict(zip(self.factors, levels, strict=True)) for levels in itertools.product(*self.factors.values())]
         return one_factor_at_a_time(cells) if self.design == "one_at_a_time" else cells
 
 
-def parse_study(config: DictConfig, lines: Sequence[str] = ()) -> Study | None:
-    """The study that a config, composed with its `hydra` part, declares; `lines` are a command line's overrides."""
+def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study | None:
+    """The study that a config with its `hydra` node declares; `overrides` come from the command line."""
     if config.get("study") is None:
         return None
     name = config.hydra.runtime.choices.experiment
     for key in config.study:
         if key not in KEYS:
-            raise ValueError(f"study {name} has no key study.{key}{suggest(key, KEYS)}; there are {', '.join(KEYS)}")
-    swept = find_factors(config.hydra.sweeper.get("params"), lines)
+            raise ValueError(f"study {name} has no key study.{key}{suggest(key, KEYS)}; keys: {', '.join(KEYS)}")
+    swept = find_factors(config.hydra.sweeper.get("params"), overrides)
     factors = {key: list_levels(override) for key, override in swept.items()}
     return Study(
         name,
@@ -81,51 +84,53 @@ def parse_study(config: DictConfig, lines: Sequence[str] = ()) -> Study | None:
 
 
 def check_metrics(metrics: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse a metric that no run will have, before hours of training."""
+    """Reject a metric that the runs will not log, before hours of training."""
     for name in metrics:
         if name not in known:
-            advice = suggest(name, known) or f"; there are {', '.join(known)}"
-            raise ValueError(f"study.metrics: no run would have {name}{advice}")
+            advice = suggest(name, known) or f"; metrics: {', '.join(known)}"
+            raise ValueError(f"study.metrics: the runs do not log {name}{advice}")
 
 
-def find_factors(params: Mapping[str, Any] | None, lines: Sequence[str] = ()) -> dict[str, Override]:
-    """What a sweeper's parameters or a command line sweep, with the override that holds: the command line's."""
-    last = {override.key_or_group: override for override in parse_overrides(params, lines)}
+def find_factors(params: Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> dict[str, Override]:
+    """The swept keys of sweeper parameters and a command line, each with its override; the command line wins."""
+    last = {override.key_or_group: override for override in parse_overrides(params, overrides)}
     swept = {override.key_or_group for override in parse_overrides(params) if override.is_sweep_override()}
     return {key: override for key, override in last.items() if key in swept or override.is_sweep_override()}
 
 
-def parse_overrides(params: Mapping[str, Any] | None, lines: Sequence[str] = ()) -> list[Override]:
-    """A sweeper's parameters and a command line's overrides, the later one of a key."""
-    lines = [*(f"{key}={value}" for key, value in (params or {}).items()), *lines]
+def parse_overrides(params: Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> list[Override]:
+    """Parse sweeper parameters and overrides of a command line; the last one of a key wins."""
+    lines = [*(f"{key}={value}" for key, value in (params or {}).items()), *overrides]
     hydra = GlobalHydra.instance().hydra
-    parser = OverridesParser.create(config_loader=hydra.config_loader if hydra else None)  # which glob(*) asks
+    parser = OverridesParser.create(config_loader=hydra.config_loader if hydra else None)  # glob(*) needs it
     return list({override.key_or_group: override for override in parser.parse_overrides(lines)}.values())
 
 
 def one_factor_at_a_time(cells: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """Those that differ from the first in one key at most; seeds do not count."""
+    """The cells that differ from the first in at most one key, ignoring the seed."""
     first = cells[0]
     return [cell for cell in cells if sum(cell[key] != first[key] for key in cell if key != SEED) <= 1]
 
 
 def list_levels(override: Override) -> list[str]:
-    """The values that an override takes in a sweep, or its one value, as text."""
+    """The values of a swept override, or its single value, as strings."""
     if override.is_sweep_override():
         return list(override.sweep_string_iterator())
     return [override.get_value_element_as_str()]
 
 
 def load_study(name: str) -> Study:
-    """The study that conf/experiment/<name>.yaml declares.
+    """Load the study of conf/experiment/<name>.yaml.
 
     Raises:
-        ValueError: there is no such experiment, or it is not a study.
+        ValueError: the experiment does not exist, or is not a study.
     """
     folder = find_conf_dir()
     studies = sorted(path.stem for path in (folder / "experiment").glob("*.yaml") if "\nstudy:" in path.read_text())
     if name not in studies:
-        raise ValueError(f"{name!r} is not a study; conf/experiment has the studies {', '.join(studies)}")
+        raise ValueError(
+            f"{name!r} is not a study{suggest(name, studies)}; studies in conf/experiment: {', '.join(studies)}"
+        )
     with initialize_config_dir(str(folder), version_base=VERSION_BASE):
         config = compose("config", [f"experiment={name}"], return_hydra_config=True)
     return parse_study(config)

@@ -1,6 +1,6 @@
 """Figures of a study, each as PNG and SVG: main effects, interactions, learning curves, cost against quality.
 
-The same runs give the same bytes: no date, no version, and identifiers in the SVG from a fixed salt.
+Files are reproducible: the same runs give the same bytes, without dates and versions, and with a fixed SVG hash salt.
 """
 
 import itertools
@@ -23,39 +23,39 @@ from clap.study.statistics import MIN_SEEDS, Interval, seed_interval
 from clap.study.table import Row, format_half, format_number
 
 TEAL = "#1b9aaa"
-COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, TEAL)  # of cells beside the baseline, which is drawn in INK
+COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, TEAL)  # of cells other than the baseline, which is drawn in INK
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 CAPTIONS = {
     "main_effects": "Main effects: {effect}. {bars}",
-    "interaction": "Interaction: means of pairs of levels; without interaction the lines are parallel. {bars}",
-    "learning_curves": "Learning curves: mean over seeds, in a band from the lowest to the highest seed. {smoothed}",
-    "cost_quality": "Cost against quality: means over seeds. As far as these tell, no cell is both faster and better "
-    "than one on the Pareto front. {bars}",
+    "interaction": "Interaction: means of pairs of levels; without interaction, the lines are parallel. {bars}",
+    "learning_curves": "Learning curves: mean over seeds, with a band from the lowest to the highest seed. {smoothed}",
+    "cost_quality": "Cost against quality: means over seeds. By these means, no cell is both faster and better than "
+    "one on the Pareto front. {bars}",
 }
 CURVES_WIDTH = 9.5  # inches
-WIDE_RANGE = 10.0  # largest by smallest cost, from which on the axis is logarithmic
+WIDE_RANGE = 10.0  # ratio of largest to smallest cost above which the axis is logarithmic
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its interval, if there is one."""
+    """A mean, and its confidence interval if known."""
 
     mean: float
     interval: Interval | None
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Of its bar; the mean itself without an interval."""
+        """Lower and upper end of the error bar; the mean twice without an interval."""
         return (self.interval.low, self.interval.high) if self.interval else (self.mean, self.mean)
 
 
 @dataclass(frozen=True)
 class Averages:
-    """Estimates for levels of some factors, averaged over the same combinations of the others.
+    """Estimates for the levels of some factors, averaged over the same combinations of the other factors.
 
     Attributes:
         points: levels -> estimate.
-        used, total: combinations of the other factors that have all these levels, and all there are.
+        used, total: number of combinations of the other factors that have all levels, and of all combinations.
     """
 
     points: dict[tuple[str, ...], Estimate]
@@ -65,14 +65,14 @@ class Averages:
 
 @dataclass(frozen=True)
 class Style:
-    """How a cell is drawn in every figure."""
+    """Color and marker of a cell in all figures."""
 
     color: str
     marker: str
 
 
 def draw_study(runs: StudyRuns, rows: Sequence[Row]) -> dict[str, Figure]:
-    """The figures that these runs allow, by name."""
+    """Name -> figure, for all figures that the runs allow."""
     figures = {
         "main_effects": plot_main_effects(runs) if runs.is_grid else plot_differences(runs, rows),
         "interaction": plot_interactions(runs),
@@ -83,17 +83,17 @@ def draw_study(runs: StudyRuns, rows: Sequence[Row]) -> dict[str, Figure]:
 
 
 def describe_figure(name: str, runs: StudyRuns) -> str:
-    """What the marks and bars of a figure are."""
+    """Caption of a figure: what its points and error bars are."""
     others = " over the other factors" if len(runs.study.factors) > 1 else ""
-    effect = f"each level's mean{others}" if runs.is_grid else "paired differences to the baseline"
+    effect = f"mean of each level{others}" if runs.is_grid else "paired differences from the baseline"
     smoothed = any(len(steps) >= SMOOTHING_POINTS for steps, _ in runs.curves[TRAIN_LOSS].values())
     clips = "" if runs.columns[0].counts is None else " and clips"
-    bars = f"Bars are 95 % intervals over seeds{clips}, not corrected for their number."
+    bars = f"Error bars are 95 % intervals over seeds{clips}, without correction for multiple comparisons."
     return (
         CAPTIONS[name]
         .format(
             effect=effect,
-            smoothed="Each seed's training loss is a running mean." if smoothed else "",
+            smoothed="The training loss of each seed is smoothed by a running mean." if smoothed else "",
             bars=bars if any(len(cell.finished) >= MIN_SEEDS for cell in runs.cells) else "",
         )
         .strip()
@@ -101,14 +101,14 @@ def describe_figure(name: str, runs: StudyRuns) -> str:
 
 
 def save_png_and_svg(figure: Figure, stem: Path) -> None:
-    """PNG and SVG, the same bytes for the same figure."""
+    """Save a figure as STEM.png and STEM.svg, with reproducible bytes."""
     figure.savefig(f"{stem}.png", metadata={"Software": None})
     with matplotlib.rc_context({"svg.hashsalt": stem.name}):
         figure.savefig(f"{stem}.svg", metadata={"Date": None, "Creator": None})
 
 
 def average_levels(runs: StudyRuns, factors: Sequence[str]) -> Averages:
-    """The leading metric for the levels of `factors`, over combinations of the others that no level lacks."""
+    """Average the leading metric per level of `factors` over the combinations of other factors that all levels have."""
     groups: dict[tuple, dict[tuple, Cell]] = defaultdict(dict)
     for cell in runs.cells:
         if cell.finished:
@@ -123,7 +123,7 @@ def average_levels(runs: StudyRuns, factors: Sequence[str]) -> Averages:
 
 
 def estimate_mean(column: Column, cells: Sequence[Cell]) -> Estimate | None:
-    """Mean over cells, with its interval over the seeds that all of them have."""
+    """Mean over cells, with its interval over the seeds that all cells have."""
     if not cells:
         return None
     seeds = [seed for seed in cells[0].finished if all(seed in cell.finished for cell in cells)]
@@ -136,7 +136,7 @@ def estimate_mean(column: Column, cells: Sequence[Cell]) -> Estimate | None:
 
 
 def plot_main_effects(runs: StudyRuns) -> Figure:
-    """A panel for each factor, a row for each level: mean over the other factors."""
+    """One panel per factor, one row per level: mean over the other factors."""
     factors = runs.study.factors
     figure, panels = make_row_panels([len(levels) for levels in factors.values()], title="Main effects")
     for (factor, levels), axes in zip(factors.items(), panels, strict=True):
@@ -150,7 +150,7 @@ def plot_main_effects(runs: StudyRuns) -> Figure:
 
 
 def plot_differences(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
-    """A panel for each factor, a row for each level that differs from the baseline: paired difference to it."""
+    """One panel per factor, one row per level other than the baseline: paired difference from the baseline."""
     baseline = runs.cells[0].levels
     factors = {factor: [row for row in rows if row.cell.levels[factor] != level] for factor, level in baseline.items()}
     factors = {factor: changed for factor, changed in factors.items() if changed}
@@ -165,19 +165,19 @@ def plot_differences(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
         draw_rows(axes, [row.cell.levels[factor] for row in changed], points, sign="+")
         axes.axvline(0.0, color=INK, linewidth=1.0, zorder=1)
         axes.set_title(f"{shorten_key(factor)}, baseline {baseline[factor]}", fontsize=11, color=INK, loc="left")
-    panels[-1].set_xlabel(f"{runs.columns[0].label}, difference to the baseline", color=INK)
+    panels[-1].set_xlabel(f"{runs.columns[0].label}, difference from the baseline", color=INK)
     return figure
 
 
 def make_row_panels(sizes: Sequence[int], *, title: str) -> tuple[Figure, list[Axes]]:
-    """Panels below each other on one x axis, as high as their numbers of rows."""
+    """Stacked panels with a shared x axis, with heights by their numbers of rows."""
     figure = new_figure(8.0, 1.1 + sum(0.55 + 0.36 * size for size in sizes), title=title)
     axes = figure.subplots(len(sizes), 1, sharex=True, squeeze=False, height_ratios=[size + 0.4 for size in sizes])
     return figure, list(axes[:, 0])
 
 
 def draw_rows(axes: Axes, names: Sequence[str], points: Sequence[Estimate | None], sign: str = "") -> None:
-    """A dot with its bar for each name, the number beside it; the first name on top."""
+    """One row per name, the first on top: a point with its error bar, and the number next to it."""
     for place, point in enumerate(points):
         if point is not None:
             axes.plot(point.bounds, [place, place], color=BLUE, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
@@ -193,7 +193,7 @@ def draw_rows(axes: Axes, names: Sequence[str], points: Sequence[Estimate | None
 
 
 def plot_interactions(runs: StudyRuns) -> Figure | None:
-    """A panel for each pair of factors of a grid: lines for the levels of one over the levels of the other."""
+    """One panel per pair of factors of a grid: one line per level of one factor over the levels of the other."""
     pairs = [pair for pair in itertools.combinations(runs.study.factors, 2) if runs.is_grid]
     averages = {pair: average_levels(runs, pair) for pair in pairs}
     averages = {pair: found for pair, found in averages.items() if varies_both_factors(found)}
@@ -213,12 +213,12 @@ def plot_interactions(runs: StudyRuns) -> Figure | None:
 
 
 def varies_both_factors(averages: Averages) -> bool:
-    """Do the points tell two levels or more of either factor?"""
+    """Whether the points have at least two levels of each factor."""
     return all(len(set(levels)) > 1 for levels in zip(*averages.points, strict=True)) and bool(averages.points)
 
 
 def draw_interaction(axes: Axes, runs: StudyRuns, pair: tuple[str, str], points: dict[tuple, Estimate]) -> None:
-    """The factor with more levels lies along x; lines stand a little apart, so that their bars do not overlap."""
+    """Plot the factor with more levels along x; lines are shifted slightly so that error bars do not overlap."""
     across, along = sorted(pair, key=lambda factor: len(runs.study.factors[factor]))
     if len(runs.study.factors[across]) == len(runs.study.factors[along]):
         along, across = pair
@@ -239,7 +239,7 @@ def draw_interaction(axes: Axes, runs: StudyRuns, pair: tuple[str, str], points:
 
 
 def add_legend(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], title: str | None = None) -> None:
-    """Beside the axes, where it hides nothing."""
+    """Add a legend to the right of the axes."""
     legend = axes.legend(
         lines, names, title=title, loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=9, title_fontsize=9
     )
@@ -250,7 +250,7 @@ def add_legend(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], title:
 def draw_points(
     axes: Axes, x: Sequence[float], points: Sequence[Estimate], color: str, marker: str, label: str
 ) -> None:
-    """A line through means with their bars."""
+    """A line through means with error bars."""
     axes.vlines(x, *zip(*(point.bounds for point in points), strict=True), color=color, alpha=0.5, linewidth=2.2)
     line = "-" if len(points) > 1 else "none"
     means = [point.mean for point in points]
@@ -262,7 +262,7 @@ def pick_cyclic(values: Sequence[str], index: int) -> str:
 
 
 def group_cells(runs: StudyRuns) -> list[list[Cell]]:
-    """Cells beside the baseline: together while few, otherwise by first factor, or by the factor that changes."""
+    """Group the cells other than the baseline: in one group if few, else by the first factor or the varied factor."""
     others = runs.cells[1:]
     if len(others) <= len(COLORS):
         return [others] if others else []
@@ -275,7 +275,7 @@ def group_cells(runs: StudyRuns) -> list[list[Cell]]:
 
 
 def choose_styles(runs: StudyRuns) -> dict[str, Style]:
-    """Name of a cell -> style: the baseline in INK; in a large grid one colour for one combination of the rest."""
+    """Cell name -> style: the baseline in INK; in a large grid, the color encodes the factors after the first."""
     groups, styles = group_cells(runs), {runs.name(runs.cells[0]): Style(INK, "o")}
     rests = list(dict.fromkeys(tuple(cell.levels.values())[1:] for cell in runs.cells))
     for place, group in enumerate(groups):
@@ -288,7 +288,7 @@ def choose_styles(runs: StudyRuns) -> dict[str, Style]:
 
 
 def plot_learning_curves(runs: StudyRuns) -> Figure | None:
-    """Training loss and the leading metric in validation by step: a row of panels for each group of cells."""
+    """Training loss and leading validation metric by step: one row of panels per group of cells."""
     metrics = [metric for metric, curves in runs.curves.items() if any(len(steps) for steps, _ in curves.values())]
     if not metrics:
         return None
@@ -318,12 +318,12 @@ def plot_learning_curves(runs: StudyRuns) -> Figure | None:
 
 
 def count_legend_columns(names: Sequence[str]) -> int:
-    """Of a legend as wide as the figure."""
+    """Number of columns of a legend as wide as the figure."""
     return max(1, int(CURVES_WIDTH / (0.6 + 0.08 * max(map(len, names)))))
 
 
 def draw_band(axes: Axes, runs: StudyRuns, cell: Cell, metric: str, color: str) -> None:
-    """Mean over seeds and the range between them, at the steps that all have; a noisy curve is smoothed first."""
+    """Mean and range over seeds, at the steps that all seeds have; a noisy loss is smoothed first."""
     curves = [dict(zip(*runs.curves[metric][run_id], strict=True)) for run_id in cell.ids()]
     steps = sorted(set.intersection(*map(set, curves)))
     if not steps:
@@ -341,7 +341,7 @@ def legend_name(runs: StudyRuns, cell: Cell) -> str:
 
 
 def plot_cost(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
-    """Minutes against the leading metric, and the Pareto front; the legend has the best cell on top."""
+    """Leading metric over minutes, with the Pareto front; the legend is sorted, best cell first."""
     column, styles = runs.columns[0], choose_styles(runs)
     rows = [row for row in rows if "cost/seconds" in row.cost]
     if not rows:
@@ -371,7 +371,7 @@ def plot_cost(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
 
 
 def find_pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
-    """Places that no other beats in cost without losing quality, the cheapest first."""
+    """Indices of the Pareto front, the cheapest first: items whose quality no other has at equal or lower cost."""
     front, best = [], -np.inf
     for place in sorted(range(len(costs)), key=lambda place: (costs[place], -qualities[place])):
         if qualities[place] > best:

@@ -1,7 +1,7 @@
-"""What a study would cost, before it runs: its jobs, their hours, and what they would download.
+"""Estimates the cost of a study before it runs: its jobs, their hours and their downloads.
 
-Nothing is downloaded. A job takes what finished jobs of its cell took; without one, a few of its training steps are
-timed; of a model too large for that, the arithmetic is counted on the meta device, which holds no weights.
+Nothing is downloaded. The duration of a job is the mean of the finished jobs of its cell; without one, a few training
+steps are timed, or for a large model, the floating-point operations are counted on the meta device.
 """
 
 import json
@@ -26,7 +26,7 @@ from clap.study.statistics import MIN_SEEDS
 
 @dataclass
 class PlannedJob:
-    """A job, its seconds of training and validation (None where unknown), and how they were found or why not."""
+    """A job, its seconds of training and validation (None if unknown), and the basis of the estimate."""
 
     name: str
     seconds: float | None
@@ -40,41 +40,41 @@ class PlannedJob:
 
 @dataclass
 class Plan:
-    """The jobs of a study, and what they lack on this machine."""
+    """The jobs of a study, and the files that this machine lacks."""
 
     study: Study
     jobs: list[PlannedJob] = field(default_factory=list)
-    missing: dict[str, None] = field(default_factory=dict)  # each once, in the order of the jobs
+    missing: dict[str, None] = field(default_factory=dict)  # an ordered set
 
     def markdown(self) -> str:
-        """A table of jobs, the hours that are left beside the budget, and what would be downloaded."""
-        left = [job for job in self.jobs if not job.finished]
-        known = [job.seconds for job in left if job.seconds is not None]
+        """A table of jobs, the remaining hours next to the budget, and the downloads."""
+        remaining = [job for job in self.jobs if not job.finished]
+        known = [job.seconds for job in remaining if job.seconds is not None]
         hours = f"{sum(known) / 3600:.2f} h"
-        if len(known) < len(left):
-            unknown = len(left) - len(known)
-            hours += f" and {unknown} job{'s' * (unknown > 1)} of unknown length"
-        budget = "none is given" if self.study.minutes is None else f"{self.study.minutes / 60:.2f} h"
+        if len(known) < len(remaining):
+            unknown = len(remaining) - len(known)
+            hours += f" and {unknown} job{'s' * (unknown > 1)} of unknown duration"
+        budget = "none" if self.study.minutes is None else f"{self.study.minutes / 60:.2f} h"
         table = ["| job | minutes | estimate |", "|---|---|---|"]
         table += [f"| {job.name} | {job.minutes} | {job.basis} |" for job in self.jobs]
         lines = [
             *table,
             "",
-            f"finished: {len(self.jobs) - len(left)} of {len(self.jobs)} jobs, in {self.study.folder}",
-            f"left: {hours}, one job after the other; budget: {budget}",
-            f"to download or to give: {'nothing' if not self.missing else ''}".rstrip(),
+            f"finished: {len(self.jobs) - len(remaining)} of {len(self.jobs)} jobs, in {self.study.folder}",
+            f"remaining: {hours}, one job after the other; budget: {budget}",
+            f"missing: {'' if self.missing else 'nothing'}".rstrip(),
             *(f"- {item}" for item in self.missing),
         ]
         if len(self.study.seeds) < MIN_SEEDS:
-            lines.append(f"seeds: {', '.join(self.study.seeds)}; fewer than {MIN_SEEDS} have no intervals and no tests")
+            lines.append(f"seeds: {', '.join(self.study.seeds)}; fewer than {MIN_SEEDS} give no intervals and no tests")
         return "\n".join(lines)
 
 
 def make_plan(name: str, overrides: Sequence[str] = ()) -> Plan:
-    """The plan of conf/experiment/<name>.yaml with these overrides.
+    """Plan the study conf/experiment/<name>.yaml with these overrides.
 
     Raises:
-        ValueError: there is no such study, or an override is wrong.
+        ValueError: the study does not exist, or an override is wrong.
     """
     study, swept, fixed = compose_study(name, overrides)
     groups = [path.name for path in find_conf_dir().iterdir()]
@@ -97,8 +97,8 @@ def make_plan(name: str, overrides: Sequence[str] = ()) -> Plan:
 
 
 def compose_study(name: str, lines: Sequence[str]) -> tuple[Study, list[str], list[str]]:
-    """A study as `train.py -m` would run it with these overrides, the keys that it sweeps, and what every job gets."""
-    load_study(name)  # or says which there are
+    """The study as `train.py -m` runs it with these overrides, its swept keys, and the overrides of every job."""
+    load_study(name)  # raises if it is not a study
     command = ["--cfg", "job", "-m", f"experiment={name}", *lines]
     check_overrides(command, config_dir=find_conf_dir(), config_name="config")
     with initialize_config_dir(str(find_conf_dir()), version_base=VERSION_BASE):
@@ -111,26 +111,26 @@ def compose_study(name: str, lines: Sequence[str]) -> tuple[Study, list[str], li
 
 
 def is_same_cell(job: Job, config: Mapping[str, Any]) -> bool:
-    """Did a job run with this config, but for its seed and what is no part of a result?"""
+    """Whether a job ran with this config, ignoring the seed and settings that do not change the result."""
     settings = json.loads(json.dumps(read_result_config(OmegaConf.create(config)), default=str))
     return {**job.config, SEED: None} == {**settings, SEED: None}
 
 
 def read_seconds(job: Job) -> float:
-    """How long a finished job trained and validated."""
+    """Seconds that a finished job trained and validated."""
     return read_json(job.folder / COST)["seconds"]
 
 
 def estimate_job(
     config: dict[str, Any], lines: Sequence[str], durations: Sequence[float]
 ) -> tuple[list[str], float | None, str]:
-    """What a job of a cell lacks on this machine, its seconds (None where unknown), and how they were found.
+    """The missing files of a job, its seconds (None if unknown), and the basis of the estimate.
 
     Args:
-        lines: the overrides in `config`; what they name does not come from init_from.
-        durations: seconds of the cell's finished jobs.
+        lines: the overrides in `config`; the groups that they set are not read from init_from.
+        durations: seconds of the finished jobs of the cell.
     """
-    from clap.study import downloads, estimate  # torch and transformers, after the overrides are checked
+    from clap.study import downloads, estimate  # imports torch and transformers, so after the checks
 
     try:
         config = config | downloads.read_initial(config, lines)

@@ -1,4 +1,4 @@
-"""The report of a study: its note, tables, figures and lineage, written from its runs in MLflow."""
+"""Writes the report of a study from its runs in MLflow: note, tables, figures and lineage."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from clap.study.runs import read_study_runs
 
 
 def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) -> str:
-    """Read a study's runs and write its report; returns the table and where the rest is."""
+    """Read the runs of a study and write its report; return the table and the paths of the files as text."""
     runs = read_study_runs(study, uri, sweep_id=sweep_id)
     rows = table.make_rows(runs)
     clip_intervals = {column.metric: table.compute_clip_intervals(column) for column in runs.columns}
@@ -37,11 +37,11 @@ def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) 
     for figure_name, figure in drawn.items():
         figures.save_png_and_svg(figure, folder / figure_name)
     path.write_text(text)
-    where = f"{relative_to_cwd(path)}; figures, LaTeX, CSV and lineage in {relative_to_cwd(folder)}/"
-    return f"{table.to_markdown(lines, len(study.factors))}\n{where}"
+    paths = f"{relative_to_cwd(path)}; figures, LaTeX, CSV and lineage in {relative_to_cwd(folder)}/"
+    return f"{table.to_markdown(lines, len(study.factors))}\n{paths}"
 
 
 def relative_to_cwd(path: Path) -> Path:
-    """Relative to where the user is, if below it."""
+    """A path relative to the working directory, if it is inside of it."""
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,4 +1,4 @@
-"""A study read back from MLflow: its cells and their runs, with scores, curves and origin."""
+"""Reads a study from MLflow: its cells with their runs, scores, curves and lineage."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from clap.tracking.store import Run as MlflowRun
 FINISHED = "FINISHED"
 TRAIN_LOSS = "train/loss"
 DIGEST_LENGTH = 12
-AMBIGUOUS_LEVELS = ("none", "null", "true", "false")  # levels that say nothing without their factor
+AMBIGUOUS_LEVELS = ("none", "null", "true", "false")  # levels that are unclear without their factor
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Run:
     """One training run.
 
     Attributes:
-        levels: of the study's factors.
+        levels: factor of the study -> level.
         data: split -> name and digest of the dataset.
-        params: its composed config under dotted keys.
-        folder: its job's, in the folder of the sweep.
+        params: its composed config, {dotted key: value}.
+        folder: name of the job's folder in the sweep folder.
     """
 
     id: str
@@ -48,13 +48,13 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """Status of the run, in words."""
+        """The status of the run as text, with the error of a failed run."""
         words = {FINISHED: "finished", "FAILED": "failed", "KILLED": "stopped"}.get(self.status, "not finished")
         return f"{words}: {self.error}" if self.status == "FAILED" and self.error else words
 
     @property
     def config_digest(self) -> str:
-        """Hash of the config without the seed and keys that do not affect results: the runs of a cell share it."""
+        """Digest of the settings that change the result, except the seed; equal for all runs of a cell."""
         kept = {key: value for key, value in self.params.items() if key != SEED and changes_result(key)}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
 
@@ -64,7 +64,7 @@ class Cell:
     """One configuration of a study.
 
     Attributes:
-        runs: seed -> its run, the newest finished one of several; None without a run.
+        runs: seed -> its newest finished run, else its newest run, None if there is none.
     """
 
     levels: dict[str, str]
@@ -72,17 +72,17 @@ class Cell:
 
     @property
     def finished(self) -> dict[str, Run]:
-        """Seed -> run, of finished runs."""
+        """Seed -> finished run."""
         return {seed: run for seed, run in self.runs.items() if run is not None and run.status == FINISHED}
 
     @property
     def gaps(self) -> dict[str, str]:
-        """Seed -> why it has no result."""
+        """Seed -> why it has no result, for seeds without one."""
         outcomes = {seed: "missing" if run is None else run.outcome for seed, run in self.runs.items()}
         return {seed: outcome for seed, outcome in outcomes.items() if seed not in self.finished}
 
     def ids(self, seeds: Sequence[str] | None = None) -> list[str]:
-        """Ids of the finished runs, of these seeds or of all."""
+        """Ids of the finished runs, of the given seeds or of all."""
         return [run.id for seed, run in self.finished.items() if seeds is None or seed in seeds]
 
 
@@ -91,10 +91,10 @@ class StudyRuns:
     """A study and the runs of its sweep.
 
     Attributes:
-        sweep_id: parent run.
-        fixed: settings that all jobs of the sweep share, as {key: value}.
+        sweep_id: id of the parent run.
+        fixed: overrides that all jobs of the sweep share, as {key: value}.
         cells: the baseline first.
-        others: runs of no cell, and runs that another one of the same cell and seed replaces.
+        others: runs that are not counted: of no cell, or replaced by a newer run of the same seed.
         curves: metric -> run id -> steps and values, each (points,).
     """
 
@@ -108,7 +108,7 @@ class StudyRuns:
 
     @property
     def finished(self) -> list[Run]:
-        """The runs that the report counts."""
+        """The finished runs of all cells."""
         return [run for cell in self.cells for run in cell.finished.values()]
 
     @property
@@ -116,16 +116,16 @@ class StudyRuns:
         return self.study.design == "grid"
 
     def name(self, cell: Cell) -> str:
-        """A cell's levels; where one factor changes at a time, `baseline` or the level that differs from it."""
+        """The levels of a cell; in a one_at_a_time design, `baseline` or the level that differs from it."""
         first = {} if self.is_grid else self.cells[0].levels
         parts = [self.label(key, level) for key, level in cell.levels.items() if level != first.get(key)]
         return ", ".join(parts) or "baseline"
 
     def label(self, factor: str, level: str) -> str:
-        """`gpt2_nano`, but `batch_size=16` where the level alone is ambiguous."""
+        """`gpt2_nano`, but `batch_size=16` if the level is unclear without its factor."""
         levels = self.study.factors[factor]
-        telling = "." not in factor and all(name[:1].isalpha() and name not in AMBIGUOUS_LEVELS for name in levels)
-        return level if telling else f"{shorten_key(factor)}={level}"
+        is_clear = "." not in factor and all(name[:1].isalpha() and name not in AMBIGUOUS_LEVELS for name in levels)
+        return level if is_clear else f"{shorten_key(factor)}={level}"
 
 
 def shorten_key(factor: str) -> str:
@@ -134,21 +134,21 @@ def shorten_key(factor: str) -> str:
 
 
 def read_study_runs(study: Study, uri: str, *, sweep_id: str | None = None) -> StudyRuns:
-    """All that a report needs, from the newest sweep of a study or the one that is named.
+    """Read the data of a report from the newest sweep of a study, or from the sweep with the given id.
 
     Raises:
-        ValueError: the store has no such sweep, no run of it is finished, or its numbers do not belong together.
-        OSError: the store does not exist or does not answer.
+        ValueError: the sweep does not exist, has no finished run, or its runs are not comparable.
+        OSError: the store does not exist or does not respond.
     """
     client = open_existing_store(uri, study.name)
     try:
         return add_scores(client, find_runs(client, study, uri=uri, sweep_id=sweep_id))
     except MlflowException as error:
-        raise ConnectionError(f"MLflow at {uri} stopped answering ({error_summary(error)}); try again") from error
+        raise ConnectionError(f"MLflow at {uri} does not respond ({error_summary(error)}); try again") from error
 
 
 def add_scores(client: MlflowClient, runs: StudyRuns) -> StudyRuns:
-    """The same runs with their scores and curves."""
+    """Add scores and curves to the runs."""
     check_finished(runs)
     metrics = runs.study.metrics
     with tempfile.TemporaryDirectory() as folder:
@@ -163,13 +163,13 @@ def add_scores(client: MlflowClient, runs: StudyRuns) -> StudyRuns:
 
 
 def open_existing_store(uri: str, study: str) -> MlflowClient:
-    """Client of a store that is there; unlike for a training, none is created."""
+    """Client of an existing store; unlike in training, a missing store is not created."""
     address = resolve_uri(uri)
-    advice = f"run the study first, `python train.py -m experiment={study}`, or name its store with --uri"
+    advice = f"run the study first, `python train.py -m experiment={study}`, or set --uri to its store"
     if address is None:
         raise ValueError(f"--uri {uri} is not an MLflow store; {advice}")
     if address.startswith("sqlite:") and not store_path(address).is_file():
-        raise FileNotFoundError(f"there is no MLflow store {store_path(address).absolute()}; {advice}")
+        raise FileNotFoundError(f"MLflow store {store_path(address).absolute()} does not exist; {advice}")
     return open_store(address)
 
 
@@ -179,8 +179,8 @@ def find_runs(client: MlflowClient, study: Study, *, uri: str, sweep_id: str | N
     fixed = split_overrides(parent.data.tags.get("fixed", ""))
     found = search_all_runs(client, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.role = 'train'")
     runs = [make_run(run, study, fixed=fixed) for run in found]
-    more = {run.seed for run in runs} - set(study.seeds)
-    seeds = [*study.seeds, *sorted(more, key=lambda seed: (len(seed), seed))]
+    extra = {run.seed for run in runs} - set(study.seeds)
+    seeds = [*study.seeds, *sorted(extra, key=lambda seed: (len(seed), seed))]
     cells = [Cell(levels, choose_runs(runs, levels, seeds)) for levels in study.cells()]
     counted = {run.id for cell in cells for run in cell.runs.values() if run is not None}
     others = [run for run in runs if run.id not in counted]
@@ -188,21 +188,20 @@ def find_runs(client: MlflowClient, study: Study, *, uri: str, sweep_id: str | N
 
 
 def find_sweep(client: MlflowClient, study: str, *, uri: str, sweep_id: str | None) -> MlflowRun:
-    """The parent run."""
+    """The parent run of a sweep: the newest one, or that with the given id."""
     parents = search_all_runs(client, f"tags.role = 'sweep' and tags.study = '{study}'")
     if not parents:
         raise ValueError(
-            f"{uri} has no sweep of {study}; run `python train.py -m experiment={study}`, or name another store with "
-            "--uri"
+            f"{uri} has no sweep of {study}; run `python train.py -m experiment={study}`, or set --uri to another store"
         )
     known = {parent.info.run_id: parent for parent in parents}
     if sweep_id is not None and sweep_id not in known:
-        raise ValueError(f"--sweep {sweep_id} is not a sweep of {study} in {uri}, which has {', '.join(known)}")
+        raise ValueError(f"--sweep {sweep_id} is not a sweep of {study} in {uri}; its sweeps: {', '.join(known)}")
     return parents[-1] if sweep_id is None else known[sweep_id]
 
 
 def search_all_runs(client: MlflowClient, filter_string: str) -> list[MlflowRun]:
-    """All runs of a store that match, the newest last."""
+    """All runs of a store that match a filter, the newest last."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     page = client.search_runs(experiments, filter_string)
     runs = list(page)
@@ -213,7 +212,7 @@ def search_all_runs(client: MlflowClient, filter_string: str) -> list[MlflowRun]
 
 
 def split_overrides(line: str) -> dict[str, str]:
-    """`a=1 b=[x, y]` -> {key: value}; a word without `=` belongs to the value before it."""
+    """`a=1 b=[x, y]` -> {key: value}; a word without `=` continues the value before it."""
     words: list[str] = []
     for word in line.split():
         if "=" in word or not words:
@@ -224,7 +223,7 @@ def split_overrides(line: str) -> dict[str, str]:
 
 
 def make_run(run: MlflowRun, study: Study, *, fixed: Mapping[str, str]) -> Run:
-    """A run of MLflow; factors that its sweep did not vary are read from the fixed settings or its config."""
+    """Convert a run of MLflow; keys that the sweep did not vary come from its fixed overrides or its config."""
     tags, params = run.data.tags, run.data.params
     known = {**params, **fixed, **tags}
     data = {}
@@ -248,49 +247,49 @@ def make_run(run: MlflowRun, study: Study, *, fixed: Mapping[str, str]) -> Run:
 
 
 def choose_runs(runs: Sequence[Run], levels: Mapping[str, str], seeds: Sequence[str]) -> dict[str, Run | None]:
-    """Seed -> the newest finished run of a cell, else its newest one; runs come with the newest last."""
+    """Seed -> the newest finished run of a cell, else its newest run; `runs` are sorted with the newest last."""
     own = [run for run in runs if run.levels == levels]
-    best = {run.seed: run for run in sorted(own, key=lambda run: run.status == FINISHED)}  # a stable sort
+    best = {run.seed: run for run in sorted(own, key=lambda run: run.status == FINISHED)}  # sorting is stable
     return {seed: best.get(seed) for seed in seeds}
 
 
 def check_finished(runs: StudyRuns) -> None:
-    """Refuse a sweep without a result."""
+    """Reject a sweep without a finished run."""
     if runs.finished:
         return
     outcomes = [outcome for cell in runs.cells for outcome in cell.gaps.values() if outcome != "missing"]
     first = f", the first {outcomes[0]}" if outcomes else ""
     raise ValueError(
-        f"sweep {runs.sweep_id} of {runs.study.name} has no finished run that fits its yaml ({len(outcomes)} "
-        f"unfinished{first}); resume it, or name another with --sweep RUN_ID"
+        f"sweep {runs.sweep_id} of {runs.study.name} has no finished run that matches its yaml ({len(outcomes)} "
+        f"unfinished{first}); resume it, or choose another with --sweep RUN_ID"
     )
 
 
 def check_metric_logged(metric: str, runs: Sequence[Run]) -> None:
-    """Refuse a metric that a finished run lacks."""
+    """Reject a metric that a finished run did not log."""
     for run in runs:
         if metric not in run.metrics:
             known = sorted(name for name in run.metrics if name.startswith("test/"))
             raise ValueError(
-                f"run {run.name} has no metric {metric}; set study.metrics to some of {', '.join(known) or 'none'}, "
-                "or set evaluation=[...] so that it is computed"
+                f"run {run.name} has no metric {metric}; choose study.metrics from {', '.join(known) or 'none'}, "
+                "or add the evaluation that logs it"
             )
 
 
 def read_evaluations(client: MlflowClient, run: Run, folder: Path) -> list[RecordedEvaluation]:
-    """All evaluations among a run's artifacts, downloaded to a new folder."""
+    """The evaluations among the artifacts of a run, downloaded to a new folder."""
     folder.mkdir()
     try:
         return read_results(Path(client.download_artifacts(run.id, "evaluation", str(folder))))
     except (MlflowException, OSError) as error:
         raise FileNotFoundError(
             f"run {run.name} ({run.id}) lacks its artifacts evaluation/protocol.json and *.npz ({error_summary(error)}), "
-            "which hold the scores and protocol of its metrics; delete the run in MLflow and resume the sweep"
+            "which define its metrics; delete the run in MLflow and resume the sweep"
         ) from error
 
 
 def read_curve(client: MlflowClient, run_id: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values (points,) of a metric, by step; the later value of a repeated step wins."""
+    """Steps and values (points,) of a metric, sorted by step; of a repeated step the last value."""
     history = sorted(client.get_metric_history(run_id, metric), key=lambda point: point.timestamp)
     values = {point.step: point.value for point in history}
     steps = sorted(values)

@@ -1,9 +1,9 @@
-"""How sure a number is: intervals within a run, intervals and tests between configurations.
+"""Confidence intervals and tests: intervals within a run, intervals and tests between configurations.
 
-Within a run, `clip_interval` says how far the score would move on other clips; of another training run it knows
-nothing. Between configurations the unit is the seed: `seed_interval` and `compare` use Student's t over training runs,
-widened by the variance between clips, and say nothing below three seeds. `holm` corrects the tests of one table.
-Coverage and false positives are measured in experiments/benchmarks/calibration.py.
+Within a run, `clip_interval` estimates how much the score varies with the clips, but not with the training run. Between
+configurations the unit is the seed: `seed_interval` and `compare` use Student's t over training runs, widened by the
+variance between clips, and return no interval below three seeds. `holm` corrects the tests of one table. Coverage and
+false positives are measured in experiments/benchmarks/calibration.py.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-MIN_SEEDS = 3  # two seeds have one degree of freedom: t is 12.7
-MIN_HITS = 10  # fewer than three leave the bootstrap 60 to 90 % coverage of 95 %, at ten it has 93 to 96 %
-ROUNDING = 1e-12  # a standard error below this part of the largest score is rounding
+MIN_SEEDS = 3  # two seeds have one degree of freedom, where t is 12.7
+MIN_HITS = 10  # the bootstrap covers 60 to 90 % instead of 95 % below three hits, 93 to 96 % at ten
+ROUNDING = 1e-12  # a standard error below this fraction of the largest score is rounding error
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Confidence interval, both ends in the units of the score."""
+    """Confidence interval in the units of the score."""
 
     low: float
     high: float
@@ -28,11 +28,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Other minus baseline, in the units of the score.
+    """Difference of a configuration from the baseline, in the units of the score.
 
     Attributes:
-        interval: of the difference; None where nothing estimates the noise.
-        p_value: two-sided, before Holm's correction; None where interval is None.
+        interval: of the difference; None if the noise cannot be estimated.
+        p_value: two-sided, before Holm's correction; None if the interval is None.
     """
 
     difference: float
@@ -43,23 +43,24 @@ class Comparison:
 def clip_interval(
     totals: ArrayLike, counts: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> Interval:
-    """Interval of one run's score: would other clips have given another number? It says nothing of other seeds.
+    """Interval of the score of one run over the choice of clips; it does not include the variance between seeds.
 
     Percentile bootstrap of sum(totals) / sum(counts) (Efron & Tibshirani 1993, chapter 13). A clip is drawn with all
-    its queries, since they are not independent (clustering: Miller 2024, "Adding Error Bars to Evals"). Hits and misses
-    with fewer than ten of either take Wilson's interval, whose count is what the clips are worth if all queries of a
-    clip agree, sum(counts)^2 / sum(counts^2): the clips, or less where counts differ. That is conservative where they
-    do not agree: it covers 100 %, not 95 %, at five independent captions a clip.
+    its queries, since they are not independent (clustering: Miller 2024, "Adding Error Bars to Evals"). Binary scores
+    with fewer than ten hits or ten misses use Wilson's interval. Its number of trials is the effective number of clips
+    if all queries of a clip agree, sum(counts)^2 / sum(counts^2): the number of clips, or less if counts differ. That
+    is conservative if they do not agree: it covers 100 %, not 95 %, with five independent captions per clip.
 
     Args:
-        totals: (clips,) sum of the scores of a clip's queries.
-        counts: (clips,) queries of the clip, at least one.
-        draws: bootstrap samples; equal seeds give equal ones.
+        totals: (clips,) sum of the scores over the queries of a clip.
+        counts: (clips,) number of queries of a clip, at least one.
+        draws: number of bootstrap samples.
+        seed: of the random generator; equal seeds give equal intervals.
     """
     _check_level(level)
     totals, counts = _as_finite(totals, "totals"), _as_finite(counts, "counts")
     if totals.ndim != 1 or len(totals) < 2:
-        raise ValueError(f"totals has shape {totals.shape}; give (clips,) with two clips or more")
+        raise ValueError(f"totals has shape {totals.shape}; give (clips,) with at least two clips")
     if draws < 1:
         raise ValueError(f"draws={draws}; give at least 1, better 1000 or more")
     share = _weights(counts, len(totals))
@@ -76,7 +77,7 @@ def clip_interval(
 
 
 def wilson_interval(proportion: float, count: float, *, level: float = 0.95) -> Interval:
-    """Interval of a proportion of `count` independent trials (Wilson 1927); never of zero width, even at 0 and 1."""
+    """Interval of a proportion of `count` independent trials (Wilson 1927); wider than zero, even at 0 and 1."""
     _check_level(level)
     if not 0 <= proportion <= 1:
         raise ValueError(f"proportion={proportion}; give a number from 0 to 1, not percent")
@@ -90,18 +91,18 @@ def wilson_interval(proportion: float, count: float, *, level: float = 0.95) -> 
 
 
 def seed_interval(scores: ArrayLike, counts: ArrayLike | None = None, *, level: float = 0.95) -> Interval | None:
-    """Interval of a configuration's score over new training runs and new clips, around the mean over seeds.
+    """Interval of the score of a configuration over training runs and clips, around the mean over seeds.
 
-    `student_t` has the formula and its calibration. From (seeds,) there is no clip term: the interval then holds for
+    See `student_t` for the formula and its calibration. Scores (seeds,) have no clip term: the interval then holds for
     these clips only.
 
     Args:
-        scores: (seeds, clips) mean score of a clip's queries, a row for each training run, all on the same clips; or
-            (seeds,), one number a run, for a metric without a value a clip.
-        counts: (clips,) queries of each clip, its weight; equal weights without.
+        scores: (seeds, clips) mean score over the queries of a clip, one row per training run on the same clips; or
+            (seeds,), one number per run, for a metric without per-clip values.
+        counts: (clips,) number of queries, the weight of each clip (default: equal weights).
 
     Returns:
-        None below three seeds, and where scores do not vary at all, since nothing then estimates the noise.
+        None below three seeds, and if the scores do not vary, so that the noise cannot be estimated.
     """
     scores, weights = _check_scores(_as_finite(scores, "scores"), counts, "scores")
     return _over_seeds(scores, weights, level).interval
@@ -112,29 +113,29 @@ def compare(
 ) -> Comparison:
     """Paired comparison of two configurations: Student's t on other - baseline, seed by seed and clip by clip.
 
-    `student_t` has the formula and its calibration; `holm` corrects the p values of a table. From (seeds,) there is no
-    clip term: the claim is then about these clips only.
+    See `student_t` for the formula and its calibration; `holm` corrects the p values of a table. Scores (seeds,) have
+    no clip term: the result then holds for these clips only.
 
     Args:
         baseline: (seeds, clips) or (seeds,), as in `seed_interval`.
-        other: the same shape, seeds and clips in the same order.
-        counts: (clips,) queries of each clip, its weight; equal weights without.
+        other: the same shape, with seeds and clips in the same order.
+        counts: (clips,) number of queries, the weight of each clip (default: equal weights).
 
     Returns:
-        Without interval and p value below three seeds, and where every seed and clip has the same difference.
+        No interval and p value below three seeds, and if the difference is equal for all seeds and clips.
     """
     baseline, other = _as_finite(baseline, "baseline"), _as_finite(other, "other")
     if baseline.shape != other.shape:
         raise ValueError(
-            f"baseline {baseline.shape} and other {other.shape} do not pair; give both the same seeds and clips, in "
-            "the same order, as (seeds, clips) or (seeds,)"
+            f"baseline {baseline.shape} and other {other.shape} differ in shape; give the same seeds and clips in the "
+            "same order, as (seeds, clips) or (seeds,)"
         )
     differences, weights = _check_scores(other - baseline, counts, "other - baseline")
     return _over_seeds(differences, weights, level)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P values of one table, adjusted so that the chance of any false claim stays at the level (Holm 1979).
+    """Adjust the p values of one table to control the family-wise error rate (Holm 1979).
 
     None stays None and is not counted as a test.
     """
@@ -151,22 +152,23 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def student_t(scores: np.ndarray, weights: np.ndarray, *, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Student's t (1908) over seeds with the clip variance added: the one formula behind `seed_interval` and `compare`.
+    """Student's t (1908) over seeds with the clip variance added, used by `seed_interval` and `compare`.
 
         error^2 = var(means of seeds) / seeds  +  clips / (clips - 1) * sum_c weight_c^2 (mean of clip c - mean)^2
 
-    with seeds - 1 degrees of freedom; at equal weights the second term is var(means of clips) / clips. Conservative:
-    the second term repeats a part of the run-to-run noise in the first (subtracting it changes little), and t is wider
-    than the clips' many degrees of freedom need. An interval of 95 % covers 96 to 99 % where the seeds' variance is the
-    larger, 98 to 100 % where the clips' is. Satterthwaite's degrees of freedom would give 7 % false positives, not 5.
+    with seeds - 1 degrees of freedom; at equal weights the second term is var(means of clips) / clips. It is
+    conservative: the second term repeats a part of the run-to-run noise in the first (subtracting it changes little),
+    and t is wider than the many degrees of freedom of the clips require. A 95 % interval covers 96 to 99 % if the
+    variance between seeds is larger, 98 to 100 % if that between clips is. Satterthwaite's degrees of freedom would
+    give 7 % false positives instead of 5 %.
 
     Args:
-        scores: (..., seeds, clips), leading axes are a batch; one clip has no clip term.
-        weights: (clips,), sum 1.
+        scores: (..., seeds, clips), with leading batch axes; a single clip has no clip term.
+        weights: (clips,) with sum 1.
 
     Returns:
         mean, half width of the interval and two-sided p value against a mean of 0, each (...); the last two are nan
-        where scores do not vary.
+        if the scores do not vary.
     """
     num_seeds, num_clips = scores.shape[-2:]
     seed_means = scores @ weights  # (..., seeds)
@@ -182,7 +184,7 @@ def student_t(scores: np.ndarray, weights: np.ndarray, *, level: float) -> tuple
 
 
 def _over_seeds(scores: np.ndarray, weights: np.ndarray, level: float) -> Comparison:
-    """Mean of (seeds, clips) against 0; without interval and p value where nothing estimates the noise."""
+    """Mean of (seeds, clips) against 0; no interval and p value if the noise cannot be estimated."""
     _check_level(level)
     mean = float((scores @ weights).mean())
     if len(scores) < MIN_SEEDS:
@@ -194,26 +196,28 @@ def _over_seeds(scores: np.ndarray, weights: np.ndarray, level: float) -> Compar
 
 
 def _check_scores(scores: np.ndarray, counts: ArrayLike | None, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(seeds, clips), one clip where a seed has one number; and the clips' weights (clips,), sum 1."""
+    """Scores (seeds, clips), with one clip for (seeds,), and the weights (clips,) of the clips, with sum 1."""
     if scores.ndim not in (1, 2) or not scores.size or scores.ndim == 2 and scores.shape[1] == 1:
         raise ValueError(
-            f"{name} has shape {scores.shape}; give (seeds, clips) with two clips or more, or (seeds,) for a metric "
-            "without a value a clip"
+            f"{name} has shape {scores.shape}; give (seeds, clips) with at least two clips, or (seeds,) for a metric "
+            "without per-clip values"
         )
     if scores.ndim == 2:
         return scores, _weights(counts, scores.shape[1])
     if counts is not None:
-        raise ValueError(f"{name} has shape {scores.shape}, one number a seed; leave counts away, they weight clips")
+        raise ValueError(
+            f"{name} has shape {scores.shape}, one number per seed; do not give counts, which weight clips"
+        )
     return scores[:, None], np.ones(1)
 
 
 def _weights(counts: ArrayLike | None, num_clips: int) -> np.ndarray:
-    """(clips,), sum 1."""
+    """Weights (clips,) with sum 1."""
     counts = np.ones(num_clips) if counts is None else _as_finite(counts, "counts")
     if counts.shape != (num_clips,):
         raise ValueError(f"counts has shape {counts.shape}, the scores have {num_clips} clips; give ({num_clips},)")
     if counts.min() <= 0:
-        raise ValueError(f"counts[{counts.argmin()}] is {counts.min():g}; drop clips without queries")
+        raise ValueError(f"counts[{counts.argmin()}] is {counts.min():g}; remove clips without queries")
     return counts / counts.sum()
 
 
@@ -221,8 +225,8 @@ def _as_finite(values: ArrayLike, name: str) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
-        place = ", ".join(map(str, bad[0]))
-        raise ValueError(f"{name}[{place}] is {values[tuple(bad[0])]} ({len(bad)} such); give finite numbers")
+        index = ", ".join(map(str, bad[0]))
+        raise ValueError(f"{name}[{index}] is {values[tuple(bad[0])]} ({len(bad)} not finite); give finite numbers")
     return values
 
 

@@ -1,4 +1,4 @@
-"""The table of a study: numbers of every cell, as Markdown, LaTeX and CSV, and the runs behind them."""
+"""The table of a study as Markdown, LaTeX and CSV, and the lineage of its numbers."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from clap.study.runs import Cell, Run, StudyRuns, shorten_key
 from clap.study.scores import Column, cut
 from clap.study.statistics import Comparison, Interval, clip_interval, compare, holm, seed_interval
 
-COSTS = {  # shown, where runs have them: heading, unit of the number below it
+COSTS = {  # shown if logged: name -> heading, divisor, unit
     "cost/parameters": ("parameters", 1e6, " M"),
     "cost/gigaflops_per_clip": ("gigaflops/clip", 1.0, ""),
     "cost/clips_per_second": ("clips/s", 1.0, ""),
@@ -21,8 +21,8 @@ COSTS = {  # shown, where runs have them: heading, unit of the number below it
     "cost/peak_gpu_memory_bytes": ("peak GPU memory", 1e9, " GB"),
 }
 EMPTY = "–"
-WIDEST = 40  # characters that a column is filled up to; errors are longer
-LONGEST_GAP = 200  # characters of an error below the table
+WIDEST = 40  # characters to which a column is padded; error messages overflow it
+LONGEST_GAP = 200  # characters of an error message below the table
 LATEX = {
     "\\": r"\textbackslash{}",
     **{character: rf"\{character}" for character in "&%$#_{}"},
@@ -40,8 +40,8 @@ class Result:
     """One metric of one cell.
 
     Attributes:
-        comparison: with the baseline; None for the baseline, and where no seed is in both.
-        adjusted: p value after Holm's correction over the table.
+        comparison: with the baseline; None for the baseline, and without a common seed.
+        adjusted: p value with Holm's correction over the table.
     """
 
     mean: float
@@ -52,7 +52,7 @@ class Result:
 
 @dataclass
 class Row:
-    """One cell: metric -> result, and cost -> mean over runs; both empty where no run is finished."""
+    """One cell: metric -> result, and cost -> mean over runs; both empty without a finished run."""
 
     cell: Cell
     results: dict[str, Result]
@@ -60,7 +60,7 @@ class Row:
 
 
 def make_rows(runs: StudyRuns) -> list[Row]:
-    """Every cell, the baseline first, with all tests of the table corrected together."""
+    """One row per cell, the baseline first; p values are corrected over all tests of the table."""
     baseline = runs.cells[0]
     rows = [
         Row(cell, {column.metric: summarize_cell(column, cell, baseline) for column in runs.columns}, mean_cost(cell))
@@ -76,7 +76,7 @@ def make_rows(runs: StudyRuns) -> list[Row]:
 
 
 def summarize_cell(column: Column, cell: Cell, baseline: Cell) -> Result:
-    """Mean and interval over a cell's seeds, and its difference to the baseline over the seeds of both."""
+    """Mean and interval over the seeds of a cell, and its difference from the baseline over their common seeds."""
     values = [column.scores[run_id].value for run_id in cell.ids()]
     result = Result(sum(values) / len(values), seed_interval(column.matrix(cell.ids()), column.counts))
     both = [seed for seed in cell.finished if seed in baseline.finished]
@@ -87,8 +87,8 @@ def summarize_cell(column: Column, cell: Cell, baseline: Cell) -> Result:
 
 
 def mean_cost(cell: Cell) -> dict[str, float]:
-    """Means over the finished runs of all that they log as cost."""
-    costs = defaultdict(list)
+    """Mean of each cost metric over the finished runs."""
+    found = defaultdict(list)
     for run in cell.finished.values():
         for name, value in run.metrics.items():
             if name.startswith("cost/"):
@@ -97,14 +97,14 @@ def mean_cost(cell: Cell) -> dict[str, float]:
 
 
 def compute_clip_intervals(column: Column) -> dict[str, Interval]:
-    """Run id -> interval of its score over other clips; none for a metric without a value a clip."""
+    """Run id -> interval of its score over clips; empty for a metric without per-clip values."""
     if column.counts is None:
         return {}
     return {run_id: clip_interval(score.totals, score.counts) for run_id, score in column.scores.items()}
 
 
 def format_table(runs: StudyRuns, rows: Sequence[Row]) -> list[list[str]]:
-    """Heading and lines of words: factors, then each metric with its difference, seeds, costs."""
+    """The table as rows of strings, the header first: factors, metrics with differences, seeds, costs."""
     costs = [name for name in COSTS if any(name in row.cost for row in rows)]
     metrics = [heading for column in runs.columns for heading in (column.label, "to baseline")]
     header = [*map(shorten_key, runs.study.factors), *metrics, "seeds", *(COSTS[name][0] for name in costs)]
@@ -131,13 +131,13 @@ def format_result(result: Result, is_baseline: bool) -> tuple[str, str]:
 
 
 def format_number(value: float, sign: str = "") -> str:
-    """Three decimals, one of a large number; never a negative zero."""
+    """Three decimals, one for numbers from 100 on; never a negative zero."""
     decimals = 3 if abs(value) < 100 else 1
     return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"
 
 
 def format_half(interval: Interval | None) -> str:
-    """Half the width of an interval, which is centred on its mean."""
+    """` ± ` and half the width of an interval, which is symmetric around its mean."""
     return f" ± {format_number((interval.high - interval.low) / 2)}" if interval else ""
 
 
@@ -146,7 +146,7 @@ def format_p(value: float) -> str:
 
 
 def format_cost(name: str, value: float | None) -> str:
-    """Three digits in the unit of COSTS."""
+    """Three significant digits in the unit of COSTS."""
     if value is None:
         return EMPTY
     _, size, unit = COSTS[name]
@@ -156,7 +156,7 @@ def format_cost(name: str, value: float | None) -> str:
 
 
 def describe_empty(cell: Cell) -> str:
-    """The outcome of the first run that was started, `missing` if none was; the reason is below the table."""
+    """Outcome of the first started run of a cell without results, else `missing`; the reason is below the table."""
     return next((outcome.split(":")[0] for outcome in cell.gaps.values() if outcome != "missing"), "missing")
 
 
@@ -172,7 +172,7 @@ def describe_gaps(cell: Cell) -> str:
 
 
 def to_markdown(lines: Sequence[Sequence[str]], num_text_columns: int) -> str:
-    """A table whose first `num_text_columns` columns are words and the others numbers."""
+    """A Markdown table; all columns after the first `num_text_columns` are right-aligned."""
     table = [[word.replace("|", r"\|") for word in line] for line in lines]
     widths = [min(WIDEST, max(map(len, column))) for column in zip(*table, strict=True)]
     rule = ["-" * width if place < num_text_columns else f"{'-' * (width - 1)}:" for place, width in enumerate(widths)]
@@ -183,23 +183,23 @@ def to_markdown(lines: Sequence[Sequence[str]], num_text_columns: int) -> str:
 
 
 def to_latex(lines: Sequence[Sequence[str]], num_text_columns: int, *, comment: str) -> str:
-    """A booktabs tabular under a comment."""
+    """A LaTeX tabular with booktabs rules, after a comment."""
     header, *body = [[escape_latex(word) for word in line] for line in lines]
     columns = "l" * num_text_columns + "r" * (len(header) - num_text_columns)
-    text = [f"% {line}" for line in [*comment.splitlines(), r"Needs \usepackage{booktabs}."] if line]
+    text = [f"% {line}" for line in [*comment.splitlines(), r"Requires \usepackage{booktabs}."] if line]
     text += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", f"{' & '.join(header)} \\\\", r"\midrule"]
     text += [f"{' & '.join(line)} \\\\" for line in body]
     return "\n".join([*text, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def escape_latex(text: str) -> str:
-    """Text as LaTeX prints it, with a true minus before digits."""
+    """Escape special characters, and typeset a minus before digits."""
     text = "".join(LATEX.get(character, character) for character in text)
     return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)
 
 
 def to_csv(records: Sequence[Mapping[str, object]]) -> str:
-    """Records as lines, with the keys of all."""
+    """CSV with one line per record and the keys of all records as columns."""
     fields = list(dict.fromkeys(key for record in records for key in record))
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, lineterminator="\n")
@@ -209,7 +209,7 @@ def to_csv(records: Sequence[Mapping[str, object]]) -> str:
 
 
 def make_cell_records(runs: StudyRuns, rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Every number of the table in full, a record for each cell."""
+    """One record per cell, with all numbers of the table in full precision."""
     records = []
     for row in rows:
         record: dict[str, object] = {**row.cell.levels, "seeds": len(row.cell.finished), "of": len(row.cell.runs)}
@@ -222,7 +222,7 @@ def make_cell_records(runs: StudyRuns, rows: Sequence[Row]) -> list[dict[str, ob
 
 
 def make_result_columns(metric: str, result: Result) -> dict[str, float | None]:
-    """Mean, interval and difference under the metric's name."""
+    """Mean, interval and difference, under the name of the metric."""
     compared, name = result.comparison, f"{metric}/difference"
     record = {metric: result.mean, **record_bounds(metric, result.interval)}
     record |= {name: compared and compared.difference, **record_bounds(name, compared and compared.interval)}
@@ -235,10 +235,10 @@ def record_bounds(name: str, interval: Interval | None) -> dict[str, float | Non
 
 
 def make_run_records(runs: StudyRuns, clip_intervals: Mapping[str, Mapping[str, Interval]]) -> list[dict[str, object]]:
-    """Every run with its numbers, their intervals over clips, its costs and its origin.
+    """One record per run: metrics, their intervals over clips, costs and lineage.
 
     Args:
-        clip_intervals: metric -> run id -> interval, of `compute_clip_intervals`.
+        clip_intervals: metric -> run id -> interval from `compute_clip_intervals`.
     """
     records = []
     for cell in runs.cells:
@@ -256,7 +256,7 @@ def make_run_records(runs: StudyRuns, clip_intervals: Mapping[str, Mapping[str, 
 
 
 def record_origin(run: Run) -> dict[str, str | None]:
-    """Where a run is and what it was made from."""
+    """Lineage of a run: outcome, ids, commit, config and folder."""
     return {
         "outcome": run.outcome,
         "run": run.name,
@@ -268,7 +268,7 @@ def record_origin(run: Run) -> dict[str, str | None]:
 
 
 def format_lineage(runs: StudyRuns) -> str:
-    """Each cell with its runs, their commits, digests of config and data, and folders, as Markdown."""
+    """Markdown table with one row per run: cell, commit, digests of config and data, folder."""
     lines = [["cell", "seed", "outcome", "run", "run id", "commit", "config", "data", "folder"]]
     for cell in runs.cells:
         lines += [[runs.name(cell), seed, *format_origin(run)] for seed, run in cell.runs.items()]
