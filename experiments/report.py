@@ -1,4 +1,4 @@
-"""The report of a study: python experiments/report.py STUDY, the same as python -m clap report STUDY."""
+"""Writes the report of a study: python experiments/report.py STUDY, like python -m clap report STUDY."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from clap.__main__ import main  # noqa: E402 (the checkout is put on the path first)
+from clap.__main__ import main  # noqa: E402 (after adding the checkout to the path)
 
 if __name__ == "__main__":
     main(["report", "--output", str(HERE), *sys.argv[1:]])

@@ -1,8 +1,9 @@
-"""Coverage and false positives of clap.study.statistics, by simulation: python experiments/benchmarks/calibration.py
+"""Simulates coverage and false positives of clap.study.statistics: python experiments/benchmarks/calibration.py
 
-Prints one Markdown table, a row for each number of seeds, spread between seeds and number of clips, in a minute.
-Every draw trains three configurations: a baseline, one just as good, and one better by GAP. Beside `seed_interval` and
-`compare` stand two common methods that fail: the percentile bootstrap over seeds and a z test over clips alone.
+Prints one Markdown table in a minute, with one row per number of seeds, spread between seeds and number of clips. Each
+draw simulates three configurations: a baseline, one of equal quality, and one that is better by GAP. The table compares
+`seed_interval` and `compare` with two common methods that fail: the percentile bootstrap over seeds and a z test over
+clips alone.
 """
 
 import argparse
@@ -20,16 +21,19 @@ from clap.study.statistics import student_t
 
 SEEDS, SPREADS, CLIPS = (3, 5, 10), (0.0, 0.03, 0.06), (80, 200, 1000)
 LEVEL = 0.95
-TOLERANCE = 2.0  # points
-QUALITY, GAP = 0.4, 0.05  # mean chance of a hit before it is cut to [0, 1]; the better configuration's lead
-CLIP_SPREAD, INTERACTION = 0.3, 0.15  # difficulty of a clip for all configurations, and for one of them
-BATCH = 1_000_000  # scores drawn at a time
+TOLERANCE = 2.0  # percentage points
+QUALITY, GAP = 0.4, 0.05  # mean hit probability before clipping to [0, 1]; advantage of the better configuration
+CLIP_SPREAD, INTERACTION = (
+    0.3,
+    0.15,
+)  # standard deviation of a clip's difficulty for all configurations, and for one of them
+BATCH = 1_000_000  # scores per batch of draws
 RESAMPLES = 1000
 
 
 @dataclass
 class Rates:
-    """Percent of draws: coverage of one configuration's score and of a true difference, false positives; by method."""
+    """Percentage of draws, by method: coverage of a score, coverage of a true difference, and false positives."""
 
     score: float
     score_seed_bootstrap: float
@@ -46,9 +50,9 @@ HEADINGS = [field.name.replace("_", " ") for field in fields(Rates)]
 
 
 def calibrate(num_seeds: int, spread: float, num_clips: int, *, draws: int, seed: int = 0) -> Rates:
-    """Rates of one cell; spread is the standard deviation of a configuration's score between seeds."""
+    """Rates of one row; spread is the standard deviation of a configuration's score between seeds."""
     generator = np.random.default_rng([seed, num_seeds, round(1000 * spread), num_clips])
-    slope = np.diff(stats.norm.cdf([0, 1], QUALITY, np.hypot(CLIP_SPREAD, INTERACTION)))[0]  # of the score in quality
+    slope = np.diff(stats.norm.cdf([0, 1], QUALITY, np.hypot(CLIP_SPREAD, INTERACTION)))[0]  # d score / d quality
     seed_spread = spread / slope
     truth, better = (expected_score(quality, seed_spread) for quality in (QUALITY, QUALITY + GAP))
     batch = max(1, BATCH // (num_seeds * num_clips))
@@ -67,7 +71,7 @@ def calibrate(num_seeds: int, spread: float, num_clips: int, *, draws: int, seed
 
 
 def expected_score(quality: float, seed_spread: float) -> float:
-    """Mean over all seeds and clips: a normal chance of a hit, cut to [0, 1]."""
+    """Mean over all seeds and clips of a normally distributed hit probability, clipped to [0, 1]."""
     normal = stats.norm(quality, np.sqrt(CLIP_SPREAD**2 + INTERACTION**2 + seed_spread**2))
     inside = quality * (normal.cdf(1) - normal.cdf(0)) + normal.var() * (normal.pdf(0) - normal.pdf(1))
     return inside + normal.sf(1)
@@ -76,15 +80,15 @@ def expected_score(quality: float, seed_spread: float) -> float:
 def draw_hits(
     generator: np.random.Generator, chance: np.ndarray, shape: tuple[int, int, int], seed_spread: float
 ) -> np.ndarray:
-    """Hits 0 or 1 of one configuration, (draws, seeds, clips), from each clip's chance (draws, 1, clips)."""
+    """Hits (draws, seeds, clips), 0 or 1, of a configuration from the hit probability per clip (draws, 1, clips)."""
     draws, num_seeds, num_clips = shape
     chance = chance + INTERACTION * generator.standard_normal((draws, 1, num_clips), dtype=np.float32)
     chance = chance + np.float32(seed_spread) * generator.standard_normal((draws, num_seeds, 1), dtype=np.float32)
-    return (generator.random(shape, dtype=np.float32) < chance).astype(np.float32)  # the comparison cuts to [0, 1]
+    return (generator.random(shape, dtype=np.float32) < chance).astype(np.float32)  # the comparison clips to [0, 1]
 
 
 def find_misses(generator: np.random.Generator, scores: np.ndarray, truth: float) -> list[np.ndarray]:
-    """Draws (draws,) whose interval leaves the truth out: ours, bootstrap over seeds, clips alone."""
+    """Draws (draws,) whose interval excludes the truth: student_t, bootstrap over seeds, clips alone."""
     num_seeds, num_clips = scores.shape[1:]
     mean, half, _ = student_t(scores, np.full(num_clips, 1 / num_clips, dtype=np.float32), level=LEVEL)
     seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=RESAMPLES) / num_seeds
@@ -95,25 +99,25 @@ def find_misses(generator: np.random.Generator, scores: np.ndarray, truth: float
 
 
 def summarise(cells: list[str], rates: list[Rates]) -> str:
-    """Which cells are conservative, and whether any claims too much."""
+    """Which rows are conservative, and which have too low coverage or too many false positives."""
     nominal, alpha = 100 * LEVEL, 100 * (1 - LEVEL)
     slack = [(rate.score - nominal, rate.difference - nominal, alpha - rate.false_positives) for rate in rates]
     close = [cell for cell, found in zip(cells, slack, strict=True) if max(found) <= TOLERANCE]
     wrong = [cell for cell, found in zip(cells, slack, strict=True) if min(found) < -TOLERANCE]
     return (
-        f"Ours is conservative by more than {TOLERANCE:g} points in {len(cells) - len(close)} of {len(cells)} cells, "
-        f"all but {'; '.join(close) or 'none'}. Claims too much by more than {TOLERANCE:g} points: "
-        f"{'; '.join(wrong) or 'no cell'}."
+        f"`student_t` is conservative by more than {TOLERANCE:g} points in {len(cells) - len(close)} of {len(cells)} "
+        f"rows, all but {'; '.join(close) or 'none'}. Coverage too low or false positives too high by more than "
+        f"{TOLERANCE:g} points: {'; '.join(wrong) or 'none'}."
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Coverage and false positives of clap.study.statistics, by simulation."
-    )
-    parser.add_argument("--draws", type=int, default=5000, help="simulated studies a cell (default 5000)")
+    parser = argparse.ArgumentParser(description="Simulates coverage and false positives of clap.study.statistics.")
+    parser.add_argument("--draws", type=int, default=5000, help="simulated studies per row (default: %(default)s)")
     draws = parser.parse_args().draws
-    print(f"{draws} draws a cell; percent. Nominal: coverage {100 * LEVEL:g}, false positives {100 * (1 - LEVEL):g}.\n")
+    print(
+        f"{draws} draws per row; percent. Nominal: coverage {100 * LEVEL:g}, false positives {100 * (1 - LEVEL):g}.\n"
+    )
     print(f"| seeds | spread, points | clips | {' | '.join(HEADINGS)} |")
     print("|" + "--:|" * (3 + len(HEADINGS)))
     cells, rates = [], []

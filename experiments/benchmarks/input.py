@@ -1,19 +1,21 @@
 """Speed and memory of the data input, from file to batch: python experiments/benchmarks/input.py
 
-Prints one Markdown table in six minutes. Recordings are synthetic scenes with broadband noise, 44.1 kHz, of 10 seconds
-or 30 of which a random 10 are used; batches are what a training gets, padded waveforms at 32 kHz and token ids. Beside
-it stands the bare work in the same process and in turn: soundfile reads the whole file, channels are averaged, soxr
-resamples (HQ), nothing else. The first columns are of that process, one thread, set up as a worker is: clips per second
-of its processor time, medians of 15 rounds. Those of workers are of the clock: what arrives in the main process once
-they run, the best of three rounds. Ratios hold on other machines, clips/s only on this one.
+Prints one Markdown table in six minutes. Recordings are synthetic scenes with broadband noise at 44.1 kHz, of 10
+seconds or of 30 seconds, from which a random 10 are used; batches are those of training, padded waveforms at 32 kHz and
+token ids. The baseline ("bare"), run alternately in the same process, reads the whole file with soundfile, averages the
+channels and resamples with soxr (HQ). The first columns are measured in this process with one thread, set up like a
+worker: clips per second of processor time, medians of 15 rounds. The columns of workers are wall time: clips that
+arrive in the main process once the workers run, best of three rounds. Ratios transfer to other machines, clips/s do
+not.
 
-30 s / 10 s is what a clip costs of the longer file. Measured on two cores of an AMD EPYC (Zen 4), FLAC and MP3 while
-other processes used them too, WAV and OGG alone. Two workers give 1.6 to 1.95 times as much as one, least where little
-is decoded: passing a batch on through shared memory costs more than a millisecond a clip here, where a fresh page costs
-2 to 3 microseconds, and the main process takes its share of two cores. That is also why workers reading the cache stay
-behind what one process reads. At 48 kHz mono WAV comes to 0.88 to 0.92 of bare, its cache to 10 or 11 times that.
+30 s / 10 s is the relative cost of a clip from the longer file. Measured on two cores of an AMD EPYC (Zen 4), FLAC and
+MP3 under load from other processes, WAV and OGG without. Two workers reach 1.6 to 1.95 times the throughput of one,
+least with little decoding: passing a batch through shared memory costs more than a millisecond per clip on this
+machine, where a new page costs 2 to 3 microseconds, and the main process also uses the two cores. For the same reason,
+workers that read the cache are slower than a single process. At 48 kHz, mono WAV reaches 0.88 to 0.92 of bare, its
+cache 10 or 11 times that.
 
-| | bare, clips/s | ours | / bare | 30 s / 10 s | 1 worker | 2 | scaling | cached | / ours | its 1 | its 2 |
+| | bare, clips/s | clap | / bare | 30 s / 10 s | 1 worker | 2 | scaling | cached | / clap | cached, 1 | cached, 2 |
 |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|
 | WAV, mono | 247 | 224 | 0.91 | 0.99 | 183 | 297 | 1.62 | 2860 | 12.7 | 689 | 1132 |
 | FLAC, mono | 133 | 126 | 0.95 | 0.99 | 109 | 213 | 1.95 | 2840 | 22.5 | 654 | 1113 |
@@ -57,12 +59,12 @@ FILE_RATE, RATE, WINDOW, LONG = 44_100, 32_000, 10.0, 30.0  # Hz, Hz, seconds, s
 FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
 NUM_FILES, BATCH_SIZE = 16, 16
 ROUNDS, WORKER_ROUNDS = 15, 3
-REPEATS = {"decoded": 1, "cached": 5, "workers": 12, "cached workers": 60}  # of each file in a pass
-SOAK, SOAK_FILES = 10_000, 100  # items, different recordings among them
+REPEATS = {"decoded": 1, "cached": 5, "workers": 12, "cached workers": 60}  # of each file per pass
+SOAK, SOAK_FILES = 10_000, 100  # number of items, and of different recordings among them
 
 
 def write_scenes(folder: Path, duration: float, channels: int) -> None:
-    """The same scenes in each format, FORMAT/NUMBER.FORMAT, with a metadata.csv beside them."""
+    """Write the same scenes in each format as FORMAT/NUMBER.FORMAT, each with a metadata.csv."""
     corpus = Synthetic(num_train=NUM_FILES, num_val=1, num_test=1, min_duration=duration, max_duration=duration)
     clips = corpus.clips("train")
     for suffix in FORMATS:
@@ -91,12 +93,12 @@ def open_dataset(folder: Path, *, repeats: int = 1, cache: Path | None = None) -
 def make_collate(dataset: ClapDataset) -> Collate:
     tokenizer = Tokenizer("train", vocab_size=1000)
     tokenizer.train(dataset.captions)
-    tokenizer.remember(dataset.captions)  # as a training does
+    tokenizer.remember(dataset.captions)  # like in training
     return Collate(tokenizer)
 
 
 def read_bare(folder: Path, suffix: str) -> float:
-    """Seconds a clip of soundfile and soxr."""
+    """Seconds per clip with soundfile and soxr."""
     start = time.process_time()
     for i in range(NUM_FILES):
         waveform, rate = soundfile.read(folder / f"{i}.{suffix}", dtype="float32")
@@ -106,7 +108,7 @@ def read_bare(folder: Path, suffix: str) -> float:
 
 
 def read_batches(dataset: ClapDataset, collate: Collate, num_workers: int = 0) -> float:
-    """Seconds a clip: of this process, or on the clock after the first batches of workers."""
+    """Seconds per clip: processor time of this process, or wall time after the first batches of workers."""
     loader = make_loader(dataset, collate, batch_size=BATCH_SIZE, num_workers=num_workers, shuffle=True)
     batches = iter(loader)
     clock = time.perf_counter if num_workers else time.process_time
@@ -118,13 +120,13 @@ def read_batches(dataset: ClapDataset, collate: Collate, num_workers: int = 0) -
 
 
 def time_in_turn(calls: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """What each call gives, all of them called in turn."""
+    """Results of each call over all rounds, with the calls interleaved."""
     turns = [[call() for call in calls] for _ in range(rounds)]
     return [list(found) for found in zip(*turns, strict=True)]
 
 
 def measure_format(folder: Path, suffix: str, channels: int) -> str:
-    """A row of the table."""
+    """Measure one format and return its row of the table."""
     short, long = folder / "short" / suffix, folder / "long" / suffix
     collate = make_collate(open_dataset(short))
     cache = folder / "cache"
@@ -132,7 +134,7 @@ def measure_format(folder: Path, suffix: str, channels: int) -> str:
     cached = open_dataset(short, repeats=REPEATS["cached"], cache=cache)
     calls = [lambda: read_bare(short, suffix)]
     calls += [lambda data=data: read_batches(data, collate) for data in (decoded, far, cached)]
-    time_in_turn(calls, 2)  # the cache knows the recordings after it
+    time_in_turn(calls, 2)  # warm-up, which also fills the cache
     bare, ours, longer, kept = map(statistics.median, time_in_turn(calls, ROUNDS))
     many = open_dataset(short, repeats=REPEATS["workers"])
     cached_many = open_dataset(short, repeats=REPEATS["cached workers"], cache=cache)
@@ -146,7 +148,7 @@ def measure_format(folder: Path, suffix: str, channels: int) -> str:
 
 
 def soak(folder: Path, *, cached: bool) -> str:
-    """Memory while two workers read 10,000 clips, each with a caption of its own; a tenth apart."""
+    """Memory while two workers read 10,000 clips with different captions, measured every 1,000 clips."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     rows = []
@@ -170,7 +172,7 @@ def soak(folder: Path, *, cached: bool) -> str:
 
 
 def measure_memory() -> float:
-    """MB of this process and its workers, shared pages counted once (PSS)."""
+    """Memory of this process and its workers in MB, with shared pages counted once (PSS)."""
     process = psutil.Process()
     return sum(one.memory_full_info().pss for one in (process, *process.children(recursive=True))) / 1e6
 
@@ -182,7 +184,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     print(
-        "| | bare, clips/s | ours | / bare | 30 s / 10 s | 1 worker | 2 | scaling | cached | / ours | its 1 | its 2 |"
+        "| | bare, clips/s | clap | / bare | 30 s / 10 s | 1 worker | 2 | scaling | cached | / clap | cached, 1 | cached, 2 |"
     )
     print("|---|" + "--:|" * 11)
     with tempfile.TemporaryDirectory() as name:

@@ -1,7 +1,7 @@
-"""Speed of the parts of a training step beside a reference, in one process: python experiments/benchmarks/towers.py
+"""Compares the speed of parts of a training step with references: python experiments/benchmarks/towers.py
 
-Prints one table: milliseconds of each side and their ratio, medians of interleaved runs on random input. Ratios hold on
-other machines, milliseconds only on this one.
+Prints one table with milliseconds and their ratio: medians of interleaved runs in one process on random input. Ratios
+transfer to other machines, milliseconds do not.
 """
 
 import statistics
@@ -25,7 +25,7 @@ BATCH = 8
 
 
 def compare(name: str, ours: Callable[[], object], reference: Callable[[], object], *, beside: str) -> None:
-    """Time both in turn and print a row."""
+    """Time both alternately and print a row."""
     times: dict[Callable, list[float]] = {ours: [], reference: []}
     for call in times:
         call()
@@ -57,7 +57,7 @@ def compare_frontends() -> None:
 
 
 def compare_htsat(*, longer: int) -> None:
-    """HTS-AT tiny with aff from log-mel to embedding, beside transformers' audio tower of the same sizes."""
+    """HTS-AT tiny with aff from log-mel to embedding, against the audio tower of transformers with the same sizes."""
     node = compose_config(["audio_encoder=htsat_tiny", "fusion=aff"])
     encoder = build(node["audio_encoder"], nn.Module, fusion=build(node["fusion"], GlobalAndLocal)).eval()
     reference = ClapAudioModel(ClapAudioConfig(enable_fusion=True)).eval()
@@ -73,7 +73,7 @@ def compare_htsat(*, longer: int) -> None:
 
 
 def compare_padding() -> None:
-    """RoBERTa base on captions padded to the batch's longest, beside 77 tokens."""
+    """RoBERTa base on captions padded to the longest of the batch, against padding to 77 tokens."""
     node = compose_config(["text_encoder=roberta", "text_encoder.pretrained=false"])
     encoder = build(node["text_encoder"], nn.Module)
     ids = torch.randint(5, 50_000, (BATCH, 77))
@@ -88,7 +88,7 @@ def compare_padding() -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    print(f"{'':<28}{'ours, ms':>9}{'reference':>12}{'ratio':>8}")
+    print(f"{'':<28}{'clap, ms':>9}{'reference':>12}{'ratio':>8}")
     compare_frontends()
     compare_htsat(longer=0)
     compare_htsat(longer=BATCH)

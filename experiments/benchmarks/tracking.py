@@ -1,11 +1,11 @@
-"""What tracking costs a training of 20 steps a second: python experiments/benchmarks/tracking.py [--uri URI]
+"""Overhead of tracking at 20 training steps per second: python experiments/benchmarks/tracking.py [--uri URI]
 
-Prints one Markdown table in a minute. Its first rows are 2,000 steps without their arithmetic: a tracker with MLflow
-and one without, which only writes metrics.jsonl, get the same values in turn every ten steps. Nobody waits for the
-steps, so what happens every ten seconds (values are sent, system metrics sampled) is called by the count of steps; the
-sampling, in a training a thread beside it, is counted in full. Then comes what a run does once, and last a real, tiny
-training with that thread: time inside the tracker's calls as a share of all. Wall time is what a training waits for,
-processor time hardly depends on what else the machine does.
+Prints one Markdown table in a minute. The first rows simulate 2,000 steps without computation: a tracker with MLflow
+and one without, which only writes metrics.jsonl, alternately log the same values every ten steps. Calls that a training
+makes every ten seconds (sending values, sampling system metrics) are made by the number of steps instead. Sampling runs
+in its own thread in a training, but is counted in full here. The next row is the overhead once per run, and the last
+row a real, tiny training with that thread: time in calls of the tracker as a share of the total. Wall time delays the
+training; processor time hardly depends on the load of the machine.
 """
 
 import argparse
@@ -38,7 +38,7 @@ STEPS, STEPS_PER_SECOND, LOG_EVERY = 2000, 20, 10
 INTERVAL = LOG_EVERY / STEPS_PER_SECOND  # seconds between two logged steps
 PERIOD = round(10 / INTERVAL)  # intervals between two flushes, and between two samples of system metrics
 VALUES = {"train/loss": 1.25, "train/clips_per_second": 640.0, "train/learning_rate": 5e-4, "train/logit_scale": 14.3}
-TINY = (  # a training of some 20 steps a second on one core
+TINY = (  # a training with about 20 steps per second on one core
     "audio_encoder=cnn14_nano",
     "audio_encoder.frontend.window=1.0",
     "text_encoder=gpt2_nano",
@@ -50,7 +50,7 @@ TINY = (  # a training of some 20 steps a second on one core
 
 @dataclass
 class Seconds:
-    """Wall and processor time of this process in calls."""
+    """Wall and processor time of calls in this process."""
 
     wall: float = 0.0
     processor: float = 0.0
@@ -64,7 +64,7 @@ class Seconds:
 
 @dataclass
 class Pair:
-    """Time of the same work with MLflow and without."""
+    """Time of the same calls with MLflow (on) and without (off)."""
 
     on: Seconds
     off: Seconds
@@ -78,7 +78,7 @@ class Pair:
         return Pair(*(Seconds(a.wall + b.wall, a.processor + b.processor) for a, b in sides))
 
     def print_row(self, name: str, *, count: float = 1, of: float = math.nan) -> None:
-        """Milliseconds of one of `count`, their ratio, and the difference as a share of `of` seconds."""
+        """Print milliseconds per item of `count`, their ratio, and the difference as a share of `of` seconds."""
         columns = [self.on.wall, self.off.wall, self.on.processor, self.off.processor]
         ratio = f"{self.on.wall / self.off.wall:.1f}" if self.off.wall else "-"
         shares = [(self.on.wall - self.off.wall) / count / of, (self.on.processor - self.off.processor) / count / of]
@@ -87,7 +87,7 @@ class Pair:
 
 
 class TimedTracker:
-    """What a trainer needs of a tracker, timed."""
+    """The methods of a tracker that a trainer calls, timed."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker, self.run_id, self.seconds = tracker, tracker.run_id, Seconds()
@@ -100,7 +100,7 @@ class TimedTracker:
 
 
 def start(uri: str | None, folder: Path, config: Mapping = MappingProxyType({})) -> Tracker:
-    """What a run does before its first step."""
+    """Start a run as before the first training step."""
     tracker = Tracker(uri, "benchmark", run_name=folder.name, run_dir=folder)
     tracker.log_params(config)
     tracker.log_dataset("synthetic", digest="0", split="train")
@@ -108,11 +108,11 @@ def start(uri: str | None, folder: Path, config: Mapping = MappingProxyType({}))
 
 
 def compare_intervals(on: Tracker, off: Tracker) -> None:
-    """Logged steps in turn, and what happens every ten seconds."""
-    flush_seconds, tracking.FLUSH_SECONDS = tracking.FLUSH_SECONDS, math.inf  # the count of steps is asked instead
+    """Alternately log steps with both trackers, and make the calls of every ten seconds."""
+    flush_seconds, tracking.FLUSH_SECONDS = tracking.FLUSH_SECONDS, math.inf  # flush by the number of steps instead
     monitor = SystemMetricsMonitor(on.run_id, tracking_uri=on.uri)
     intervals = STEPS // LOG_EVERY
-    for interval in range(-2 * PERIOD, intervals):  # the first ones warm up
+    for interval in range(-2 * PERIOD, intervals):  # the first intervals are a warm-up
         if interval in (-2 * PERIOD, 0):
             logged, flushed, sampled = Pair.new(), Pair.new(), Pair.new()
         step = LOG_EVERY * (interval + 2 * PERIOD)
@@ -131,14 +131,14 @@ def compare_intervals(on: Tracker, off: Tracker) -> None:
 
 
 def sample(monitor: SystemMetricsMonitor, tracker: Tracker) -> None:
-    """One turn of the loop in MLflow's thread."""
+    """One iteration of the loop in MLflow's sampling thread."""
     monitor.collect_metrics()
     tracker._client.get_run(tracker.run_id)
     monitor.publish_metrics(monitor.aggregate_metrics())
 
 
 def train(tracker: Tracker, folder: Path) -> None:
-    """A tiny training with all that `train.py` tracks meanwhile."""
+    """A tiny training with all tracking of `train.py`."""
     config, timed, seconds = compose_config(list(TINY)), TimedTracker(tracker), Seconds()
     torch.manual_seed(0)
     clap = Clap.from_config(config)
@@ -165,7 +165,7 @@ def train(tracker: Tracker, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--uri", help="store to write to, such as http://HOST:PORT; by default a new SQLite file")
+    parser.add_argument("--uri", help="MLflow store, such as http://HOST:PORT (default: a temporary SQLite file)")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         uri = parser.parse_args().uri or str(folder / "mlflow.db")
@@ -180,7 +180,7 @@ def main() -> None:
         compare_intervals(*trackers)
         once.on.add(trackers[0].finish)
         once.off.add(trackers[1].finish)
-        once.print_row("start and end, once a run")
+        once.print_row("start and end, once per run")
         train(start(uri, folder / "trained"), folder / "trained")
 
 
