@@ -80,7 +80,7 @@ def published_index() -> Callable[[str], Path]:
 
     def find(name: str) -> Path:
         if not (METADATA / name).is_dir():
-            pytest.skip(f"the published index of {name} is not beside this checkout")
+            pytest.skip(f"the published index of {name} is not next to this checkout")
         return METADATA / name
 
     return find
@@ -102,7 +102,7 @@ def golden() -> Callable[[str], tuple[dict, dict[str, Tensor]]]:
     def read(name: str) -> tuple[dict, dict[str, Tensor]]:
         path = GOLDEN / f"{name}.safetensors"
         if not path.exists():
-            pytest.skip(f"stored values {name}.safetensors are not beside this checkout")
+            pytest.skip(f"stored values {name}.safetensors are not next to this checkout")
         with safe_open(path, "pt") as file:
             config = json.loads(file.metadata()["config"])
         return config, load_file(path)

@@ -1,6 +1,6 @@
-"""Programs of this repository as a user starts them, each in a process of its own.
+"""Runs programs of this repository as a user starts them, each in its own process.
 
-They are forked from a server that has done the imports, which take longer than what most of the tests look at.
+Processes are forked from a server that has already imported the slow packages.
 """
 
 import atexit
@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTS = [  # without clap.study.sweep, for Hydra imports its sweepers anew
+IMPORTS = [  # without clap.study.sweep, because Hydra reloads its sweepers
     "clap.tracking.tracker",
     "clap.training.trainer",
     "clap.evaluation.run_plots",
@@ -33,7 +33,7 @@ FORKS.set_forkserver_preload(IMPORTS)
 
 
 class Script:
-    """A running program, used as `subprocess.Popen` is; it hears Ctrl-C even where the tests do not."""
+    """A running program with the interface of `subprocess.Popen`; it handles SIGINT even if the tests ignore it."""
 
     def __init__(self, script: Path, *arguments: str, cwd: Path | None = None, **environment: str) -> None:
         self.folder = tempfile.TemporaryDirectory()
@@ -41,7 +41,7 @@ class Script:
         env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
         self.process = FORKS.Process(target=become, args=(script, arguments, cwd or script.parent, env, self.files))
         self.process.start()
-        atexit.register(self.process.kill)  # or the tests would wait for it, should one of them fail
+        atexit.register(self.process.kill)  # else the test session waits for it after a failure
 
     @property
     def pid(self) -> int:
@@ -72,7 +72,7 @@ class Script:
 
 
 def become(script: Path, arguments: tuple[str, ...], cwd: Path, environment: dict[str, str], files: list[Path]) -> None:
-    """Turn this process into the program."""
+    """Run the program in this process."""
     os.setsid()
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -82,13 +82,13 @@ def become(script: Path, arguments: tuple[str, ...], cwd: Path, environment: dic
     sys.argv, sys.path[0] = [str(script), *arguments], str(script.parent)
     try:
         runpy.run_path(str(script), run_name="__main__")
-    finally:  # what an interpreter does at its end, and a fork leaves out or does later
+    finally:  # interpreter shutdown, which a fork skips or delays
         threading._shutdown()
         atexit._run_exitfuncs()
 
 
 def run_script(script: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Start a program and wait for its end."""
+    """Run a program and wait until it exits."""
     process = Script(script, *arguments, cwd=cwd)
     output, errors = process.communicate(timeout=540)
     return subprocess.CompletedProcess([str(script), *arguments], process.returncode, output, errors)

@@ -1,4 +1,4 @@
-"""Runs of a study, made by hand instead of trained: in memory, and as a sweep leaves them in an MLflow store."""
+"""Synthetic runs of a study without training: in memory, and in an MLflow store as a sweep logs them."""
 
 import functools
 import tempfile
@@ -28,13 +28,13 @@ COMMON_TAGS = {"git_commit": "0123456789abcdef0123456789abcdef01234567-dirty", "
 
 
 def make_study(name: str, **changes: Any) -> Study:
-    """Two by two cells and three seeds, but for `changes`."""
+    """A study with two by two cells and three seeds by default."""
     values = {"factors": FACTORS, "seeds": ["0", "1", "2"], "metrics": METRICS, "design": "grid"}
     return Study(name, minutes=None, folder=f"outputs/sweeps/{name}", **values | changes)
 
 
 def make_results(quality: float, seed: int, protocol: Mapping[str, Any] | None = None) -> dict[str, Evaluation]:
-    """Retrieval on twenty clips, as an evaluator returns it, of a model that finds this share of the answers."""
+    """Retrieval results of twenty clips, as an evaluator returns them; `quality` is the share of queries at rank 1."""
     generator = np.random.default_rng(seed)
     text_clip = np.arange(NUM_CLIPS).repeat(CAPTIONS_PER_CLIP)
     ranks = [
@@ -74,7 +74,7 @@ def make_runs(study: Study, *, gap: float = 0.05, without: Mapping[tuple[int, st
     """The runs of a sweep in which each cell is better than the one before.
 
     Args:
-        without: (place of a cell, seed) -> its error, or "" where there is no run at all.
+        without: (index of a cell, seed) -> error of the failed run, or "" for a missing run.
     """
     cells = [Cell(levels, dict.fromkeys(study.seeds)) for levels in study.cells()]
     found: dict[str, Evaluation] = {}
@@ -117,7 +117,7 @@ def make_run(
 
 @functools.cache
 def empty_store() -> bytes:
-    """A store of no experiment; its tables take three seconds to make."""
+    """An empty store, cached because creating its tables takes three seconds."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mlflow.db"
         open_store(resolve_uri(str(path)))
@@ -126,7 +126,7 @@ def empty_store() -> bytes:
 
 @dataclass
 class StudyStore:
-    """Writes sweeps and runs into one SQLite store below a folder."""
+    """Writes sweeps and runs to a SQLite store in a folder."""
 
     folder: Path
     count: int = 0
@@ -144,7 +144,7 @@ class StudyStore:
         return Tracker(self.uri, "clap", run_name=name, run_dir=self.folder / f"run {self.count}", tags=tags)
 
     def add_sweep(self, study: Study, fixed: str = "") -> str:
-        """A parent run, without children; returns its id."""
+        """Add a parent run without children; return its id."""
         tags = {"role": "sweep", "study": study.name, "swept": ", ".join([*study.factors, "seed"]), "fixed": fixed}
         with self.start(study.name, tags) as tracker:
             return tracker.run_id
@@ -161,10 +161,10 @@ class StudyStore:
         minutes: float = 2.0,
         shift: float = 0.0,
     ) -> str:
-        """A job's run, failed if there is an error; returns its id.
+        """Add the run of a job, failed if `error` is given; return its id.
 
         Args:
-            shift: added to its metrics, so that they are not those of its files.
+            shift: added to the metrics, so that they differ from the evaluation files.
         """
         name = "-".join([*levels.values(), f"s{seed}"])
         tags = {**levels, "seed": seed, "role": "train", "mlflow.parentRunId": sweep_id, "job": name}

@@ -1,4 +1,4 @@
-"""Every yaml of conf/ composes, and what it names can be built."""
+"""Every yaml of conf/ composes, and its classes build."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_option_composes(group: str, option: str):
 
 
 @pytest.mark.parametrize(("group", "option"), every_option())
-def test_option_says_what_it_is_in_its_first_lines(group: str, option: str):
+def test_option_starts_with_a_comment(group: str, option: str):
     lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
     assert all(line.startswith("# ") for line in lines[: 2 if lines[0].startswith("# @package") else 1])
 
@@ -105,13 +105,13 @@ def test_evaluators_build():
     assert all(isinstance(build(node, Evaluator), Evaluator) for node in config["evaluation"].values())
 
 
-def test_debug_goes_with_every_dataset():
+def test_debug_composes_with_every_dataset():
     for dataset in options("dataset"):
         config = compose_plain(["experiment=debug", f"dataset={dataset}", *REQUIRED.get(dataset, [])])
         assert config["dataset"]["batch_size"] == 4
 
 
-def test_evaluate_needs_nothing_but_a_checkpoint():
+def test_evaluate_requires_only_a_checkpoint():
     config = compose_plain(["checkpoint=x"], name="evaluate")
     assert not {"dataset", "evaluation"} & set(config)
 

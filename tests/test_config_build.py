@@ -41,7 +41,7 @@ def __getattr__(name):
 
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a module `clap.stand_in` that exists for one test."""
+    """The folder of a module `clap.stand_in`, which is importable for one test."""
     (tmp_path / "stand_in.py").write_text(PARTS)
     monkeypatch.setattr(clap, "__path__", [*clap.__path__, str(tmp_path)])
     yield tmp_path

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, on a checkpoint and on a study's runs."""
+"""The notebook runs on a checkpoint and on the runs of a study."""
 
 from pathlib import Path
 
@@ -32,9 +32,9 @@ def test_notebook_runs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mon
     shown = "\n".join(output.get("text", "") + str(output.get("data", "")) for output in outputs)
     table = "text-to-audio recall@1"
     for part in ("12 test clips of synthetic", "image/png", "audio/wav", "of the captions find", table):
-        assert part in shown, f"{part} is not among what the notebook shows"
+        assert part in shown, f"{part} is not in the output of the notebook"
 
 
-def test_notebook_is_kept_without_outputs():
-    """Sounds in it would weigh megabytes."""
+def test_notebook_is_stored_without_outputs():
+    """Embedded audio takes megabytes."""
     assert not any(cell.get("outputs") for cell in nbformat.read(NOTEBOOK, as_version=4).cells)

@@ -1,4 +1,4 @@
-"""python -m clap report from its arguments to its files, on a store written by hand."""
+"""`python -m clap report` on a synthetic store, from its arguments to its files."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
-    """A sweep with two cells of four, three seeds each."""
+    """A sweep with two of four cells, three seeds each."""
     store = StudyStore(tmp_path_factory.mktemp("store"))
     sweep_id = store.add_sweep(STUDY, "experiment=encoder_ablation")
     for place, levels in enumerate(STUDY.cells()[:2]):
@@ -49,7 +49,7 @@ def test_report_writes_note_tables_figures_and_lineage(
     assert printed.splitlines()[0] in (tmp_path / "encoder_ablation.md").read_text()
 
 
-def test_second_report_is_identical_and_keeps_what_the_author_wrote(store: StudyStore, tmp_path: Path) -> None:
+def test_second_report_is_identical_and_keeps_the_text_of_the_author(store: StudyStore, tmp_path: Path) -> None:
     write(store, tmp_path)
     note = tmp_path / "encoder_ablation.md"
     note.write_text(note.read_text().replace("**Answer.**", "**Answer.** The text encoder."))
@@ -58,7 +58,7 @@ def test_second_report_is_identical_and_keeps_what_the_author_wrote(store: Study
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_note_without_a_place_for_the_report_leaves_everything_as_it_was(store: StudyStore, tmp_path: Path) -> None:
+def test_note_without_a_report_block_is_not_changed(store: StudyStore, tmp_path: Path) -> None:
     note = tmp_path / "encoder_ablation.md"
     note.write_text("# Mine\n")
     with pytest.raises(SystemExit, match="error: .*encoder_ablation.md does not have exactly one line <!-- report -->"):
@@ -66,19 +66,19 @@ def test_note_without_a_place_for_the_report_leaves_everything_as_it_was(store: 
     assert list(tmp_path.iterdir()) == [note] and note.read_text() == "# Mine\n"
 
 
-def test_report_names_no_place_of_this_machine(store: StudyStore, tmp_path: Path) -> None:
+def test_report_contains_no_local_paths(store: StudyStore, tmp_path: Path) -> None:
     write(store, tmp_path)
     for path in tmp_path.rglob("*.*"):
         if path.suffix != ".png":
             assert str(store.folder) not in path.read_text() and str(tmp_path) not in path.read_text()
 
 
-def test_named_sweep_is_read(store: StudyStore, tmp_path: Path) -> None:
+def test_unknown_sweep_is_rejected(store: StudyStore, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="error: --sweep xyz is not a sweep of encoder_ablation"):
         write(store, tmp_path, "--sweep", "xyz")
 
 
-def test_mixed_protocols_end_in_one_line(tmp_path: Path) -> None:
+def test_mixed_protocols_are_one_line(tmp_path: Path) -> None:
     store = StudyStore(tmp_path / "store")
     sweep_id = store.add_sweep(STUDY)
     store.add_run(sweep_id, STUDY.cells()[0], "0")
@@ -90,12 +90,12 @@ def test_mixed_protocols_end_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_absent_store_ends_in_one_line(tmp_path: Path) -> None:
+def test_absent_store_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="error: MLflow store .*none.db does not exist; run the study first"):
         main(["report", STUDY.name, "--uri", str(tmp_path / "none.db"), "--output", str(tmp_path)])
 
 
-def test_file_that_is_no_store_ends_in_one_line(tmp_path: Path) -> None:
+def test_file_that_is_not_a_store_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     path.write_text("not a database, " * 100)
     with pytest.raises(SystemExit) as stop:
@@ -103,7 +103,7 @@ def test_file_that_is_no_store_ends_in_one_line(tmp_path: Path) -> None:
     assert str(stop.value).startswith("error: ") and "\n" not in str(stop.value)
 
 
-def test_misspelt_study_ends_in_one_line_that_lists_the_studies() -> None:
+def test_misspelt_study_is_one_line_that_lists_the_studies() -> None:
     command = [sys.executable, "experiments/report.py", "encoder_ablations"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert result.returncode == 1 and result.stdout == ""

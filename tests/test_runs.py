@@ -1,4 +1,4 @@
-"""Sweeps are written to a real SQLite store and read back as cells, scores and curves."""
+"""A sweep in a SQLite store is read as cells, scores and curves."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ SECOND = FIRST | {"text_encoder": "gpt2_nano"}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
-    """One store for all tests, each with a study of its own."""
+    """One store for all tests; each test adds its own study."""
     return StudyStore(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
 def found(store: StudyStore) -> StudyRuns:
-    """A sweep with a complete cell, one with a failed run, one with a killed run, and one without any."""
+    """A sweep with a complete cell, a cell with a failed run, one with a killed run, and one without runs."""
     study = make_study("unfinished")
     sweep_id = store.add_sweep(study, "experiment=unfinished trainer.max_epochs=2")
     for seed in study.seeds:
@@ -40,7 +40,7 @@ def test_runs_are_found_by_their_levels_and_seed(found: StudyRuns) -> None:
     }
 
 
-def test_seeds_without_a_result_say_why(found: StudyRuns) -> None:
+def test_seeds_without_a_result_have_a_reason(found: StudyRuns) -> None:
     assert found.cells[0].gaps == {}
     assert found.cells[1].gaps == {"1": "failed: ValueError: the loss is nan", "2": "missing"}
     assert found.cells[2].gaps == {"0": "stopped", "1": "missing", "2": "missing"}
@@ -51,7 +51,7 @@ def test_run_of_no_cell_is_not_counted(found: StudyRuns) -> None:
     assert [run.name for run in found.others] == ["timm-roberta_nano-s0"]
 
 
-def test_run_has_its_origin(found: StudyRuns) -> None:
+def test_run_has_its_lineage(found: StudyRuns) -> None:
     run = found.cells[0].finished["0"]
     assert run.commit == "0123456789abcdef0123456789abcdef01234567-dirty"
     assert run.machine == "2 CPU cores, torch 2.11.0"
@@ -69,7 +69,7 @@ def test_scores_and_curves_are_read(found: StudyRuns) -> None:
     assert found.curves[LEADING.replace("test", "val")][run.id][0].tolist() == [9, 19, 29, 39]
 
 
-def test_config_digest_excludes_seed_and_places() -> None:
+def test_config_digest_ignores_seed_and_local_settings() -> None:
     params = {"seed": "0", "tracking.uri": "a.db", "dataset.root": "a", "optimizer.lr": "0.1"}
     run = Run("id", "name", "FINISHED", "0", {}, params=params)
     same = Run(
@@ -79,7 +79,7 @@ def test_config_digest_excludes_seed_and_places() -> None:
     assert run.config_digest == same.config_digest != other.config_digest
 
 
-def test_newest_finished_run_of_a_seed_counts(store: StudyStore) -> None:
+def test_newest_finished_run_of_a_seed_is_used(store: StudyStore) -> None:
     study = make_study("twice", seeds=["0"])
     sweep_id = store.add_sweep(study)
     first = store.add_run(sweep_id, FIRST, "0")
@@ -90,7 +90,7 @@ def test_newest_finished_run_of_a_seed_counts(store: StudyStore) -> None:
     assert [run.id for run in found.others] == [first, third]
 
 
-def test_newest_sweep_is_read_unless_another_is_named(store: StudyStore) -> None:
+def test_newest_sweep_is_read_by_default(store: StudyStore) -> None:
     study = make_study("again", seeds=["0"])
     sweeps = [store.add_sweep(study) for _ in range(2)]
     for sweep_id in sweeps:
@@ -103,7 +103,7 @@ def test_newest_sweep_is_read_unless_another_is_named(store: StudyStore) -> None
         read_study_runs(study, store.uri, sweep_id="xyz")
 
 
-def test_factor_and_seed_that_the_command_line_fixed_are_known(store: StudyStore) -> None:
+def test_fixed_factor_and_seed_are_read_from_the_sweep(store: StudyStore) -> None:
     study = make_study("fixed", seeds=["0", "1"])
     sweep_id = store.add_sweep(study, "text_encoder=gpt2_nano seed=1")
     store.add_run(sweep_id, {"audio_encoder": "htsat_nano"}, "1")
@@ -111,7 +111,7 @@ def test_factor_and_seed_that_the_command_line_fixed_are_known(store: StudyStore
     assert list(found.cells[3].finished) == ["1"] and not found.others
 
 
-def test_seed_beyond_the_yaml_counts(store: StudyStore) -> None:
+def test_seed_that_is_not_in_the_yaml_is_used(store: StudyStore) -> None:
     study = make_study("more", seeds=["0"])
     sweep_id = store.add_sweep(study)
     for seed in ("0", "10", "9"):
@@ -119,7 +119,7 @@ def test_seed_beyond_the_yaml_counts(store: StudyStore) -> None:
     assert list(read_study_runs(study, store.uri).cells[0].finished) == ["0", "9", "10"]
 
 
-def test_runs_of_two_protocols_are_refused(store: StudyStore) -> None:
+def test_runs_of_two_protocols_are_rejected(store: StudyStore) -> None:
     study = make_study("mixed", seeds=["0"])
     sweep_id = store.add_sweep(study)
     store.add_run(sweep_id, FIRST, "0")
@@ -128,7 +128,7 @@ def test_runs_of_two_protocols_are_refused(store: StudyStore) -> None:
         read_study_runs(study, store.uri)
 
 
-def test_metric_that_no_run_has_is_refused(store: StudyStore) -> None:
+def test_missing_metric_is_rejected(store: StudyStore) -> None:
     study = make_study("wrong_metric", seeds=["0"], metrics=["test/synthetic/zero_shot/accuracy"])
     store.add_run(store.add_sweep(study), FIRST, "0")
     with pytest.raises(
@@ -137,7 +137,7 @@ def test_metric_that_no_run_has_is_refused(store: StudyStore) -> None:
         read_study_runs(study, store.uri)
 
 
-def test_run_without_artifacts_is_refused(store: StudyStore) -> None:
+def test_run_without_artifacts_is_rejected(store: StudyStore) -> None:
     study = make_study("lost", seeds=["0"])
     run_id = store.add_run(store.add_sweep(study), FIRST, "0")
     (path,) = Path(store.folder, "mlartifacts").glob(f"{run_id}/artifacts/evaluation/*.npz")
@@ -146,21 +146,19 @@ def test_run_without_artifacts_is_refused(store: StudyStore) -> None:
         read_study_runs(study, store.uri)
 
 
-def test_sweep_without_a_finished_run_is_refused(store: StudyStore) -> None:
+def test_sweep_without_a_finished_run_is_rejected(store: StudyStore) -> None:
     study = make_study("all_failed")
     store.add_run(store.add_sweep(study), FIRST, "0", error="no memory")
     with pytest.raises(ValueError, match=r"no finished run .* \(1 unfinished, the first failed: no memory"):
         read_study_runs(study, store.uri)
 
 
-def test_study_that_was_never_run_is_refused(store: StudyStore) -> None:
+def test_study_without_a_sweep_is_rejected(store: StudyStore) -> None:
     with pytest.raises(ValueError, match="has no sweep of never; run `python train.py -m experiment=never`"):
         read_study_runs(make_study("never"), store.uri)
 
 
-def test_absent_store_is_refused_with_its_place_and_not_created(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_absent_store_is_rejected_and_not_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"MLflow store {tmp_path / 'mlflow.db'} does not exist; run the study"):
         read_study_runs(make_study("any"), "mlflow.db")
@@ -171,12 +169,12 @@ def test_overrides_keep_values_with_spaces() -> None:
     assert split_overrides("a=1 b=[x, y] c.d=z") == {"a": "1", "b": "[x, y]", "c.d": "z"}
 
 
-def test_ambiguous_levels_are_named_with_their_factor() -> None:
+def test_unclear_levels_are_named_with_their_factor() -> None:
     factors = {"fusion": ["none", "mean"], "dataset.batch_size": ["16", "32"], "loss": ["symmetric", "sigmoid"]}
     runs = make_runs(make_study("names", factors=factors, seeds=["0"]))
     assert runs.name(runs.cells[-1]) == "fusion=mean, batch_size=32, sigmoid"
 
 
-def test_where_one_factor_changes_a_cell_is_named_by_it() -> None:
+def test_one_at_a_time_cell_is_named_by_its_level() -> None:
     runs = make_runs(make_study("names", design="one_at_a_time", seeds=["0"]))
     assert [runs.name(cell) for cell in runs.cells] == ["baseline", "gpt2_nano", "htsat_nano"]

@@ -1,4 +1,4 @@
-"""Intervals and tests against stored values, scipy and simulated studies of a known truth."""
+"""Intervals and tests against published values, scipy and simulations with a known truth."""
 
 import math
 from collections.abc import Callable
@@ -35,12 +35,12 @@ def test_wilson_interval_equals_published_values(hits: int, count: int, low: flo
 
 
 @pytest.mark.parametrize("count", [1, 7, 80, 1000.5])
-def test_wilson_interval_contains_its_proportion_at_the_ends(count: float) -> None:
+def test_wilson_interval_contains_proportions_0_and_1(count: float) -> None:
     assert wilson_interval(0, count).low == 0 and 0 < wilson_interval(0, count).high < 1
     assert wilson_interval(1, count).high == 1 and 0 < wilson_interval(1, count).low < 1
 
 
-def test_clip_interval_is_near_the_clustered_standard_error() -> None:
+def test_clip_interval_approximates_the_clustered_standard_error() -> None:
     generator = np.random.default_rng(0)
     counts = generator.integers(1, 6, 400)
     totals = generator.binomial(counts, generator.beta(1, 1, 400)).astype(float)
@@ -51,43 +51,43 @@ def test_clip_interval_is_near_the_clustered_standard_error() -> None:
     assert found == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.1 * error)
 
 
-def test_clip_interval_does_not_take_captions_for_clips() -> None:
+def test_clip_interval_does_not_count_captions_as_clips() -> None:
     hits = np.random.default_rng(0).integers(0, 2, 100)
     once, five_times = clip_interval(hits, np.ones(100)), clip_interval(5 * hits, np.full(100, 5))
     assert ends(five_times) == pytest.approx(ends(once))
 
 
-def test_clip_interval_repeats_with_its_seed() -> None:
+def test_clip_interval_is_reproducible() -> None:
     totals, counts = np.random.default_rng(0).random(50), np.ones(50)
     assert clip_interval(totals, counts) == clip_interval(totals, counts)
     assert clip_interval(totals, counts) != clip_interval(totals, counts, seed=1)
 
 
 @pytest.mark.parametrize("hits", [0, 9, 71, 80])
-def test_clip_interval_is_wilsons_near_zero_and_one(hits: int) -> None:
+def test_clip_interval_is_wilson_interval_near_0_and_1(hits: int) -> None:
     totals = 5 * (np.arange(80) < hits)
     assert ends(clip_interval(totals, np.full(80, 5))) == pytest.approx(ends(wilson_interval(hits / 80, 80)))
 
 
-def test_clip_interval_near_one_counts_a_long_clip_as_less_than_its_queries() -> None:
+def test_clip_interval_near_1_uses_the_effective_number_of_clips() -> None:
     counts = np.array([1] * 50 + [50])
     expected = wilson_interval(1.0, 100**2 / (50 + 50**2))
     assert ends(clip_interval(counts, counts)) == pytest.approx(ends(expected))
 
 
-def test_clip_interval_knows_hits_despite_rounding() -> None:
+def test_clip_interval_detects_hits_despite_rounding() -> None:
     assert clip_interval(np.full(80, 1 + 1e-7), np.ones(80)) == clip_interval(np.ones(80), np.ones(80))
 
 
-def test_clip_interval_resamples_scores_that_are_not_hits() -> None:
-    totals = np.random.default_rng(0).uniform(0, 0.02, 50)  # near 0, but not of few hits
+def test_clip_interval_resamples_scores_that_are_not_binary() -> None:
+    totals = np.random.default_rng(0).uniform(0, 0.02, 50)  # near 0, but not binary
     assert clip_interval(totals, np.ones(50)).high < 0.02
 
 
 @pytest.mark.parametrize("quality", [0.03, 0.5, 0.97])
-def test_clip_interval_covers(quality: float) -> None:
+def test_clip_interval_covers_the_truth(quality: float) -> None:
     generator = np.random.default_rng(0)
-    chance = generator.beta(2 * quality, 2 * (1 - quality), (300, 80))  # of a clip's five captions
+    chance = generator.beta(2 * quality, 2 * (1 - quality), (300, 80))  # hit probability of a clip's five captions
     intervals = [clip_interval(totals, np.full(80, 5), draws=200) for totals in generator.binomial(5, chance)]
     assert np.mean([interval.low <= quality <= interval.high for interval in intervals]) > 0.93
 
@@ -120,10 +120,10 @@ def test_compare_pairs_clips() -> None:
     assert found.difference == pytest.approx((other - baseline).mean())
     assert found.p_value is not None and found.p_value < 0.01 and low > 0
     low_alone, high_alone = ends(seed_interval(other))
-    assert high - low < 0.8 * (high_alone - low_alone)  # the clips' difficulty is gone
+    assert high - low < 0.8 * (high_alone - low_alone)  # the difficulty of the clips cancels
 
 
-def test_compare_changes_sign_with_its_order() -> None:
+def test_compare_is_antisymmetric() -> None:
     baseline, other = make_study()
     there, back = compare(baseline, other), compare(other, baseline)
     assert (there.difference, there.p_value) == pytest.approx((-back.difference, back.p_value))
@@ -136,7 +136,7 @@ def test_p_value_is_the_level_whose_interval_touches_zero() -> None:
     assert ends(touching.interval)[0] == pytest.approx(0, abs=1e-9)
 
 
-def test_counts_weigh_clips() -> None:
+def test_counts_weight_clips() -> None:
     baseline, other = make_study()
     counts = np.arange(1, 61)
     assert compare(baseline, other, counts).difference == pytest.approx(
@@ -147,22 +147,22 @@ def test_counts_weigh_clips() -> None:
 
 
 @pytest.mark.parametrize("num_seeds", [1, 2])
-def test_fewer_than_three_seeds_show_no_interval(num_seeds: int) -> None:
+def test_fewer_than_three_seeds_have_no_interval(num_seeds: int) -> None:
     baseline, other = make_study(num_seeds)
     assert seed_interval(other) is None
     assert compare(baseline, other) == Comparison(pytest.approx((other - baseline).mean()), None, None)
     assert compare(baseline[:, 0], other[:, 0]).interval is None
 
 
-def test_no_noise_means_no_claim() -> None:
+def test_scores_without_noise_have_no_interval() -> None:
     scores = np.full((3, 80), 0.3)
     assert seed_interval(scores) is None
     assert compare(scores, scores + 0.1) == Comparison(pytest.approx(0.1), None, None)
     assert compare([3.0, 3.0, 3.0], [3.0, 3.0, 3.0]) == Comparison(0.0, None, None)
 
 
-def test_holm_equals_hand_worked_example() -> None:
-    """4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04 raised to the one before."""
+def test_holm_equals_a_worked_example() -> None:
+    """4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04 raised to the previous value."""
     assert holm([0.04, 0.01, 0.03, 0.005]) == pytest.approx([0.06, 0.03, 0.06, 0.02])
 
 
@@ -175,13 +175,13 @@ def test_holm_keeps_none_and_does_not_count_it() -> None:
     ("num_seeds", "spread", "num_clips"),
     [(3, 0.0, 80), (3, 0.03, 200), (3, 0.06, 200), (5, 0.06, 200), (10, 0.03, 200), (10, 0.06, 80)],
 )
-def test_coverage_and_false_positives_keep_their_level(num_seeds: int, spread: float, num_clips: int) -> None:
-    """A small version of experiments/benchmarks/calibration.py, two points allowed."""
+def test_coverage_and_false_positives_are_at_the_nominal_level(num_seeds: int, spread: float, num_clips: int) -> None:
+    """A short run of experiments/benchmarks/calibration.py with a tolerance of two points."""
     rates = calibrate(num_seeds, spread, num_clips, draws=1500)
     assert rates.score > 93 and rates.difference > 93 and rates.false_positives < 7
 
 
-def test_simpler_methods_claim_too_much() -> None:
+def test_common_methods_have_wrong_coverage() -> None:
     rates = calibrate(3, 0.06, 200, draws=1500)
     assert rates.score_seed_bootstrap < 80
     assert rates.false_positives_clips_alone > 25
@@ -213,6 +213,6 @@ def test_simpler_methods_claim_too_much() -> None:
         (lambda: holm([1.2]), r"p_values\[0\] is 1.2"),
     ],
 )
-def test_wrong_arguments_are_named(call: Callable[[], object], message: str) -> None:
+def test_wrong_arguments_are_rejected(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Figures are written and read back, and their numbers are checked; a layout warning is an error."""
+"""Figures of a study: layout, files and averages. A layout warning is an error."""
 
 import itertools
 from pathlib import Path
@@ -45,7 +45,7 @@ def draw(runs: StudyRuns) -> dict[str, Figure]:
 
 
 def overlaps(figure: Figure) -> list[str]:
-    """Legends and words that reach into a panel or each other, and panels that reach out of the figure."""
+    """Legends and texts that overlap a panel or each other, and panels outside of the figure."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     panels = [axes for axes in figure.axes if axes.axison]
@@ -68,7 +68,7 @@ def test_nothing_overlaps(study: Study) -> None:
         assert overlaps(figure) == [], name
 
 
-def test_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+def test_figure_files_are_reproducible(tmp_path: Path) -> None:
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
         for name, figure in draw(make_runs(make_study("a"))).items():
@@ -80,7 +80,7 @@ def test_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_pictures_are_not_blank(tmp_path: Path) -> None:
+def test_figures_are_not_blank(tmp_path: Path) -> None:
     for name, figure in draw(make_runs(make_study("a"))).items():
         save_png_and_svg(figure, tmp_path / name)
         assert imread(tmp_path / f"{name}.png").std() > 0.02
@@ -99,7 +99,7 @@ def test_unfinished_study_is_drawn() -> None:
     assert words.count("no result") == 2
 
 
-def test_level_is_the_mean_over_the_other_factors() -> None:
+def test_main_effect_is_the_mean_over_other_factors() -> None:
     runs = make_runs(make_study("a"))
     column, found = runs.columns[0], average_levels(runs, ["text_encoder"])
     scores = [column.matrix(runs.cells[place].ids()) for place in (0, 2)]
@@ -108,7 +108,7 @@ def test_level_is_the_mean_over_the_other_factors() -> None:
     assert point.interval == seed_interval(np.mean(scores, axis=0), column.counts)
 
 
-def test_levels_are_averaged_over_combinations_that_all_have() -> None:
+def test_levels_are_averaged_over_common_combinations() -> None:
     runs = make_runs(make_study("a"), without={(3, seed): "" for seed in "012"})
     found = average_levels(runs, ["audio_encoder"])
     assert (found.used, found.total) == (1, 2)
@@ -116,23 +116,23 @@ def test_levels_are_averaged_over_combinations_that_all_have() -> None:
     assert found.points[("cnn14_nano",)].mean == pytest.approx(expected)
 
 
-def test_averages_use_the_seeds_that_all_cells_have() -> None:
+def test_levels_are_averaged_over_common_seeds() -> None:
     runs = make_runs(make_study("a", seeds=["0", "1", "2", "3"]), without={(2, "0"): "no memory"})
     scores = [runs.columns[0].matrix(runs.cells[place].ids(["1", "2", "3"])) for place in (0, 2)]
     assert average_levels(runs, ["text_encoder"]).points[("roberta_nano",)].mean == pytest.approx(np.mean(scores))
 
 
-def test_front_holds_what_no_other_beats() -> None:
+def test_pareto_front_excludes_dominated_items() -> None:
     assert find_pareto_front([3, 1, 2, 4, 1], [0.5, 0.2, 0.1, 0.5, 0.3]) == [4, 0]
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
-def test_every_cell_looks_different(study: Study) -> None:
+def test_every_cell_has_its_own_style(study: Study) -> None:
     runs = make_runs(study)
     assert len(set(choose_styles(runs).values())) == len(runs.cells)
 
 
-def test_caption_names_bars_and_bands() -> None:
+def test_caption_describes_error_bars_and_bands() -> None:
     runs = make_runs(make_study("a"))
     assert "95 % intervals over seeds and clips" in describe_figure("main_effects", runs)
     assert "from the lowest to the highest seed" in describe_figure("learning_curves", runs)

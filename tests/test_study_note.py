@@ -1,4 +1,4 @@
-"""The note of a study: the parts that a report replaces, and its sentences about the numbers."""
+"""The note of a study: the block that a report replaces, and its description of the numbers."""
 
 from pathlib import Path
 
@@ -21,20 +21,20 @@ def as_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_only_the_report_is_replaced() -> None:
+def test_only_the_report_block_is_replaced() -> None:
     note = f"# Mine\n\n{BEGIN}\nold\n{END}\n\n**Answer.** Yes.\n"
     assert replace_block(note, f"{BEGIN}\nnew\n{END}", NOTE) == note.replace("old", "new")
 
 
 @pytest.mark.parametrize("note", ["# Mine\n", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n"])
-def test_note_without_a_place_is_refused(note: str) -> None:
+def test_note_without_a_report_block_is_rejected(note: str) -> None:
     with pytest.raises(
         ValueError, match=f"{NOTE} does not have exactly one line {BEGIN} and one line {END} below it; add"
     ):
         replace_block(note, "new", NOTE)
 
 
-def test_new_note_takes_the_same_report_again() -> None:
+def test_new_note_contains_the_report_block() -> None:
     runs = make_runs(make_study("grid"))
     block = write_block(runs)
     note = make_note(runs, block, "Which one?")
@@ -48,7 +48,7 @@ def test_question_is_the_comment_above_the_command(tmp_path: Path) -> None:
     assert read_question(yaml) == "Which one? Of all."
 
 
-def test_command_excludes_places_of_this_machine() -> None:
+def test_command_omits_local_paths() -> None:
     runs = make_runs(make_study("grid", seeds=["0"]))
     runs.fixed |= {"experiment": "grid", "tracking.uri": "/tmp/x.db", "dataset.root": "/data/x", "embed_dim": "64"}
     assert format_command(runs) == "python train.py -m experiment=grid dataset.root=FOLDER embed_dim=64"
@@ -76,7 +76,7 @@ def test_missing_baseline_is_reported() -> None:
     assert "- cnn14_nano, roberta_nano: 0 of 3 seeds; seeds 0, 1, 2 failed: no memory" in text
 
 
-def test_protocol_commit_and_links_are_given() -> None:
+def test_protocol_commit_and_links_are_shown() -> None:
     runs = make_runs(make_study("grid"))
     text = as_line(write_block(runs))
     assert f"Protocol `{runs.columns[0].protocol['hash']}`" in text and "20 of 20 clips" in text
@@ -84,21 +84,21 @@ def test_protocol_commit_and_links_are_given() -> None:
     assert "[lineage](grid/lineage.md)" in text and "![Main effects](grid/main_effects.png)" in text
 
 
-def test_missing_clips_are_reported_with_the_table() -> None:
+def test_missing_clips_are_reported() -> None:
     runs = make_runs(make_study("grid"))
     for column in runs.columns:
         column.protocol |= {"clips": "18 of 20", "published_clips": 25}
     assert "test split, 18 of 20 clips (25 published)" in as_line(write_block(runs))
 
 
-def test_metric_without_values_a_clip_is_reported_for_these_clips_only() -> None:
+def test_metric_without_per_clip_values_is_described() -> None:
     runs = make_runs(make_study("rank", metrics=[LEADING, "test/synthetic/text_to_audio/median_rank"]))
     assert "For text-to-audio median rank, which is not a mean over clips, it is over seeds only" in as_line(
         write_block(runs)
     )
 
 
-def test_filled_lines_keep_code_and_links_whole() -> None:
+def test_wrapped_lines_do_not_break_code_and_links() -> None:
     text = wrap_lines("word " * 24 + "`python train.py -m experiment=grid` and [all numbers](a.csv) " + "word " * 20)
     assert "`python train.py -m experiment=grid`" in text and "[all numbers](a.csv)" in text
     assert max(map(len, text.splitlines())) <= 130

@@ -1,4 +1,4 @@
-"""The table's numbers are those of the statistics module, and the same in every notation."""
+"""The table of a study contains the numbers of the statistics module, in Markdown, LaTeX and CSV."""
 
 import csv
 import io
@@ -52,27 +52,27 @@ def test_all_tests_of_a_table_are_corrected_together() -> None:
     assert [result.adjusted for result in results] == holm([result.comparison.p_value for result in results])
 
 
-def test_two_seeds_show_neither_interval_nor_test() -> None:
+def test_two_seeds_have_no_interval_and_no_test() -> None:
     rows = make_rows(make_runs(make_study("grid", seeds=["0", "1"])))
     result = rows[1].results[LEADING]
     assert result.interval is None and result.adjusted is None
     assert result.comparison.difference == pytest.approx(result.mean - rows[0].results[LEADING].mean)
 
 
-def test_difference_pairs_the_seeds_that_both_have() -> None:
+def test_difference_pairs_common_seeds() -> None:
     runs = make_runs(make_study("grid", seeds=["0", "1", "2", "3"]), without={(0, "0"): "", (1, "3"): "no memory"})
     column, (baseline, cell) = runs.columns[0], runs.cells[:2]
     expected = compare(column.matrix(baseline.ids(["1", "2"])), column.matrix(cell.ids(["1", "2"])), column.counts)
     assert make_rows(runs)[1].results[LEADING].comparison == expected
 
 
-def test_without_a_baseline_there_is_no_difference() -> None:
+def test_missing_baseline_gives_no_difference() -> None:
     runs = make_runs(make_study("grid"), without={(0, seed): "" for seed in "012"})
     lines = format_table(runs, make_rows(runs))
     assert lines[1][2] == "missing" and lines[2][3] == "–"
 
 
-def test_missing_and_failed_cells_are_shown_as_such() -> None:
+def test_missing_and_failed_cells_are_marked() -> None:
     runs = make_runs(make_study("grid"), without=UNFINISHED)
     _, *lines = format_table(runs, make_rows(runs))
     assert [line[2].split(":")[0] for line in lines[2:]] == ["failed", "missing"]
@@ -81,7 +81,7 @@ def test_missing_and_failed_cells_are_shown_as_such() -> None:
     assert describe_gaps(runs.cells[3]) == "0 of 3 seeds; seeds 0, 1, 2 missing"
 
 
-def test_markdown_has_a_cell_for_each_column_despite_bars_in_an_error() -> None:
+def test_markdown_escapes_bars_in_an_error() -> None:
     runs = make_runs(make_study("grid"), without=UNFINISHED)
     lines = to_markdown(format_table(runs, make_rows(runs)), 2).replace(r"\|", "").splitlines()
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
@@ -96,12 +96,12 @@ def test_latex_has_a_cell_for_each_column() -> None:
     assert text.startswith("% All of it.\n") and r"\begin{tabular}{llrrrrrrr}" in text
 
 
-def test_latex_escapes_what_it_would_read() -> None:
+def test_latex_escapes_special_characters() -> None:
     assert escape_latex("a_b & 5 % {x} \\") == r"a\_b \& 5 \% \{x\} \textbackslash{}"
     assert escape_latex("-0.012 ± 0.1, cnn-14") == r"$-$0.012 $\pm$ 0.1, cnn-14"
 
 
-def test_csv_keeps_every_digit() -> None:
+def test_csv_has_full_precision() -> None:
     runs = make_runs(make_study("grid"))
     rows = make_rows(runs)
     records = read_csv(to_csv(make_cell_records(runs, rows)))
@@ -114,7 +114,7 @@ def test_csv_keeps_every_digit() -> None:
     assert records[0][f"{LEADING}/clips"] == "20 of 20 clips"
 
 
-def test_csv_of_runs_has_the_interval_over_clips_of_each() -> None:
+def test_csv_of_runs_has_intervals_over_clips() -> None:
     runs = make_runs(make_study("grid"), without=UNFINISHED)
     within = {column.metric: compute_clip_intervals(column) for column in runs.columns}
     records = read_csv(to_csv(make_run_records(runs, within)))
@@ -124,7 +124,7 @@ def test_csv_of_runs_has_the_interval_over_clips_of_each() -> None:
     assert [record["outcome"] for record in records[3:6]] == ["finished", "failed: the loss is nan", "missing"]
 
 
-def test_lineage_leads_to_every_run() -> None:
+def test_lineage_lists_every_run() -> None:
     runs = make_runs(make_study("grid"), without=UNFINISHED)
     lines = format_lineage(runs).splitlines()[2:]
     assert len(lines) == 12
@@ -133,7 +133,7 @@ def test_lineage_leads_to_every_run() -> None:
         assert run.commit in line and run.config_digest in line and run.name in line
 
 
-def test_metric_without_values_a_clip_is_compared_over_seeds() -> None:
+def test_metric_without_per_clip_values_is_compared_over_seeds() -> None:
     metric = "test/synthetic/text_to_audio/median_rank"
     runs = make_runs(make_study("rank", metrics=[LEADING, metric]))
     column = runs.columns[1]
@@ -142,7 +142,7 @@ def test_metric_without_values_a_clip_is_compared_over_seeds() -> None:
     assert compute_clip_intervals(column) == {}
 
 
-def test_heading_has_every_metric_and_cost() -> None:
+def test_header_has_every_metric_and_cost() -> None:
     runs = make_runs(make_study("grid", factors={"dataset.batch_size": ["16", "32"]}, metrics=METRICS))
     header = format_table(runs, make_rows(runs))[0]
     assert header == [
@@ -151,7 +151,7 @@ def test_heading_has_every_metric_and_cost() -> None:
     ]  # fmt: skip
 
 
-def test_numbers_are_short() -> None:
+def test_numbers_are_rounded() -> None:
     assert [format_number(value, "+") for value in (0.12345, -1e-18, 123.45)] == ["+0.123", "+0.000", "+123.5"]
     assert [format_p(value) for value in (0.0004, 0.0123, 0.5)] == ["p < 0.001", "p = 0.012", "p = 0.50"]
     assert format_cost("cost/parameters", 2_012_585) == "2.01 M"

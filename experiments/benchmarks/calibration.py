@@ -22,11 +22,8 @@ from clap.study.statistics import student_t
 SEEDS, SPREADS, CLIPS = (3, 5, 10), (0.0, 0.03, 0.06), (80, 200, 1000)
 LEVEL = 0.95
 TOLERANCE = 2.0  # percentage points
-QUALITY, GAP = 0.4, 0.05  # mean hit probability before clipping to [0, 1]; advantage of the better configuration
-CLIP_SPREAD, INTERACTION = (
-    0.3,
-    0.15,
-)  # standard deviation of a clip's difficulty for all configurations, and for one of them
+QUALITY, GAP = 0.4, 0.05  # mean hit probability before clipping to [0, 1]; lead of the better configuration
+CLIP_SPREAD, INTERACTION = 0.3, 0.15  # standard deviations of a clip's difficulty, and of that for one configuration
 BATCH = 1_000_000  # scores per batch of draws
 RESAMPLES = 1000
 

@@ -183,9 +183,8 @@ def main() -> None:
     formats = parser.parse_args().formats
     torch.set_num_threads(1)
     keep_freed_memory()
-    print(
-        "| | bare, clips/s | clap | / bare | 30 s / 10 s | 1 worker | 2 | scaling | cached | / clap | cached, 1 | cached, 2 |"
-    )
+    columns = ["bare, clips/s", "clap", "/ bare", "30 s / 10 s", "1 worker", "2", "scaling", "cached", "/ clap"]
+    print(f"| | {' | '.join([*columns, 'cached, 1', 'cached, 2'])} |")
     print("|---|" + "--:|" * 11)
     with tempfile.TemporaryDirectory() as name:
         for channels in (1, 2):
