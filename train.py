@@ -49,9 +49,9 @@ def train(cfg: DictConfig) -> float:
     from clap.study.factors import check_metrics
     from clap.study.job import job_tags
     from clap.training.cost import describe_machine
-    from clap.training.settings import TrainerSettings
     from clap.training.state import find_resume, read_run_id
     from clap.training.trainer import ClapTrainer
+    from clap.training.trainer_settings import TrainerSettings
 
     torch.manual_seed(cfg.seed)
     resume_from = find_resume(cfg.resume, run_dir)

@@ -19,8 +19,8 @@ from clap.dataset.registry import open_corpus
 from clap.evaluation.evaluator import Evaluator
 from clap.loss import SymmetricCrossEntropyLoss
 from clap.model import Clap
-from clap.training.settings import TrainerSettings
 from clap.training.trainer import ClapTrainer
+from clap.training.trainer_settings import TrainerSettings
 
 LONG = {"min_duration": 30.0, "max_duration": 30.0}  # seconds
 SHORT = {"min_duration": 3.0, "max_duration": 3.0}

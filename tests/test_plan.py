@@ -19,7 +19,7 @@ from clap.study.estimate import count_steps
 from clap.study.job import Job
 from clap.study.plan import estimate_job, make_plan
 from clap.study.result_config import read_result_config
-from clap.training.cost import forward_flops as count_flops
+from clap.training.cost import forward_flops, step_flops
 
 STUDY = "encoder_ablation"
 SMALL_DATA = ("dataset.num_train=8", "dataset.num_val=4", "dataset.num_test=4", "dataset.batch_size=4")
@@ -178,11 +178,14 @@ def test_validation_step_counts_as_a_third_of_a_training_step():
 
 def count_step(*overrides: str) -> int:
     config = compose_config(*TINY, "dataset.batch_size=2", *overrides)
-    return estimate.count_flops(build_on_meta(config), config)
+    settings = config["dataset"]
+    return step_flops(
+        build_on_meta(config), batch_size=settings["batch_size"], max_duration=settings.get("max_duration", 0)
+    )
 
 
 def test_counted_step_is_three_times_forward():
-    forward = 2 * count_flops(Clap.from_config(compose_config(*TINY)))
+    forward = 2 * forward_flops(Clap.from_config(compose_config(*TINY)))
     assert count_step() == pytest.approx(
         3 * forward, rel=0.2
     )  # only one includes the spectrogram, only the other the backward pass
@@ -206,7 +209,7 @@ def test_counted_steps_are_divided_by_the_measured_speed(monkeypatch: pytest.Mon
     monkeypatch.setattr(estimate, "measure_speed", lambda device, precision: 2.0)
     config = compose_config(*TINY, *SMALL_DATA, "trainer.max_epochs=1")
     seconds, basis = estimate.estimate(config, ready=True)
-    assert seconds == pytest.approx((2 + 1 / 3) * estimate.count_flops(build_on_meta(config), config) / 2)
+    assert seconds == pytest.approx((2 + 1 / 3) * count_step(*SMALL_DATA, "dataset.batch_size=4") / 2)
     assert basis.startswith("counted: 2 steps")
 
 

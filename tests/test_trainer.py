@@ -17,7 +17,7 @@ from clap import ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
 from clap.dataset.loader import make_loader
 from clap.dataset.synthetic import Synthetic
 from clap.evaluation.zero_shot import ZeroShot
-from clap.training.settings import TrainerSettings
+from clap.training.trainer_settings import TrainerSettings
 
 
 @pytest.fixture

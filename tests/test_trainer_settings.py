@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from clap import ClapTrainer
-from clap.training.settings import TrainerSettings, make_autocast
+from clap.training.trainer_settings import TrainerSettings, make_autocast
 
 CONFIG = Path(__file__).resolve().parents[1] / "conf" / "config.yaml"
 

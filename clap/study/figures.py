@@ -16,7 +16,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from clap.plotting import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SMOOTHING_POINTS, style_axes, new_figure, running_mean
+from clap.plotting import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    SMOOTHING_POINTS,
+    new_figure,
+    running_mean,
+    style_axes,
+)
 from clap.study.runs import TRAIN_LOSS, Cell, StudyRuns, shorten_key
 from clap.study.scores import Column, label_metric
 from clap.study.statistics import MIN_SEEDS, Interval, seed_interval

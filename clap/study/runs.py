@@ -283,8 +283,8 @@ def read_evaluations(client: MlflowClient, run: Run, folder: Path) -> list[Recor
         return read_results(Path(client.download_artifacts(run.id, "evaluation", str(folder))))
     except (MlflowException, OSError) as error:
         raise FileNotFoundError(
-            f"run {run.name} ({run.id}) lacks its artifacts evaluation/protocol.json and *.npz ({error_summary(error)}), "
-            "which define its metrics; delete the run in MLflow and resume the sweep"
+            f"run {run.name} ({run.id}) lacks its artifacts evaluation/protocol.json and *.npz "
+            f"({error_summary(error)}), which define its metrics; delete the run in MLflow and resume the sweep"
         ) from error
 
 

@@ -88,7 +88,7 @@ def summarize_cell(column: Column, cell: Cell, baseline: Cell) -> Result:
 
 def mean_cost(cell: Cell) -> dict[str, float]:
     """Mean of each cost metric over the finished runs."""
-    found = defaultdict(list)
+    costs = defaultdict(list)
     for run in cell.finished.values():
         for name, value in run.metrics.items():
             if name.startswith("cost/"):

@@ -27,8 +27,8 @@ from clap.run_folder import COST, METRICS, count_clips, describe_clips, find_cou
 from clap.tracking.tracker import Tracker
 from clap.training.cost import measure_cost, reset_peak_memory
 from clap.training.interrupt import stop_on_signal
-from clap.training.settings import TrainerSettings, check_count, make_autocast
 from clap.training.state import collect_state, restore_state
+from clap.training.trainer_settings import TrainerSettings, check_count, make_autocast
 
 log = logging.getLogger(__name__)
 
