@@ -27,6 +27,6 @@ def test_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fill_disk)
-    with pytest.raises(OSError, match="e.npz: not written .No space left on device.; what was there before"):
+    with pytest.raises(OSError, match="e.npz: not written .No space left on device.; an existing file is unchanged"):
         write_atomic(path, b"after")
     assert [item.name for item in tmp_path.iterdir()] == ["e.npz"] and path.read_bytes() == b"before"

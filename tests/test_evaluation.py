@@ -11,6 +11,7 @@ from numpy.testing import assert_array_equal
 
 from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
+from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.loader import make_loader
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits
 from clap.evaluation.evaluator import evaluate
@@ -44,8 +45,8 @@ def clips(tones) -> list[Clip]:
     return [Clip(f"clip {i}", captions[i], tones[i], ["dog", "rain", "siren"][i % 3]) for i in range(8)]
 
 
-def make_dataset(clips: list[Clip], **options) -> ClapDataset:
-    return ClapDataset(Tones(clips), "test", sample_rate=16_000, **options)
+def make_dataset(clips: list[Clip], *, window: float | None = None, **settings) -> ClapDataset:
+    return ClapDataset(Tones(clips), "test", sample_rate=16_000, window=window, settings=DatasetSettings(**settings))
 
 
 def run(clap, clips: list[Clip], evaluator, *, batch_size: int = 4, **options):
@@ -318,7 +319,7 @@ def test_mixed_rates_and_channels_are_fine(clap, clips, tmp_path):
 def evaluate_two(clap, first: list[Clip], second: list[Clip], **options):
     corpora = [Tones(first), Tones(second)]
     corpora[1].name = "others"
-    dataset = ClapDataset(corpora, "test", sample_rate=16_000, **options)
+    dataset = ClapDataset(corpora, "test", sample_rate=16_000, settings=DatasetSettings(**options))
     loader = make_loader(dataset, clap.collate, batch_size=4, num_workers=0, shuffle=False)
     return evaluate(clap, loader, {"retrieval": Retrieval()})
 

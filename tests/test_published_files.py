@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from clap import Clap
 from clap.published.files import Placeholder, read_json_file, read_pickle, read_state_dict
-from clap.published.hub import find_source
+from clap.published.hub import fetch_source
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(3)}
 
@@ -307,7 +307,7 @@ def test_file_of_no_known_family_is_refused(tmp_path: Path) -> None:
 
 
 def test_path_is_taken_as_it_is(tmp_path: Path) -> None:
-    assert find_source(str(tmp_path)) == tmp_path
+    assert fetch_source(str(tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_path_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_absent_source_is_named(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=source.replace(".", r"\.")) as error:
-        find_source(source)
+        fetch_source(source)
     assert "\n" not in str(error.value)
 
 

@@ -8,7 +8,7 @@ from download_server import FileServer
 
 from clap.published.hub import fetch_source, find_cached
 from clap.published.load import is_published
-from clap.study.downloads import is_here
+from clap.study.downloads import is_cached
 
 CONTENT = bytes(range(256)) * 5000
 
@@ -26,11 +26,11 @@ def server(file_server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_file_of_an_address_is_downloaded_once(server: FileServer, tmp_path: Path):
     address = f"{server.address}/Cnn14_mAP%3D0.431.pth?download=1"
-    assert is_published(address) and not is_here(address, ())
+    assert is_published(address) and not is_cached(address, ())
     path = fetch_source(address)
     assert path == tmp_path / "home" / "hub" / "checkpoints" / "Cnn14_mAP=0.431.pth" == find_cached(address)
     assert path.read_bytes() == CONTENT
-    assert is_here(address, ()) and fetch_source(address) == path and len(server.requests) == 1
+    assert is_cached(address, ()) and fetch_source(address) == path and len(server.requests) == 1
 
 
 def test_absent_file_leaves_nothing(server: FileServer, tmp_path: Path):
