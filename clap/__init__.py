@@ -4,14 +4,24 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Clap", "ClapDataset", "ClapTrainer", "SigmoidLoss", "SymmetricCrossEntropyLoss"]
+__all__ = [
+    "Clap",
+    "ClapDataset",
+    "ClapTrainer",
+    "Evaluator",
+    "SigmoidLoss",
+    "SymmetricCrossEntropyLoss",
+    "TrainerSettings",
+]
 
 _HOMES = {
     "Clap": "clap.model",
     "ClapDataset": "clap.dataset.clips",
     "ClapTrainer": "clap.training.trainer",
+    "Evaluator": "clap.evaluation.evaluator",
     "SigmoidLoss": "clap.loss",
     "SymmetricCrossEntropyLoss": "clap.loss",
+    "TrainerSettings": "clap.training.trainer_settings",
 }
 
 

@@ -1,4 +1,6 @@
-"""Choice of the device."""
+"""Choice of the device, its description, and the random seed."""
+
+import os
 
 import torch
 
@@ -10,3 +12,15 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but PyTorch finds no GPU; set device=cpu or auto")
     return torch.device("cuda" if torch.cuda.is_available() and name != "cpu" else "cpu")
+
+
+def describe_machine(device: torch.device) -> str:
+    """The machine of a run, as `2 CPU cores, torch 2.11.0`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cores} CPU cores"
+    return f"{name}, torch {torch.__version__}"
+
+
+def set_seed(seed: int) -> None:
+    """Seed PyTorch's random numbers on all devices; loaders have generators of their own."""
+    torch.manual_seed(seed)

@@ -142,12 +142,16 @@ class Clap(nn.Module):
         return clap.eval()
 
     @classmethod
-    def init_from(cls, ckpt: str | os.PathLike, config: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> "Clap":
-        """A model that starts from a checkpoint's weights, with its encoders, frontend and tokenizer.
+    def init_from(
+        cls, ckpt: str | os.PathLike | None, config: Mapping[str, Any], *, overrides: Sequence[str] = ()
+    ) -> "Clap":
+        """A model that starts from a checkpoint's weights, with its encoders, frontend and tokenizer; None: all new.
 
         Parts that `overrides` (`key=value`) name are new, as `config` has them; a new encoder brings a new projection,
         a new fusion leaves the rest of the audio encoder, and a new loss brings its logit scale.
         """
+        if ckpt is None:
+            return cls.from_config(config)
         source = cls.from_ckpt(ckpt)
         named = {override.lstrip("+").split("=")[0] for override in overrides}
         refuse_lost(named, ckpt)
@@ -233,6 +237,11 @@ class Clap(nn.Module):
         return self.audio_encoder.sample_rate
 
     @property
+    def input_format(self) -> dict[str, Any]:
+        """What `open_loader` needs to know of the model."""
+        return {"sample_rate": self.sample_rate, "window": self.window, "collate": self.collate}
+
+    @property
     def embed_dim(self) -> int:
         """Width of the embeddings."""
         return self.audio_projection.linear2.out_features
@@ -284,7 +293,7 @@ class Clap(nn.Module):
         self.audio_encoder.set_windows(windows)
         self._windows = windows
 
-    def freeze(self, names: Sequence[str]) -> None:
+    def freeze(self, names: Sequence[str]) -> "Clap":
         """Keep submodules as they are: no gradients, and no dropout or batch statistics while the rest trains."""
         allowed = [name for name, _ in self.named_children()]
         for name in names:
@@ -292,6 +301,7 @@ class Clap(nn.Module):
                 raise ValueError(f"freeze={list(names)}: {name!r} is not one of {', '.join(allowed)}")
             self.get_submodule(name).requires_grad_(False).eval()
         self.frozen = list(names)
+        return self
 
     def train(self, mode: bool = True) -> "Clap":
         super().train(mode)

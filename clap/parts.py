@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clap import checkpoint
 from clap.audio_encoder.base import AudioEncoder
 from clap.config import read_config
-from clap.config.build import build, find_target
+from clap.config.build import build, build_module, find_target
 from clap.fusion import OneWindow
 from clap.published.load import SCALES
 from clap.published.tower import load_tower, open_tower
@@ -51,7 +51,7 @@ def build_audio_encoder(node: Mapping[str, Any], fusion: Mapping[str, Any]) -> A
     Raises:
         ValueError: a fusion other than `none` for an encoder that takes none.
     """
-    encoder_class, policy = find_target(node, AudioEncoder), build(fusion, nn.Module)
+    encoder_class, policy = find_target(node, AudioEncoder), build_module(fusion)
     runtime = {"fusion": policy} if encoder_class.takes_fusion else {}
     if not encoder_class.takes_fusion and not isinstance(policy, OneWindow):
         raise ValueError(
@@ -75,8 +75,8 @@ def build_parts(config: Mapping[str, Any]) -> tuple[nn.Module | None, ...]:
     if embed_dim < 1:
         raise ValueError(f"embed_dim={embed_dim} is no width of an embedding; set it to 1 or more")
     audio_encoder = build_audio_encoder(config["audio_encoder"], config["fusion"])
-    text_encoder = build(config["text_encoder"], nn.Module) if config["text_encoder"] else None  # clapcap has none
-    project = build(config["projection"], nn.Module)
+    text_encoder = build_module(config["text_encoder"]) if config["text_encoder"] else None  # clapcap has none
+    project = build_module(config["projection"])
     audio_projection = project(audio_encoder.output_dim, embed_dim)
     text_projection = project(text_encoder.output_dim, embed_dim) if text_encoder else None
     return audio_encoder, text_encoder, audio_projection, text_projection

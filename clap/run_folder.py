@@ -1,7 +1,8 @@
-"""The files of a run folder, its metric history and clip counts, its lock, and the command that resumes the run."""
+"""The files of a run folder, its metric history, clip counts and lock; the summary and the commit of a run."""
 
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import subprocess
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ from filelock import FileLock, Timeout
 
 from clap.atomic import read_json, read_json_lines
 
+log = logging.getLogger(__name__)
+
 RECORD = "mlflow.json"  # what the MLflow store should have of this run
 HISTORY = "metrics.jsonl"
+JOB_FILE, SWEEP_FILE, LOCK = "job.json", "sweep.json", ".lock"
 METRICS, COST, PROTOCOL = "metrics.json", "cost.json", "evaluation/protocol.json"
 
 
@@ -52,17 +56,12 @@ def find_count(metric: str, counts: Mapping[str, str]) -> str:
     return next((text for name, text in counts.items() if metric.startswith(name.removesuffix("clips"))), "")
 
 
-def resume_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
-    """The command of `argv` with additional overrides, which replace those of the same keys."""
-    script, *arguments = argv
-    keys = tuple(f"{override.partition('=')[0]}=" for override in overrides)
-    arguments = [argument for argument in arguments if not argument.startswith(keys)]
-    together = (i for i, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-"))
-    first = next(together, len(arguments))  # flags are before or after all overrides
-    return shlex.join(["python", script, *arguments[:first], *overrides, *arguments[first:]])
-
-
-JOB_FILE, LOCK = "job.json", ".lock"
+def log_summary(run_dir: Path, metrics: Mapping[str, float], hint: str) -> None:
+    """Log the metrics of a run with the clips behind each, its folder, and how to view it."""
+    counts = read_counts(run_dir)
+    for name, value in metrics.items():
+        log.info("%-60s %.4f  %s", name, value, find_count(name, counts))
+    log.info("run folder %s; to see it: %s", run_dir, hint)
 
 
 def is_running(folder: Path) -> bool:
@@ -74,4 +73,14 @@ def is_running(folder: Path) -> bool:
         return True
 
 
-SWEEP_FILE = "sweep.json"
+def git_commit(folder: Path) -> str | None:
+    """Commit of the work tree of `folder`, with the suffix -dirty if files differ; None outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from config_yamls import write_yamls
 
+from clap.config.launch import resume_command
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
 import sys
@@ -79,9 +81,12 @@ def test_launch_keeps_the_traceback_of_a_bug(script: Path) -> None:
     assert result.returncode == 1 and result.stderr.endswith("TypeError: a bug\n")
 
 
-def test_ctrl_c_exits_with_130(script: Path) -> None:
-    result = run(script, "note=ctrl-c")
-    assert (result.returncode, result.stderr) == (130, "error: interrupted\n")
+def test_ctrl_c_prints_the_command_that_resumes_and_exits_with_130(script: Path) -> None:
+    result = run(script, "note=ctrl-c", "hydra.run.dir=out")
+    resume, error = result.stderr.splitlines()
+    assert (result.returncode, error) == (130, "error: interrupted")
+    assert resume.startswith("to resume: python ")
+    assert resume.endswith("/out resume=auto note=ctrl-c")
 
 
 def test_sweep_continues_after_a_failed_job(script: Path) -> None:
@@ -93,3 +98,17 @@ def test_failed_job_is_named(script: Path) -> None:
     result = run(script, "-m", "seed=0,1", "note=second")
     assert "error: job 1 (note=second,seed=1): no such file" in result.stderr
     assert (result.returncode, result.stderr.splitlines()[-1]) == (1, "error: no such file")
+
+
+COMMANDS = {
+    "flag first": (["-m", "lr=1,2"], "python train.py -m hydra.sweep.dir=out resume=auto lr=1,2"),
+    "flag last": (["lr=1,2", "-m"], "python train.py hydra.sweep.dir=out resume=auto lr=1,2 -m"),
+    "no override": (["-m"], "python train.py -m hydra.sweep.dir=out resume=auto"),
+    "in their place": (["resume=a", "hydra.sweep.dir=${now:%H}"], "python train.py hydra.sweep.dir=out resume=auto"),
+    "quoted": (["evaluation=[a,b]"], "python train.py hydra.sweep.dir=out resume=auto 'evaluation=[a,b]'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "command"), COMMANDS.values(), ids=COMMANDS)
+def test_resume_command(arguments: list[str], command: str):
+    assert resume_command(["train.py", *arguments], ["hydra.sweep.dir=out", "resume=auto"]) == command

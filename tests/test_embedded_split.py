@@ -12,7 +12,7 @@ from clap import Clap, ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
 from clap.corpus import Clip, Corpus
 from clap.dataset.loader import make_loader
 from clap.evaluation.embedded_split import Splits, embed_split, make_evaluation_loader
-from clap.evaluation.evaluator import Evaluator, check_evaluators, evaluate
+from clap.evaluation.evaluator import Evaluator, build_evaluators, check_evaluators, evaluate_split
 from clap.evaluation.results import Evaluation
 from clap.evaluation.retrieval import Retrieval
 
@@ -86,14 +86,14 @@ def make_trainer(clap: Clap, loaders: dict[str, DataLoader], **evaluators: Evalu
 def test_other_splits_are_embedded_once_for_all_evaluators(clap: Clap, tones: list[Path], embedded_kinds: list[str]):
     loaders = make_loaders(clap, Tones(tones))
     others = {"train": make_evaluation_loader(loaders["train"])}
-    evaluate(clap, loaders["val"], {"one": ReadTrain(), "two": ReadTrain()}, other_loaders=others)
+    evaluate_split(clap, loaders["val"], {"one": ReadTrain(), "two": ReadTrain()}, other_loaders=others)
     assert embedded_kinds == ["val", "train"]
 
 
 def test_split_that_no_evaluator_needs_is_not_embedded(clap: Clap, tones: list[Path], embedded_kinds: list[str]):
     loaders = make_loaders(clap, Tones(tones))
     others = {"train": make_evaluation_loader(loaders["train"])}
-    evaluate(clap, loaders["val"], {"retrieval": Retrieval()}, other_loaders=others)
+    evaluate_split(clap, loaders["val"], {"retrieval": Retrieval()}, other_loaders=others)
     assert embedded_kinds == ["val"]
 
 
@@ -118,7 +118,7 @@ def test_evaluator_reads_the_training_clips_of_the_evaluated_corpus(clap: Clap, 
     make_evaluation_loader(loaders["train"])
     assert loaders["train"].dataset.by_corpus  # cached, for training
     others = {"train": make_evaluation_loader(loaders["train"])}
-    results = evaluate(clap, loaders["val"], {"read_train": evaluator}, other_loaders=others)
+    results = evaluate_split(clap, loaders["val"], {"read_train": evaluator}, other_loaders=others)
     assert [split.dataset.name for split in evaluator.given] == ["tones", "others"]
     assert [split.dataset.training for split in evaluator.given] == [False, False]
     assert results["others/read_train"].metrics == {"val/others/read_train/clips": 4.0}
@@ -148,7 +148,7 @@ def test_protocol_names_the_other_splits(clap: Clap, tones: list[Path]):
     loaders = make_loaders(clap, Tones(tones))
     others = {"train": make_evaluation_loader(loaders["train"])}
     evaluators = {"read_train": ReadTrain(), "retrieval": Retrieval()}
-    results = evaluate(clap, loaders["val"], evaluators, other_loaders=others)
+    results = evaluate_split(clap, loaders["val"], evaluators, other_loaders=others)
     expected = {"train": {"clips": "4 of 4", "clip_manifest": loaders["train"].dataset.digest}}
     assert results["read_train"].protocol["other_splits"] == expected
     assert "other_splits" not in results["retrieval"].protocol
@@ -170,7 +170,7 @@ def test_corpus_without_the_needed_split_is_refused_before_training(clap: Clap, 
 def test_evaluated_split_may_be_the_needed_one(clap: Clap, tones: list[Path], embedded_kinds: list[str]):
     loader = make_evaluation_loader(make_loaders(clap, Tones(tones))["train"])
     check_evaluators(loader.dataset, {"read_train": ReadTrain()})
-    evaluate(clap, loader, {"read_train": ReadTrain()})
+    evaluate_split(clap, loader, {"read_train": ReadTrain()})
     assert embedded_kinds == ["train"]
 
 
@@ -179,10 +179,21 @@ def test_metrics_that_are_not_announced_are_refused(clap: Clap, tones: list[Path
     evaluator.metric_names = ("read_train/accuracy",)
     loader = make_evaluation_loader(make_loaders(clap, Tones(tones))["train"])
     with pytest.raises(ValueError, match="read_train returns the metrics read_train/clips; its metric_names are read_"):
-        evaluate(clap, loader, {"read_train": evaluator})
+        evaluate_split(clap, loader, {"read_train": evaluator})
 
 
 def test_split_outside_of_needs_is_refused(clap: Clap, tones: list[Path]):
     loader = make_loaders(clap, Tones(tones))["val"]
     with pytest.raises(ValueError, match=r"splits\['train'\] is not one of val; add it to `needs`"):
         Splits(embed_split(clap, loader))["train"]
+
+
+def test_metric_of_a_study_that_no_evaluator_computes_is_rejected(clap: Clap, tones: list[Path]):
+    test = make_loaders(clap, Tones(tones))["test"].dataset
+    config = {"evaluation": {"retrieval": {"_target_": "clap.evaluation.retrieval.Retrieval"}}}
+    known = "test/tones/text_to_audio/recall_at_1"
+    assert list(build_evaluators(config | {"study": {"metrics": [known]}}, [test])) == ["retrieval"]
+    with pytest.raises(ValueError, match=f"recal_at_1; did you mean {known}"):
+        build_evaluators(config | {"study": {"metrics": [known.replace("recall", "recal")]}}, [test])
+    with pytest.raises(ValueError, match="the runs do not log loss; metrics: test/tones/"):
+        build_evaluators(config | {"study": {"metrics": ["loss"]}}, [test])

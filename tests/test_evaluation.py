@@ -14,7 +14,7 @@ from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.loader import make_loader
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits
-from clap.evaluation.evaluator import evaluate
+from clap.evaluation.evaluator import evaluate_split
 from clap.evaluation.results import merge_metrics, write_results
 from clap.evaluation.retrieval import Retrieval
 from clap.evaluation.zero_shot import ZeroShot
@@ -54,7 +54,7 @@ def run(clap, clips: list[Clip], evaluator, *, batch_size: int = 4, **options):
         make_dataset(clips, **options), clap.collate, batch_size=batch_size, num_workers=0, shuffle=False
     )
     name = NAMES[type(evaluator)]
-    return evaluate(clap, loader, {name: evaluator})[name]
+    return evaluate_split(clap, loader, {name: evaluator})[name]
 
 
 def embedded(clap, clips: list[Clip]) -> Splits:
@@ -321,7 +321,7 @@ def evaluate_two(clap, first: list[Clip], second: list[Clip], **options):
     corpora[1].name = "others"
     dataset = ClapDataset(corpora, "test", sample_rate=16_000, settings=DatasetSettings(**options))
     loader = make_loader(dataset, clap.collate, batch_size=4, num_workers=0, shuffle=False)
-    return evaluate(clap, loader, {"retrieval": Retrieval()})
+    return evaluate_split(clap, loader, {"retrieval": Retrieval()})
 
 
 def test_each_corpus_is_evaluated_as_if_it_were_alone(clap, clips):

@@ -30,7 +30,7 @@ ROWS = (
     ("clap.atomic", "clap.config"),
 )
 ROOMS = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
-MOST_LATE_IMPORTS = 60
+MOST_LATE_IMPORTS = 20
 HYDRA_ROOMS = ("train", "evaluate", "clap.config", "clap.study")
 
 

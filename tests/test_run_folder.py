@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clap.run_folder import count_clips, find_count, read_history, resume_command
+from clap.run_folder import count_clips, find_count, read_history
 
 
 def test_later_value_of_a_step_wins(tmp_path: Path):
@@ -36,17 +36,3 @@ def test_clips_behind_a_metric(protocols: list[dict], text: str):
     assert counts == {"test/audiocaps/clips": text}
     assert find_count("test/audiocaps/text_to_audio/recall_at_1", counts) == text
     assert find_count("val/audiocaps/text_to_audio/recall_at_1", counts) == ""
-
-
-COMMANDS = {
-    "flag first": (["-m", "lr=1,2"], "python train.py -m hydra.sweep.dir=out resume=auto lr=1,2"),
-    "flag last": (["lr=1,2", "-m"], "python train.py hydra.sweep.dir=out resume=auto lr=1,2 -m"),
-    "no override": (["-m"], "python train.py -m hydra.sweep.dir=out resume=auto"),
-    "in their place": (["resume=a", "hydra.sweep.dir=${now:%H}"], "python train.py hydra.sweep.dir=out resume=auto"),
-    "quoted": (["evaluation=[a,b]"], "python train.py hydra.sweep.dir=out resume=auto 'evaluation=[a,b]'"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "command"), COMMANDS.values(), ids=COMMANDS)
-def test_resume_command(arguments: list[str], command: str):
-    assert resume_command(["train.py", *arguments], ["hydra.sweep.dir=out", "resume=auto"]) == command

@@ -12,8 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from clap.run_folder import read_history
-from clap.tracking.tracker import MAX_PARAM_LENGTH, Tracker, git_commit, to_params
+from clap.run_folder import git_commit, read_history
+from clap.tracking.tracker import MAX_PARAM_LENGTH, Tracker, to_params
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,7 @@ def test_killed_and_resumed_run_ends_as_one_never_interrupted(finished: Path, tm
     assert best == (finished / "checkpoints" / "best" / "model.safetensors").read_bytes()
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(finished: Path, tmp_path: Path):
+def test_ctrl_c_saves_and_prints_how_to_resume(finished: Path, tmp_path: Path):
     folder = tmp_path / "stopped"
     arguments = [*TINY, "tracking.uri=null", f"hydra.run.dir={folder}", "trainer.log_every=1"]
     process = Script(ROOT / "train.py", *arguments)
@@ -133,7 +133,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(finished: Path, tmp_path: Path):
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 130, output + errors
     assert "Traceback" not in output + errors
-    assert f"hydra.run.dir={folder} resume=auto" in output
+    assert f"hydra.run.dir={folder} resume=auto" in errors
     train(folder, "resume=auto", "trainer.log_every=1")
     assert (folder / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
 

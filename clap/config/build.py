@@ -60,6 +60,13 @@ def build(node: Mapping, expected: type, **runtime: Any) -> Any:
     return functools.partial(cls, **arguments) if partial else cls(**arguments)
 
 
+def build_module(node: Mapping, **runtime: Any) -> Any:
+    """As `build`, of a torch module."""
+    from torch import nn  # corpora and evaluators are built without importing torch
+
+    return build(node, nn.Module, **runtime)
+
+
 def find_target(node: Any, expected: type) -> type:
     """The class that a config node names, checked as `build` checks it.
 
@@ -92,9 +99,7 @@ def update_target(target: Any) -> Any:
 def _build_argument(value: Any, where: str) -> Any:
     """Copy plain data and build the nodes in it; `where` names the argument in errors."""
     if isinstance(value, Mapping) and "_target_" in value:
-        from torch import nn
-
-        return build(value, nn.Module)
+        return build_module(value)
     if isinstance(value, Mapping):
         return {key: _build_argument(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):

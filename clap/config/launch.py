@@ -7,9 +7,10 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def launch(task: Task, *, config_name: str, config_path: str = "conf", run_job: 
 
     An expected error prints one line on stderr and exits with status 1, Ctrl-C with 130. The traceback is written to
     the job's log file, and to stderr with HYDRA_FULL_ERROR=1. Under -m, a failed job prints its line and the sweep
-    continues.
+    continues. After Ctrl-C, a task whose config has the key `resume` prints the command that resumes it.
 
     Args:
         task: a function of the composed config, or one decorated with `hydra.main`; it imports slow packages itself.
@@ -59,6 +60,16 @@ def launch(task: Task, *, config_name: str, config_path: str = "conf", run_job: 
         sys.exit(f"error: {format_error(error)}")
 
 
+def resume_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
+    """The command of `argv` with additional overrides, which replace those of the same keys."""
+    script, *arguments = argv
+    keys = tuple(f"{override.partition('=')[0]}=" for override in overrides)
+    arguments = [argument for argument in arguments if not argument.startswith(keys)]
+    together = (i for i, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-"))
+    first = next(together, len(arguments))  # flags are before or after all overrides
+    return shlex.join(["python", script, *arguments[:first], *overrides, *arguments[first:]])
+
+
 def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool) -> Task:
     """Wrap the task: log the traceback of a failure, and print an expected error in one line on stderr.
 
@@ -71,6 +82,11 @@ def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool)
         try:
             has_callbacks = job.mode == RunMode.MULTIRUN and job.callbacks
             return run_job(task, config) if run_job and has_callbacks else task(config)
+        except KeyboardInterrupt:
+            if job.mode == RunMode.RUN and "resume" in config:
+                overrides = [f"hydra.run.dir={job.runtime.output_dir}", "resume=auto"]
+                print(f"to resume: {resume_command(sys.argv, overrides)}", file=sys.stderr)
+            raise
         except Exception as error:
             log = _write_traceback()
             if job.mode == RunMode.MULTIRUN:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clap.config.build import build
-from clap.corpus import Corpus, find_folder, plain_name
+from clap.corpus import SPLITS, Corpus, find_folder, plain_name
 from clap.dataset.dataset_settings import SETTINGS_KEYS
 from clap.download.addresses import read_addresses
 
@@ -58,6 +58,13 @@ def find_class(name: str) -> type[Corpus] | None:
     return next(
         (item for item in classes if item.__module__ == module.__name__ and vars(item).get("name") == name), None
     )
+
+
+def count_clips(corpus: Corpus) -> dict[str, int]:
+    """Number of clips of each split, also logged."""
+    counts = {split: len(corpus.clips(split)) for split in SPLITS}
+    log.info("%s: %s", corpus.name, ", ".join(f"{count} {split}" for split, count in counts.items()))
+    return counts
 
 
 def list_corpora() -> list[str]:

@@ -1,10 +1,13 @@
 """The evaluator contract, and how evaluators run on a split: in training's validation and in evaluate.py alike."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch.utils.data import DataLoader
 
+from clap.config.build import build
+from clap.config.values import suggest
 from clap.dataset.clips import ClapDataset
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits, embed_split
 from clap.evaluation.protocol import describe_other_splits, describe_split, hash_protocol
@@ -31,6 +34,24 @@ class Evaluator:
 
     def __call__(self, clap: Clap, splits: Splits) -> Evaluation:
         raise NotImplementedError
+
+
+def build_evaluators(config: Mapping[str, Any], datasets: Iterable[ClapDataset]) -> dict[str, Evaluator]:
+    """The evaluators of a composed config, by name.
+
+    Args:
+        datasets: the evaluated splits, whose metrics `study.metrics` may name.
+
+    Raises:
+        ValueError: an evaluator cannot be built, or no evaluator computes a metric of the study.
+    """
+    evaluators = {name: build(node, Evaluator) for name, node in config["evaluation"].items()}
+    known = [name for dataset in datasets for name in name_metrics(dataset, evaluators)]
+    for name in (config.get("study") or {}).get("metrics") or []:
+        if name not in known:
+            advice = suggest(name, known) or f"; metrics: {', '.join(known)}"
+            raise ValueError(f"study.metrics: the runs do not log {name}{advice}")
+    return evaluators
 
 
 def find_needs(evaluators: Mapping[str, Evaluator]) -> list[str]:
@@ -74,7 +95,7 @@ def name_metrics(dataset: ClapDataset, evaluators: Mapping[str, Evaluator]) -> l
     return [f"{dataset.kind}/{corpus}/{name}" for corpus in dataset.names for name in names]
 
 
-def evaluate(
+def evaluate_split(
     clap: Clap,
     loader: DataLoader,
     evaluators: Mapping[str, Evaluator],

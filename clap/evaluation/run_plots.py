@@ -34,6 +34,7 @@ from clap.plotting import (
     save_png,
     style_axes,
 )
+from clap.run_folder import HISTORY, read_history
 
 TRAINING_PANELS = {  # metric: axis label, colour, whether it is noisy
     "train/loss": ("loss", BLUE, True),
@@ -66,8 +67,9 @@ class RetrievedCaption:
     is_own: bool
 
 
-def plot_run(folder: Path, clap: Clap, dataset: ClapDataset, *, history: Sequence[dict]) -> None:
+def plot_run(run_dir: Path, clap: Clap, dataset: ClapDataset) -> None:
     """All plots of a run: its curves, and the captions that a few clips of `dataset` retrieve."""
+    folder, history = run_dir / "plots", read_history(run_dir / HISTORY)
     plot_training_curves(history, folder / "training.png")
     plot_recall_curves(history, folder / "quality.png")
     items = [dataset[index] for index in range(min(len(dataset), MAX_MATRIX))]

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from clap.config import find_absent
-from clap.config.build import build
+from clap.config.build import build_module
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import EpochSampler, make_loader
 from clap.device import choose_device
@@ -50,12 +50,10 @@ def estimate(config: dict[str, Any], *, ready: bool) -> tuple[float | None, str]
 
 def count_steps(config: Mapping[str, Any], dataset: ClapDataset) -> float:
     """Training steps of a run, and a third of one for each batch of validation, which goes forward alone."""
-
-    settings, trainer = config["dataset"], config["trainer"]
-    per_epoch = len(EpochSampler(len(dataset), settings["batch_size"], shuffle=True))
-    steps = trainer["max_epochs"] * per_epoch
-    steps = min(steps, trainer["max_steps"] or steps)
-    validations = -(-steps // (per_epoch * trainer["eval_every"]))
+    settings, trainer = config["dataset"], TrainerSettings(**config["trainer"])
+    epoch = EpochSampler(len(dataset), settings["batch_size"], shuffle=True)
+    steps = trainer.num_steps(epoch)
+    validations = -(-steps // (len(epoch) * trainer.eval_every))
     clips = sum(len(corpus.clips("val")[: settings["max_clips"]]) for corpus in dataset.corpora)
     return steps + validations * clips / settings["batch_size"] / 3
 
@@ -69,7 +67,7 @@ def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
     dataset.window = clap.window
     batch_size = config["dataset"]["batch_size"]
     loader = make_loader(dataset, clap.collate, batch_size=batch_size, num_workers=0, shuffle=True)
-    criterion = build(config["loss"], torch.nn.Module).to(clap.device)
+    criterion = build_module(config["loss"]).to(clap.device)
     optimizer, _ = instantiate(config["optimizer"])(clap, criterion, total_steps=3)
     settings = TrainerSettings(precision=config["trainer"]["precision"])
     trainer = ClapTrainer(loader, None, None, clap, optimizer, criterion, settings=settings)

@@ -83,14 +83,6 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study | No
     )
 
 
-def check_metrics(metrics: Sequence[str], known: Sequence[str]) -> None:
-    """Reject a metric that the runs will not log, before hours of training."""
-    for name in metrics:
-        if name not in known:
-            advice = suggest(name, known) or f"; metrics: {', '.join(known)}"
-            raise ValueError(f"study.metrics: the runs do not log {name}{advice}")
-
-
 def find_factors(params: Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> dict[str, Override]:
     """The swept keys of sweeper parameters and a command line, each with its override; the command line wins."""
     last = {override.key_or_group: override for override in parse_overrides(params, overrides)}

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from clap.atomic import read_json, write_json
-from clap.run_folder import JOB_FILE, SWEEP_FILE
+from clap.run_folder import JOB_FILE, SWEEP_FILE, git_commit
 from clap.study.factors import SEED
 
 
@@ -61,6 +61,15 @@ def job_tags() -> tuple[str | None, dict[str, str]]:
     name = name_job(swept, groups=hydra.runtime.choices)
     tags = {"mlflow.parentRunId": sweep["run_id"], "study": sweep["study"], "job": name}
     return name, tags | {"folder": Path(hydra.runtime.output_dir).name} | swept
+
+
+def describe_run(seed: int, *, machine: str) -> tuple[str, dict[str, Any]]:
+    """Name and MLflow tags of a training run; outside of a sweep it is named after its encoders, fusion and seed."""
+    choices = HydraConfig.get().runtime.choices
+    name, tags = job_tags()
+    tags |= {group: choices[group] for group in ("audio_encoder", "text_encoder", "fusion", "dataset")}
+    tags |= {"role": "train", "seed": seed, "git_commit": git_commit(Path(__file__).parent), "machine": machine}
+    return name or f"{choices.audio_encoder}-{choices.text_encoder}-{choices.fusion}-s{seed}", tags
 
 
 def job_levels(overrides: Sequence[str]) -> dict[str, str]:

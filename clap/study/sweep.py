@@ -26,8 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clap.atomic import write_json
-from clap.config.launch import format_error
-from clap.run_folder import LOCK, SWEEP_FILE, is_running, resume_command
+from clap.config.launch import format_error, resume_command
+from clap.run_folder import LOCK, SWEEP_FILE, is_running
 from clap.study.factors import find_factors, one_factor_at_a_time, parse_overrides, parse_study
 from clap.study.job import job_levels, read_jobs
 from clap.study.job_tracking import end_run

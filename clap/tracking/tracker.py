@@ -9,11 +9,11 @@ import json
 import logging
 import os
 import re
-import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from clap.atomic import read_json, write_json
 from clap.run_folder import HISTORY, RECORD
@@ -172,6 +172,13 @@ class Tracker:
         self._update_record("datasets", [*self._record.get("datasets", []), described])
         self._send(f"dataset {name}", lambda client: send_dataset(client, self.run_id, **described))
 
+    def log_inputs(self, config: Mapping, datasets: Iterable[Any]) -> None:
+        """Log a config, and ClapDatasets as the inputs of the run."""
+        self.log_params(config)
+        for dataset in datasets:
+            num_clips = len(dataset.clips)
+            self.log_dataset(dataset.name, digest=dataset.digest, split=dataset.kind, num_clips=num_clips)
+
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Append metrics to metrics.jsonl, and send them to MLflow with the next flush. nan and inf are allowed."""
         if refused := [name for name in metrics if not METRIC_NAME.fullmatch(name)]:
@@ -199,6 +206,11 @@ class Tracker:
         inside = os.path.relpath(path, self._record_path.parent)
         self._update_record("artifacts", [*self._record.get("artifacts", []), [inside, folder]])
         self._send(f"artifact {path}", lambda client: client.log_artifact(self.run_id, str(path), folder))
+
+    def log_artifacts(self, folder: Path, names: Iterable[str]) -> None:
+        """Copy files and folders in `folder` to the artifacts of the run."""
+        for name in names:
+            self.log_artifact(folder / name)
 
     def start_system_metrics(self) -> None:
         """Log CPU, disk, network and GPU usage every ten seconds from a daemon thread."""
@@ -283,20 +295,13 @@ def to_tags(values: Mapping[str, object]) -> dict[str, str]:
     return {name: str(value)[:MAX_TAG_LENGTH] for name, value in values.items() if value is not None}
 
 
+def check_store(uri: str | None) -> None:
+    """Raise ConnectionError or ValueError if the store of tracking.uri cannot be opened; None: no tracking."""
+    if (resolved := resolve_uri(uri)) is not None:
+        open_store(resolved)
+
+
 def recorded_run(run_dir: Path, uri: str | None) -> str | None:
     """Id of the run of a folder in this store; None if it is not there."""
     record = read_json(Path(run_dir) / RECORD)
     return record.get("run_id") if record.get("uri") == resolve_uri(uri) else None
-
-
-def git_commit(folder: Path) -> str | None:
-    """Commit of the work tree of `folder`, with the suffix -dirty if files differ; None outside git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

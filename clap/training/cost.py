@@ -1,6 +1,5 @@
 """The cost of a model: memory, parameters, arithmetic."""
 
-import os
 import re
 import resource
 from collections.abc import Callable
@@ -29,13 +28,6 @@ def measure_cost(clap: Clap) -> dict[str, float]:
     if torch.cuda.is_available():
         cost["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
     return cost
-
-
-def describe_machine(device: torch.device) -> str:
-    """The machine of a run, as `2 CPU cores, torch 2.11.0`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cores} CPU cores"
-    return f"{name}, torch {torch.__version__}"
 
 
 def reset_peak_memory() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clap import checkpoint
+from clap.tracking.tracker import recorded_run
 
 if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
@@ -78,6 +79,13 @@ def find_resume(resume: str | None, run_dir: Path) -> Path | None:
         return None
     checkpoint.find_file(folder, checkpoint.TRAINER)
     return folder
+
+
+def find_resumable_run(resume: str | None, run_dir: Path, *, uri: str | None) -> tuple[Path | None, str | None]:
+    """The checkpoint that a run resumes from (see `find_resume`), and its MLflow run in the store `uri`."""
+    folder = find_resume(resume, run_dir)
+    recorded = recorded_run(run_dir, uri) if resume == "auto" else None
+    return folder, recorded or read_run_id(folder)
 
 
 def read_run_id(folder: Path | None) -> str | None:

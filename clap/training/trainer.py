@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from clap import checkpoint
 from clap.atomic import write_json
 from clap.dataset.loader import Batch, EpochSampler
 from clap.evaluation.embedded_split import make_evaluation_loader
-from clap.evaluation.evaluator import Evaluator, check_evaluators, evaluate, find_needs, name_metrics
+from clap.evaluation.evaluator import Evaluator, check_evaluators, evaluate_split, find_needs, name_metrics
 from clap.evaluation.results import Evaluation, merge_metrics, write_results
 from clap.evaluation.retrieval import Retrieval
 from clap.model import Clap
@@ -28,7 +29,7 @@ from clap.tracking.tracker import Tracker
 from clap.training.cost import measure_cost, reset_peak_memory
 from clap.training.interrupt import stop_on_signal
 from clap.training.state import collect_state, restore_state
-from clap.training.trainer_settings import TrainerSettings, check_count, make_autocast
+from clap.training.trainer_settings import TrainerSettings, make_autocast
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class ClapTrainer:
     Args:
         train_loader, val_loader, test_loader: over ClapDatasets; without validation the last checkpoint is the best.
         criterion: two embeddings, logit scale, clip ids -> loss.
-        epochs: training ends after them, or after `settings.max_steps`.
+        epochs: replaces `settings.max_epochs`.
         scheduler: takes a step after each one of the optimizer.
         evaluators: by name; retrieval if not given.
         settings: the options `trainer.*`; their defaults if not given.
@@ -58,7 +59,7 @@ class ClapTrainer:
         clap: Clap,
         optimizer: Optimizer,
         criterion: nn.Module,
-        epochs: int = 10,
+        epochs: int | None = None,
         *,
         scheduler: LRScheduler | None = None,
         evaluators: Mapping[str, Evaluator] | None = None,
@@ -66,10 +67,11 @@ class ClapTrainer:
         tracker: Tracker | None = None,
         saved_config: Mapping[str, Any] | None = None,
     ) -> None:
-        check_count("max_epochs", epochs)
         self.train_loader, self.val_loader, self.test_loader = train_loader, val_loader, test_loader
         self.clap, self.optimizer, self.criterion, self.scheduler = clap, optimizer, criterion, scheduler
-        self.epochs, self.settings = epochs, settings or TrainerSettings()
+        settings = settings or TrainerSettings()
+        self.settings = settings if epochs is None else replace(settings, max_epochs=epochs)
+        self.epochs = self.settings.max_epochs
         self.evaluators = dict(evaluators or {"retrieval": Retrieval()})
         self.other_loaders = self.make_other_loaders()
         self.monitors = self.find_monitors()
@@ -126,6 +128,7 @@ class ClapTrainer:
                 if stop_requested or (save_every and self.step % save_every == 0):
                     self.save("last")
                 if stop_requested:
+                    log.warning("stopped at step %d, saved in %s", self.step, self.checkpoints / "last")
                     raise KeyboardInterrupt
                 if self.out_of_steps():
                     break
@@ -189,7 +192,9 @@ class ClapTrainer:
             metrics |= merge_metrics(results)
             self.log_metrics(merge_metrics(results))
         write_json(out_path / METRICS, metrics)
-        write_json(out_path / COST, self.cost())
+        cost = self.cost()
+        write_json(out_path / COST, cost)
+        self.log_metrics({f"cost/{name}": value for name, value in cost.items()})
         return metrics
 
     def batches(self) -> Iterator[Batch]:
@@ -288,7 +293,7 @@ class ClapTrainer:
         return [monitor] if monitor else [f"{dataset.kind}/{corpus}/{first}" for corpus in dataset.names]
 
     def evaluate(self, loader: DataLoader) -> dict[str, Evaluation]:
-        return evaluate(self.clap, loader, self.evaluators, other_loaders=self.other_loaders)
+        return evaluate_split(self.clap, loader, self.evaluators, other_loaders=self.other_loaders)
 
     def update_best(self, results: Mapping[str, Evaluation]) -> None:
         """Log a validation; keep its results and the checkpoint if no earlier one is better."""

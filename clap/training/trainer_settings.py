@@ -1,20 +1,21 @@
 """The options `trainer.*` of conf/config.yaml, and mixed precision."""
 
+from collections.abc import Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-COUNTS = ("max_steps", "patience", "eval_every", "log_every", "save_every")
+COUNTS = ("max_epochs", "max_steps", "patience", "eval_every", "log_every", "save_every")
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Options of ClapTrainer besides the number of epochs.
+    """Options of ClapTrainer.
 
     Args:
-        max_steps: ends training before the last epoch.
+        max_epochs, max_steps: training ends after the one that comes first.
         precision: `fp32`, `bf16` or `fp16` (GPU only) for the two encoders; log-mel and loss stay float32.
         max_grad_norm: gradients are clipped to this norm.
         monitor: metric, higher is better, that chooses the best checkpoint; None for the first evaluator's first
@@ -28,6 +29,7 @@ class TrainerSettings:
         ValueError: an option is out of range.
     """
 
+    max_epochs: int = 10
     max_steps: int | None = None
     precision: str = "fp32"
     max_grad_norm: float = 1.0
@@ -39,15 +41,15 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         for name in COUNTS:
-            check_count(name, getattr(self, name))
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"trainer.{name}={value} must be at least 1")
         if self.precision not in PRECISIONS:
             raise ValueError(f"trainer.precision={self.precision!r} is not one of {', '.join(PRECISIONS)}")
 
-
-def check_count(name: str, value: int | None) -> None:
-    """Refuse an option below one."""
-    if value is not None and value < 1:
-        raise ValueError(f"trainer.{name}={value} must be at least 1")
+    def num_steps(self, epoch: Sized) -> int:
+        """Steps of a training whose epochs have the length of `epoch`, a loader or sampler, if `patience` allows."""
+        steps = self.max_epochs * len(epoch)
+        return min(steps, self.max_steps or steps)
 
 
 def make_autocast(precision: str, device: torch.device) -> tuple[AbstractContextManager, torch.amp.GradScaler]:
