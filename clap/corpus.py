@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from clap.config.values import SPLITS
+from clap.waveform import load_waveform
 
 AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
 
@@ -68,8 +69,6 @@ class Corpus:
         self, clip: Clip, *, sample_rate: int, max_duration: float | None, rng: np.random.Generator | None = None
     ) -> np.ndarray:
         """Mono float32 (samples,) at `sample_rate`, at most `max_duration` seconds; None: all (see `load_waveform`)."""
-        from clap.audio import load_waveform  # imports torch, which reading an index does not require
-
         load = load_waveform if self.cache is None else self.cache.load
         return load(clip.path, sample_rate, max_duration=max_duration, rng=rng)
 

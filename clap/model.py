@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from clap import checkpoint
-from clap.audio import AudioError
 from clap.audio_encoder.base import AudioEncoder
 from clap.config import read_config
 from clap.config.values import WINDOW_POLICIES
@@ -29,6 +28,7 @@ from clap.prompts import TEMPLATE, check_prompts, fill_templates
 from clap.published.load import apply_overrides, is_published, load_weights, no_weights, one_line_errors, read_published
 from clap.recordings import Recording, load_batches
 from clap.tokenizer import Tokenizer
+from clap.waveform import AudioError
 
 log = logging.getLogger(__name__)
 MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5

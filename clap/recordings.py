@@ -10,7 +10,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from clap.audio import SHORTEST, AudioError, choose_part, load_waveform, mix_down
+from clap.waveform import SHORTEST, AudioError, choose_part, load_waveform, mix_down
 
 Recording = str | os.PathLike | np.ndarray | Tensor
 MINUTE = 60.0  # seconds

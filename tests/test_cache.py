@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from clap.audio import AudioError, load_waveform
 from clap.dataset.cache import WaveformCache
 from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.synthetic import Synthetic
+from clap.waveform import AudioError, load_waveform
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import soundfile
 from conftest import make_tone
 from numpy.testing import assert_array_equal
 
-from clap.audio import load_waveform
 from clap.corpus import SPLITS
 from clap.dataset.clips import ClapDataset
 from clap.dataset.huggingface import HuggingFace, open_table
+from clap.waveform import load_waveform
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

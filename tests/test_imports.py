@@ -25,7 +25,7 @@ ROWS = (
     ("clap.download",),
     ("clap.corpus", "clap.audio_encoder", "clap.text_encoder", "clap.loss", "clap.optimizer"),
     ("clap.fusion", "clap.tokenizer"),
-    ("clap.audio", "clap.checkpoint", "clap.device"),
+    ("clap.audio", "clap.waveform", "clap.checkpoint", "clap.device"),
     ("clap.run_folder", "clap.fetch", "clap.plotting", "clap.prompts"),
     ("clap.atomic", "clap.config"),
 )

@@ -14,13 +14,13 @@ import yaml
 from conftest import CAPTIONS, CONF, TINY, make_tone
 from torch.testing import assert_close
 
-from clap.audio import AudioError
 from clap.checkpoint import CONFIG, WEIGHTS
 from clap.config.build import build
 from clap.device import choose_device
 from clap.loss import SymmetricCrossEntropyLoss
 from clap.model import MAX_LOGIT_SCALE, Clap
 from clap.parts import build_audio_encoder
+from clap.waveform import AudioError
 
 
 @pytest.fixture(scope="module")

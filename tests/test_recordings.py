@@ -9,8 +9,8 @@ import torch
 from conftest import make_tone
 from torch.testing import assert_close
 
-from clap.audio import AudioError
 from clap.recordings import load_batches, measure_duration, plan_batches
+from clap.waveform import AudioError
 
 
 def test_duration_is_that_of_the_header(tones):

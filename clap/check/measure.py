@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from clap.audio import AudioError, check_samples, mix_down, open_recording
 from clap.corpus import Clip, Corpus
+from clap.waveform import AudioError, check_samples, mix_down, open_recording
 
 WINDOW = 0.1  # seconds over which the level is averaged
 PIECE = 100  # windows decoded at once; memory does not grow with the duration

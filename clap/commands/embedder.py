@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from clap.audio import AudioError
 from clap.device import choose_device
 from clap.model import Clap
+from clap.waveform import AudioError
 
 
 class Embedder:

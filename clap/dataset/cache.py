@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clap.audio import choose_part, load_waveform
+from clap.waveform import choose_part, load_waveform
 
 log = logging.getLogger(__name__)
 

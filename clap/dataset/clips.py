@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from clap.audio import AudioError
 from clap.audio_encoder.base import find_sample_rate
 from clap.config import read_config
 from clap.corpus import SPLITS, Clip, Corpus
@@ -23,6 +22,7 @@ from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
 from clap.dataset.exclude import is_excluded, read_exclusions
 from clap.dataset.keywords import fill_keyword_templates
 from clap.dataset.registry import check_weights, download_named, find_corpus, open_corpus
+from clap.waveform import AudioError
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clap.audio import AudioError
 from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import assign_split, check_fractions, read_captions, read_text
 from clap.dataset.index import require_root
+from clap.waveform import AudioError
 
 SPLIT_FOLDERS = {  # split -> accepted folder names
     "train": ("train",),

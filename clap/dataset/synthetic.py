@@ -7,12 +7,12 @@ A scene is a function of (seed, split, index) only. `planning.py` draws its even
 import numpy as np
 import soxr
 
-from clap.audio import choose_part
 from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.scenes.phrases import Scene, write_captions
 from clap.dataset.scenes.planning import SHORTEST_SCENE, plan_scene
 from clap.dataset.scenes.rendering import render_scene
 from clap.dataset.scenes.sounds import RENDER_RATE
+from clap.waveform import choose_part
 
 
 class Synthetic(Corpus):

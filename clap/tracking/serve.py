@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from clap.audio import AudioError
 from clap.device import choose_device
 from clap.model import Clap
 from clap.prompts import TEMPLATES
 from clap.tracking.store import MlflowException
+from clap.waveform import AudioError
 
 DEFAULT_PARAMS = {"class_names": [], "templates": list(TEMPLATES)}
 
