@@ -11,19 +11,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from clap import checkpoint
+from clap import checkpoint, saving
 from clap.audio_encoder.base import AudioEncoder
 from clap.config import read_config
 from clap.config.values import WINDOW_POLICIES
 from clap.dataset.loader import Collate
-from clap.parts import PARTS, build_parts, load_part, model_config, read_saved_config, refuse_lost
+from clap.parts import PARTS, build_parts, load_part, model_config, parts_to_rebuild, read_saved_config
 from clap.prompts import TEMPLATE, check_prompts, fill_templates
 from clap.published.load import apply_overrides, is_published, load_weights, no_weights, one_line_errors, read_published
 from clap.recordings import Recording, load_batches
@@ -153,13 +151,7 @@ class Clap(nn.Module):
         if ckpt is None:
             return cls.from_config(config)
         source = cls.from_ckpt(ckpt)
-        named = {override.lstrip("+").split("=")[0] for override in overrides}
-        refuse_lost(named, ckpt)
-        if named & {"loss", "loss.init_logit_scale"}:
-            named.add("init_logit_scale")
-        if named & {"projection", "embed_dim"}:
-            named |= {"audio_projection", "text_projection"}
-        named |= {name.replace("encoder", "projection") for name in named & {"audio_encoder", "text_encoder"}}
+        named = parts_to_rebuild(overrides, ckpt)
         clap = cls(config={key: config[key] if key in named else source.config[key] for key in PARTS})
         for name, part in clap.named_children():
             if name not in named:
@@ -185,51 +177,15 @@ class Clap(nn.Module):
         Raises:
             OSError: it could not be written, or the folder holds other files, which stay as they are.
         """
-        folder = Path(folder).resolve()
-        names = (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TOKENIZER, checkpoint.HUGGING_FACE)
-        checkpoint.refuse_other_files(folder, names)
-
-        def write(temporary: Path) -> None:
-            self.save(temporary)
-            if huggingface:
-                self.save_huggingface(temporary / checkpoint.HUGGING_FACE)
-
-        checkpoint.write_folder(folder, write)
+        saving.write_pretrained(self, Path(folder).resolve(), huggingface=huggingface)
 
     def save_huggingface(self, folder: Path) -> None:
-        """Write a new Hugging Face ClapModel folder, or log why there can be none."""
-        from clap.published.export import list_obstacles, write_huggingface  # transformers' audio models take a while
-
-        if obstacles := list_obstacles(self):
-            log.info("no Hugging Face folder, for ClapModel has no counterpart of: %s", "; ".join(obstacles))
-            return
-        if unsaid := write_huggingface(self, folder):
-            log.warning("what transformers' ClapFeatureExtractor cannot do as this model: %s", "; ".join(unsaid))
-        if self.tokenizer.is_available:
-            self.tokenizer.save(folder)
+        """Write a new Hugging Face ClapModel folder, or log which parts of the model ClapModel does not have."""
+        saving.export_huggingface(self, folder)
 
     def save(self, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
-        """Write config, weights and tokenizer into an existing folder; `extra` joins the config (data, evaluation)."""
-        if self.config is None:
-            raise ValueError("only a model made by Clap.from_config or Clap.from_ckpt has a config to save")
-        config = {**self.config, **(extra or {})}
-        if self.text_encoder is not None:
-            rebuild = {"pretrained": False, "model": self.text_encoder.model_config}  # not the weights it started from
-            config["text_encoder"] = {**config["text_encoder"], **rebuild}
-        if "pretrained" in config["audio_encoder"]:
-            config["audio_encoder"] = {**config["audio_encoder"], "pretrained": False}
-        (folder / checkpoint.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        # Copies: safetensors refuses weights that share memory, as T5's embeddings do.
-        weights = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self.state_dict().items()}
-        safetensors.torch.save_file(weights, folder / checkpoint.WEIGHTS)
-        if self.text_encoder is not None and self.tokenizer.is_available:
-            self.tokenizer.save(folder / checkpoint.TOKENIZER)
-        elif self.text_encoder is not None:
-            log.warning(
-                "saved without a tokenizer, for audio alone until %r can be read from the Hugging Face hub or a "
-                "folder of it is given: Clap.from_ckpt(..., settings={'text_encoder.tokenizer': FOLDER})",
-                self.tokenizer.name,
-            )
+        """Write config, weights and tokenizer into an existing folder; `extra` (data, evaluation) joins the config."""
+        saving.write_model(self, folder, extra)
 
     @property
     def sample_rate(self) -> int:

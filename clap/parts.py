@@ -1,7 +1,7 @@
 """A model's parts from its config: encoders, fusion and projections, random or with the weights that it names."""
 
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,25 @@ def build_parts(config: Mapping[str, Any]) -> tuple[nn.Module | None, ...]:
     return audio_encoder, text_encoder, audio_projection, text_projection
 
 
-def refuse_lost(named: Set[str], ckpt: str | os.PathLike) -> None:
-    """Refuse an override of a key inside a part that the checkpoint brings."""
+def parts_to_rebuild(overrides: Sequence[str], ckpt: str | os.PathLike) -> set[str]:
+    """Parts of the model that overrides (`key=value`) replace in a checkpoint; projections follow their encoder.
+
+    Raises:
+        ValueError: an override sets a key inside a part that the checkpoint defines.
+    """
+    named = {override.lstrip("+").split("=")[0] for override in overrides}
     for key in sorted(named):
         part = key.split(".")[0]
         if part in PARTS and part not in named:
             raise ValueError(
-                f"{key} has no effect, init_from={ckpt} brings its own {part}; name {part}=... to start it anew"
+                f"{key} has no effect, because init_from={ckpt} defines its own {part}; "
+                f"add {part}=... to train it from scratch"
             )
+    if named & {"loss", "loss.init_logit_scale"}:
+        named.add("init_logit_scale")
+    if named & {"projection", "embed_dim"}:
+        named |= {"audio_projection", "text_projection"}
+    return named | {name.replace("encoder", "projection") for name in named & {"audio_encoder", "text_encoder"}}
 
 
 def load_part(part: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

@@ -20,7 +20,7 @@ ROWS = (
     ("clap.tracking.serve",),
     ("clap.evaluation", "clap.tracking"),
     ("clap.model",),
-    ("clap.parts", "clap.recordings"),
+    ("clap.parts", "clap.saving", "clap.recordings"),
     ("clap.published", "clap.dataset"),
     ("clap.download",),
     ("clap.corpus", "clap.audio_encoder", "clap.text_encoder", "clap.loss", "clap.optimizer"),

@@ -1,0 +1,79 @@
+"""Writing a model: config, weights and tokenizer of a checkpoint folder, and the same model for transformers."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import yaml
+from torch import nn
+
+from clap import checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def write_pretrained(clap: nn.Module, folder: Path, *, huggingface: bool) -> None:
+    """Write a checkpoint folder atomically, with a subfolder for transformers if `huggingface`."""
+    names = (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TOKENIZER, checkpoint.HUGGING_FACE)
+    checkpoint.refuse_other_files(folder, names)
+
+    def write(temporary: Path) -> None:
+        clap.save(temporary)
+        if huggingface:
+            clap.save_huggingface(temporary / checkpoint.HUGGING_FACE)
+
+    checkpoint.write_folder(folder, write)
+
+
+def write_model(clap: nn.Module, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
+    """Write config, weights and tokenizer of a Clap into an existing folder; `extra` is added to the config.
+
+    Raises:
+        ValueError: the model was not built from a config.
+    """
+    if clap.config is None:
+        raise ValueError("this model has no config to save; build it with Clap.from_config or Clap.from_ckpt")
+    config = make_self_contained(clap, {**clap.config, **(extra or {})})
+    (folder / checkpoint.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    # Copies: safetensors refuses weights that share memory, as T5's embeddings do.
+    weights = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in clap.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / checkpoint.WEIGHTS)
+    if clap.text_encoder is not None:
+        write_tokenizer(clap, folder)
+
+
+def make_self_contained(clap: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    """The model's config without pretrained weights to load: the checkpoint's own replace them."""
+    if clap.text_encoder is not None:
+        sizes = clap.text_encoder.model_config
+        config = config | {"text_encoder": {**config["text_encoder"], "pretrained": False, "model": sizes}}
+    if "pretrained" in config["audio_encoder"]:
+        config = config | {"audio_encoder": {**config["audio_encoder"], "pretrained": False}}
+    return config
+
+
+def write_tokenizer(clap: nn.Module, folder: Path) -> None:
+    """Write the tokenizer's files, or log that they are not available."""
+    if clap.tokenizer.is_available:
+        clap.tokenizer.save(folder / checkpoint.TOKENIZER)
+        return
+    log.warning(
+        "saved without a tokenizer: the model embeds audio only until %r can be read from the Hugging Face hub, or a "
+        "folder with its files is given: Clap.from_ckpt(..., settings={'text_encoder.tokenizer': FOLDER})",
+        clap.tokenizer.name,
+    )
+
+
+def export_huggingface(clap: nn.Module, folder: Path) -> None:
+    """Write a new Hugging Face ClapModel folder, or log which parts of the model ClapModel does not have."""
+    from clap.published.export import list_obstacles, write_huggingface  # transformers' audio models import slowly
+
+    if obstacles := list_obstacles(clap):
+        log.info("no Hugging Face folder is written; ClapModel has no counterpart of: %s", "; ".join(obstacles))
+        return
+    if missing := write_huggingface(clap, folder):
+        log.warning("transformers' ClapFeatureExtractor does not support: %s", "; ".join(missing))
+    if clap.tokenizer.is_available:
+        clap.tokenizer.save(folder)
