@@ -11,12 +11,12 @@ from clap.config.values import FILL_MODES, MEL_SCALES
 
 
 def fill_waveform(waveform: Tensor, lengths: Tensor, num_samples: int, mode: str) -> Tensor:
-    """Make short clips last `num_samples`.
+    """Fill short clips up to `num_samples` and cut longer ones.
 
-    waveform (batch, samples), lengths (batch,) -> (batch, num_samples); what lies behind a row's length is not read.
+    waveform (batch, samples), lengths (batch,) -> (batch, num_samples); samples beyond a row's length are ignored.
 
     Args:
-        mode: `pad` with zeros; `repeat` and cut; `repeat_pad`: whole repeats, then zeros (LAION-CLAP's `repeatpad`).
+        mode: `pad` with zeros; `repeat` and cut; `repeat_pad`: complete repeats, then zeros (LAION-CLAP's `repeatpad`).
     """
     lengths = lengths.clamp(max=num_samples)[:, None]
     time = torch.arange(num_samples, device=waveform.device)[None]
@@ -40,13 +40,13 @@ class LogMelSpectrogram(nn.Module):
 
     Args:
         sample_rate: Hz of the waveforms.
-        window: seconds that the encoder behind it sees at once.
+        window: seconds of the encoder's input.
         fill: how a shorter clip is filled up to the window: `repeat_pad`, `repeat` or `pad` (see `fill_waveform`).
         hop_length: samples between frames; 480 at 48 kHz is 10 ms.
         f_max: upper band edge, Hz.
         mel_scale: `slaney` (area-normalised filters) or `htk` (none); published fused models use `htk`.
-        amin: power below which all counts as silence, 1e-10 (-100 dB) in the published models. From random weights
-            HTS-AT learns sooner at 1e-5: its tokens otherwise tell silence from sound and little else.
+        amin: lower bound of the power, 1e-10 (-100 dB) in the published models. From random weights HTS-AT learns
+            faster at 1e-5; at lower values its tokens mainly separate silence from sound.
         int16: round the waveform to 16 bits first, as LAION-CLAP does with files.
 
     Raises:
@@ -54,9 +54,9 @@ class LogMelSpectrogram(nn.Module):
             fill or the mel scale is unknown.
     """
 
-    # What published code does otherwise, see clap/published/frontends.py.
+    # Subclasses in clap/published/frontends.py override these two and make_window.
     dtype = torch.float32  # of the spectrum
-    filter_rate: int | None = None  # Hz that the filters are made for; None: sample_rate
+    filter_rate: int | None = None  # Hz for which the filters are computed; None: sample_rate
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class LogMelSpectrogram(nn.Module):
         if f_max > sample_rate / 2:
             raise ValueError(f"f_max={f_max} is above half of {sample_rate} Hz; set audio_encoder.frontend.f_max")
         if not 0 <= f_min < f_max:
-            raise ValueError(f"f_min={f_min} does not lie in 0 to f_max={f_max}; set audio_encoder.frontend.f_min")
+            raise ValueError(f"f_min={f_min} is not between 0 and f_max={f_max}; set audio_encoder.frontend.f_min")
         if not amin > 0:
             raise ValueError(f"amin={amin} is not above 0; set audio_encoder.frontend.amin")
         if mel_scale not in MEL_SCALES:
@@ -121,21 +121,21 @@ class LogMelSpectrogram(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         waveform = (int16_round_trip(waveform.float()) if self.int16 else waveform).to(self.dtype)
         spectrum = torch.stft(waveform, self.n_fft, self.hop_length, window=self.hann, return_complex=True)
-        power = spectrum.real.square() + spectrum.imag.square()  # (batch, n_fft // 2 + 1, time); no root in between
+        power = spectrum.real.square() + spectrum.imag.square()  # (batch, n_fft // 2 + 1, time); no square root
         return 10 * (power.transpose(1, 2) @ self.mel).clamp(min=self.amin).log10().float()
 
     def full_window(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        """Waveforms (batch, samples) inside the window, lengths (batch,) -> log_mel (batch, num_frames, n_mels)."""
+        """Waveforms (batch, samples) up to the window, lengths (batch,) -> log_mel (batch, num_frames, n_mels)."""
         return self(fill_waveform(waveform, lengths, self.num_samples, self.fill))
 
 
 class SpecAugment(nn.Module):
-    """Zero random bands of time and frequency while training (Park et al. 2019), each clip its own.
+    """Zero random bands of time and frequency in training (Park et al. 2019), independently for each clip.
 
     log_mel (batch, views, time, n_mels) -> same.
 
     Args:
-        time_mask, frequency_mask: longest band, in frames and mel bins; 0 leaves the axis alone.
+        time_mask, frequency_mask: longest band, in frames and mel bins; 0 disables masks on that axis.
         num_masks: bands on each axis.
     """
 
@@ -148,7 +148,7 @@ class SpecAugment(nn.Module):
     def forward(self, log_mel: Tensor) -> Tensor:
         if not self.training:
             return log_mel
-        masked = log_mel.transpose(2, 3)  # (batch, views, n_mels, time), as torchaudio wants it
+        masked = log_mel.transpose(2, 3)  # (batch, views, n_mels, time), as torchaudio expects
         for _ in range(self.num_masks):
             masked = self.frequency(self.time(masked))
         return masked.transpose(2, 3)

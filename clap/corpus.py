@@ -26,7 +26,7 @@ class Clip:
 
     Args:
         id: unique in the corpus.
-        path: the recording; None if the corpus renders or stores it otherwise.
+        path: the recording; None if the corpus renders it or stores it elsewhere.
         label: the class, for zero-shot classification; None for a clip without a class or with several.
         keywords: all tags or labels.
         source: the published recording that the clip is cut from, `youtube:ID@SECONDS` or `freesound:NUMBER`, if known.
@@ -48,7 +48,7 @@ class Corpus:
     source: str  # address of the publication
     licence: str
     citation: str
-    max_duration: float = 30.0  # seconds; training reads only this much of a longer clip
+    max_duration: float = 30.0  # seconds; training reads a part of this length from a longer clip
     cache: WaveformReader | None = None
 
     @property
@@ -94,6 +94,6 @@ def plain_name(name: str) -> str:
 
 
 def find_folder(root: str | Path, name: str) -> Path | None:
-    """The subfolder of `root` that is named after a corpus, such as `clotho` or `Clotho`; None if there is none."""
+    """The subfolder of `root` that is named after a corpus, such as `clotho` or `Clotho`; None if missing."""
     folders = sorted(Path(root).iterdir()) if Path(root).is_dir() else []
     return next((folder for folder in folders if plain_name(folder.name) == plain_name(name)), None)

@@ -2,7 +2,7 @@
 
 Wu et al. 2023 (LAION-CLAP), section 2.3; Dai et al. 2021 (attentional feature fusion).
 A policy (`OneWindow`, `MeanOfWindows`, `GlobalAndLocal`) cuts views; a merge (`DAF`, `AFF`, `IAFF`) is built by the
-encoder at the width of its first features. Clips inside the window take no fusion path.
+encoder at the width of its first features. Clips up to the window are not fused.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ from clap.audio import LogMelSpectrogram
 
 @dataclass
 class Views:
-    """What the tower sees.
+    """Views of clips: the input of the network.
 
-    log_mel (n, views, frames, n_mels); is_longer (n,): rows whose views differ; row (n,): the clip each belongs to.
+    log_mel (n, views, frames, n_mels); is_longer (n,): rows with different views; row (n,): clip index of each row.
     """
 
     log_mel: Tensor
@@ -47,7 +47,7 @@ class OneWindow(nn.Module):
         return waveform.gather(1, start[:, None] + torch.arange(num_samples, device=waveform.device))
 
     def choose_starts(self, spare: Tensor) -> Tensor:
-        """First sample of each clip's window (batch,), given the samples that the clip has beyond it (batch,)."""
+        """First sample of each clip's window (batch,), given the spare samples of each clip (batch,)."""
         if not self.training:
             return spare // 2
         random = torch.rand(len(spare)).to(spare.device)  # drawn on the CPU: the same on every device
@@ -74,13 +74,13 @@ class MeanOfWindows(nn.Module):
 
 
 class GlobalAndLocal(nn.Module):
-    """Four views of a long clip: all of it, shrunk to the window, and three windows from its front, middle and back.
+    """Four views of a long clip: the full clip resized to the window, and windows from its front, middle and back.
 
-    The local views start at random in training and evenly spaced otherwise. Views are cut from the log-mel of the whole
+    The local views start at random in training and evenly spaced otherwise. Views are cut from the log-mel of the full
     clip. Without `merge` the four views are the input channels of the encoder (`channel_map`).
 
     Args:
-        merge: makes the module that merges global and local features, given their channels.
+        merge: builds the module that merges global and local features, given their channels.
     """
 
     num_views = 4
@@ -92,19 +92,19 @@ class GlobalAndLocal(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor, frontend: LogMelSpectrogram) -> Views:
         num_frames = frontend.num_frames
-        # A clip that is longer by less than one hop has no frame more than the window, and nothing to fuse.
+        # A clip longer by less than one hop has as many frames as the window and is not fused.
         is_longer = lengths // frontend.hop_length + 1 > num_frames
         short = waveform[:, : frontend.num_samples]
         log_mel = frontend.full_window(short, lengths)[:, None].repeat(1, 4, 1, 1)
         for row, length in enumerate(lengths.tolist()):
             if length <= frontend.num_samples:
                 continue
-            # One clip at a time, so that its end is reflected and not padded: the same numbers in every batch.
-            whole = frontend(waveform[row : row + 1, :length])[0]  # (time, n_mels)
-            if len(whole) == num_frames:
-                log_mel[row] = whole
+            # One clip at a time: its end is reflected, not padded, so the result does not depend on the batch.
+            full = frontend(waveform[row : row + 1, :length])[0]  # (time, n_mels)
+            if len(full) == num_frames:
+                log_mel[row] = full
             else:
-                log_mel[row] = cut_views(whole, num_frames, self.choose_starts(len(whole), num_frames))
+                log_mel[row] = cut_views(full, num_frames, self.choose_starts(len(full), num_frames))
         return Views(log_mel, is_longer, torch.arange(len(lengths), device=lengths.device))
 
     def choose_starts(self, total: int, num_frames: int) -> list[int]:
@@ -132,7 +132,7 @@ def cut_views(log_mel: Tensor, num_frames: int, starts: Sequence[int]) -> Tensor
 
 
 def shrink(log_mel: Tensor, num_frames: int) -> Tensor:
-    """Global view: (time, n_mels) -> (num_frames, n_mels), bilinear, not antialiased as the published weights want."""
+    """Global view: (time, n_mels) -> (num_frames, n_mels), bilinear without antialiasing, as in the published code."""
     size = (num_frames, log_mel.shape[1])
     return F.interpolate(log_mel[None, None], size, mode="bilinear", align_corners=False, antialias=False)[0, 0]
 
@@ -161,7 +161,7 @@ class DAF(nn.Module):
 
 
 class AFF(nn.Module):
-    """Attentional feature fusion (Dai et al. 2021, equation 4; the sum doubled, as published models have it).
+    """Attentional feature fusion (Dai et al. 2021, equation 4; with the sum doubled, as in the published models).
 
     x (global) and residual (local), both (n, channels, height, width) -> same shape.
     """
@@ -183,8 +183,8 @@ class IAFF(nn.Module):
     x (global) and residual (local), both (n, channels, height, width) -> same shape.
 
     Args:
-        shared_global_att: the second pass uses the first one's global branch and leaves its own unused, a slip of the
-            published code that its weights were trained with; leave it False for new models.
+        shared_global_att: the second pass uses the global branch of the first, not its own: a bug of the published
+            code, with which its weights were trained. False for new models.
     """
 
     def __init__(self, channels: int, *, reduction: int = 4, shared_global_att: bool = False) -> None:
@@ -205,7 +205,7 @@ class IAFF(nn.Module):
 
 
 def pooled_attention(attention: nn.Sequential, x: Tensor) -> Tensor:
-    """Run the pooled branch; a single row is doubled in training, since batch norm needs two values a channel."""
+    """Run the pooled branch; in training a single row is duplicated, as batch norm needs two values per channel."""
     if attention.training and len(x) == 1:
         return attention(x.repeat(2, 1, 1, 1))[:1]
     return attention(x)

@@ -14,7 +14,7 @@ class SymmetricCrossEntropyLoss(nn.Module):
 
     audio_embedding, text_embedding (batch, embed_dim) unit norm, logit_scale () = exp of the model's parameter,
     clip_ids (batch,) -> loss (). The target of a row is uniform over its positives. If all ids differ, the loss is
-    InfoNCE (Radford et al. 2021, figure 3). Custom-CLAP chooses one row of a clip as the label of all its rows; this
+    InfoNCE (Radford et al. 2021, figure 3). Custom-CLAP uses one row of a clip as the label of all its rows; this
     loss equals the mean over all choices.
 
     Args:

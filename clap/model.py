@@ -1,4 +1,4 @@
-"""The dual encoder: `Clap` ties an audio and a text encoder by two projections into one space.
+"""The dual encoder: `Clap` projects the outputs of an audio and a text encoder into one space.
 
 Radford et al. 2021 (CLIP); Elizalde et al. 2023 and Wu et al. 2023 (CLAP).
 """
@@ -62,13 +62,13 @@ class ResidualProjection(nn.Module):
 class Clap(nn.Module):
     """Waveforms and captions to unit-norm embeddings in one space.
 
-    `Clap(config=...)` is `Clap.from_config(...)`; otherwise the four parts are finished modules.
+    `Clap(config=...)` is `Clap.from_config(...)`; otherwise the four parts are given as modules.
 
     Args:
         audio_encoder: (batch, samples), lengths (batch,) -> (batch, audio_encoder.output_dim).
         text_encoder: token ids, mask (batch, tokens) -> (batch, text_encoder.output_dim); has a `tokenizer`.
-        init_logit_scale: where exp(logit_scale), the inverse temperature, starts.
-        config: composed config (path or mapping) to build all of it from.
+        init_logit_scale: initial exp(logit_scale), the inverse temperature.
+        config: composed config (path or mapping) from which all parts are built.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class Clap(nn.Module):
             ckpt: a checkpoint folder, a run folder (its best one), or published weights: a file of LAION-CLAP, MS-CLAP
                 or Custom-CLAP, a Hugging Face ClapModel folder, or a name on the hub (owner/repository, or
                 owner/repository/file).
-            settings: values that take the place of those in the checkpoint's config, under dotted keys, such as
+            settings: values that replace those of the checkpoint's config, under dotted keys, such as
                 {"text_encoder.tokenizer": "a/local/folder"}.
 
         Raises:
-            FileNotFoundError, ValueError: there is none, it is damaged, or its tensors are not those of a known model.
-                Nothing in it was run.
+            FileNotFoundError, ValueError: it is missing or damaged, or its tensors do not match a known model. No code
+                in it is executed.
         """
         if is_published(ckpt):
             return cls.from_published(str(ckpt), settings)
@@ -125,7 +125,7 @@ class Clap(nn.Module):
             clap.load_state_dict(checkpoint.read_weights(folder))
         except RuntimeError as error:
             raise ValueError(
-                f"{folder}: weights do not fit the config beside them; {' '.join(str(error).split())[:500]}"
+                f"{folder}: the weights do not match its config; {' '.join(str(error).split())[:500]}"
             ) from None
         return clap.eval()
 
@@ -133,7 +133,7 @@ class Clap(nn.Module):
     def from_published(cls, source: str, settings: Mapping[str, Any] | None) -> "Clap":
         family, config, weights = read_published(source, settings)
         if "embed_dim" not in config:
-            raise ValueError(f"{source} is an audio encoder alone ({family}); give it as audio_encoder.pretrained=...")
+            raise ValueError(f"{source} contains only an audio encoder ({family}); set audio_encoder.pretrained=...")
         with no_weights(), one_line_errors(source):
             clap = cls(config=config)
         load_weights(clap, weights, source)
@@ -143,10 +143,10 @@ class Clap(nn.Module):
     def init_from(
         cls, ckpt: str | os.PathLike | None, config: Mapping[str, Any], *, overrides: Sequence[str] = ()
     ) -> "Clap":
-        """A model that starts from a checkpoint's weights, with its encoders, frontend and tokenizer; None: all new.
+        """A model with the weights, encoders, frontend and tokenizer of a checkpoint; None: a new model.
 
-        Parts that `overrides` (`key=value`) name are new, as `config` has them; a new encoder brings a new projection,
-        a new fusion leaves the rest of the audio encoder, and a new loss brings its logit scale.
+        Parts that `overrides` (`key=value`) name are built from `config`: a new encoder has a new projection, a new
+        fusion keeps the weights of the audio encoder, and a new loss sets its logit scale.
         """
         if ckpt is None:
             return cls.from_config(config)
@@ -164,18 +164,18 @@ class Clap(nn.Module):
         return clap
 
     def save_pretrained(self, folder: str | os.PathLike, *, huggingface: bool = True) -> None:
-        """Write a checkpoint folder, whole or not at all, which Clap.from_ckpt and `init_from=` take.
+        """Write a checkpoint folder, atomically, for Clap.from_ckpt and `init_from=`.
 
-        A folder `huggingface` inside it is the same model for transformers' ClapModel and ClapProcessor, where that
-        architecture has all of its parts (HTS-AT without fusion or with aff, RoBERTa with pooling=pooler,
-        MLPProjection); otherwise the log says which part it does not have.
+        Its subfolder `huggingface` is the same model for transformers' ClapModel and ClapProcessor, if that
+        architecture supports all parts (HTS-AT without fusion or with aff, RoBERTa with pooling=pooler,
+        MLPProjection); otherwise the unsupported parts are logged.
 
         Args:
-            folder: new, or a checkpoint that is replaced.
-            huggingface: False leaves that folder, and the disk space of second weights, away.
+            folder: a new folder, or a checkpoint to replace.
+            huggingface: False skips that subfolder, which doubles the disk space.
 
         Raises:
-            OSError: it could not be written, or the folder holds other files, which stay as they are.
+            OSError: it cannot be written, or the folder contains other files, which are kept.
         """
         saving.write_pretrained(self, Path(folder).resolve(), huggingface=huggingface)
 
@@ -189,12 +189,12 @@ class Clap(nn.Module):
 
     @property
     def sample_rate(self) -> int:
-        """Hz of the waveforms that the audio encoder takes."""
+        """Sample rate in Hz of the waveforms."""
         return self.audio_encoder.sample_rate
 
     @property
     def input_format(self) -> dict[str, Any]:
-        """What `open_loader` needs to know of the model."""
+        """Arguments of `open_loader` that depend on the model."""
         return {"sample_rate": self.sample_rate, "window": self.window, "collate": self.collate}
 
     @property
@@ -204,26 +204,26 @@ class Clap(nn.Module):
 
     @property
     def window(self) -> float | None:
-        """Seconds of a clip that are used; None where the audio encoder takes all of it."""
+        """Seconds of a clip that are used; None if the audio encoder takes clips of any length."""
         return None if self.audio_encoder.whole_clip else self.audio_encoder.window
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The text encoder's.
+        """The tokenizer of the text encoder.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the model has no text encoder.
         """
         if self.text_encoder is None:
-            raise ValueError("this model has no text encoder (clapcap weights write captions), it embeds audio alone")
+            raise ValueError("this model has no text encoder, as models from clapcap weights, and embeds audio only")
         return self.text_encoder.tokenizer
 
     @property
     def collate(self) -> Collate:
-        """For a DataLoader over ClapDataset: pads waveforms and tokenises captions.
+        """Collate function of a DataLoader over ClapDataset: pads waveforms and tokenises captions.
 
         Raises:
-            FileNotFoundError: the tokenizer's files are not at hand; said here, not in a worker of the DataLoader.
+            FileNotFoundError: the tokenizer's files are missing; raised here, not in a worker of the DataLoader.
         """
         if not self.tokenizer.needs_training:
             self.tokenizer.read()
@@ -235,14 +235,14 @@ class Clap(nn.Module):
 
     @property
     def windows(self) -> str | None:
-        """`mean` where windows of longer clips are averaged, whatever the fusion."""
+        """`mean` if windows of longer clips are averaged, regardless of the fusion."""
         return self._windows
 
     def set_windows(self, windows: str | None) -> None:
         """`mean`: average evenly spaced windows of longer clips; None: the policy that the model was trained with.
 
         Raises:
-            ValueError: an unknown policy, or an audio encoder that has no windows to average.
+            ValueError: an unknown policy, or an audio encoder without windows.
         """
         if windows not in WINDOW_POLICIES:
             raise ValueError(f"windows={windows!r} is not mean or null")
@@ -250,7 +250,7 @@ class Clap(nn.Module):
         self._windows = windows
 
     def freeze(self, names: Sequence[str]) -> "Clap":
-        """Keep submodules as they are: no gradients, and no dropout or batch statistics while the rest trains."""
+        """Freeze submodules: no gradients, no dropout and no updates of batch statistics in training."""
         allowed = [name for name, _ in self.named_children()]
         for name in names:
             if name not in allowed:
@@ -289,11 +289,11 @@ class Clap(nn.Module):
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
-        """Evaluation mode without gradients; the mode before comes back after."""
+        """Evaluation mode without gradients; the previous mode is restored on exit."""
         training = self.training
         self.eval()
         try:
-            with torch.no_grad():  # not inference_mode, whose results no later training can use
+            with torch.no_grad():  # not inference_mode, whose results cannot be used in training
                 yield
         finally:
             self.train(training)
@@ -306,17 +306,17 @@ class Clap(nn.Module):
         batch_size: int = 16,
         progress: bool | None = None,
     ) -> Tensor:
-        """Embeddings (n, embed_dim), unit norm, of n files or of n waveforms at `sample_rate` Hz, in the order given.
+        """Embeddings (n, embed_dim), unit norm, of n files or of n waveforms at `sample_rate` Hz, in input order.
 
         A waveform is float (samples,) or (channels, samples); a batch of equal length may be one array (n, samples).
-        The same clip gives the same embedding alone and in any batch.
+        The embedding of a clip does not depend on its batch.
 
         Args:
-            batch_size: clips of up to a minute that are in memory at once.
+            batch_size: clips per batch; fewer if they are longer than a minute.
             progress: whether to show a bar; None: for more than two batches.
 
         Raises:
-            AudioError: a file or waveform that cannot be used. ValueError: waveforms without sample_rate.
+            AudioError: an invalid file or waveform. ValueError: waveforms without sample_rate.
         """
         is_one = isinstance(audio, str | os.PathLike) or getattr(audio, "ndim", 2) == 1
         audio = [audio] if is_one else list(audio)
@@ -330,24 +330,22 @@ class Clap(nn.Module):
         return embedding
 
     def embed_each(
-        self,
-        audio: Sequence[Recording],
-        sample_rate: int | None = None,
-        *,
-        batch_size: int = 16,
+        self, audio: Sequence[Recording], sample_rate: int | None = None, *, batch_size: int = 16
     ) -> Iterator[tuple[int, Tensor | AudioError]]:
-        """Position and embedding (embed_dim,) of every clip as it is ready, or what is wrong with the clip.
+        """Position and embedding (embed_dim,) of each clip, or the AudioError of an invalid clip.
 
-        The longest come first, beside others of their length: a batch that is too large for the memory fails at once,
-        and little of it is padding.
+        Clips are batched by duration, the longest first: a batch that is too large for the memory fails immediately,
+        and there is little padding.
         """
-        batches = load_batches(audio, sample_rate, batch_size=batch_size, into=self.sample_rate, window=self.window)
-        for waveforms, problems in batches:
-            yield from problems.items()
+        batches = load_batches(
+            audio, sample_rate, batch_size=batch_size, target_rate=self.sample_rate, window=self.window
+        )
+        for waveforms, errors in batches:
+            yield from errors.items()
             if waveforms:
                 lengths = torch.tensor([len(waveform) for waveform in waveforms.values()])
                 batch = nn.utils.rnn.pad_sequence(list(waveforms.values()), batch_first=True)
-                with self.inference():  # not around the yield, where the caller's own code runs
+                with self.inference():  # not around the yield, where the caller's code runs
                     embeddings = self.embed_audio(batch.to(self.device), lengths.to(self.device))
                 yield from zip(waveforms, embeddings, strict=True)
 
@@ -384,16 +382,16 @@ class Clap(nn.Module):
         sample_rate: int | None = None,
         batch_size: int = 16,
     ) -> Tensor:
-        """Probabilities (n, labels) of labels that are told by name alone, each row summing to 1.
+        """Zero-shot classification: probabilities (n, labels), each row summing to 1.
 
         Args:
             audio: n files, or n waveforms at `sample_rate` Hz, as for `get_audio_embeddings`.
-            template: prompt in which `{}` stands for the label; of several the embeddings are averaged.
+            template: prompt with `{}` for the label; the embeddings of several templates are averaged.
 
         Raises:
-            ValueError: labels or templates that make no prompts. AudioError: a clip that cannot be used.
+            ValueError: invalid labels or templates. AudioError: an invalid clip.
         """
         templates = check_prompts(labels, template)
-        class_embedding = self.embed_classes(labels, templates)  # first: what is wrong with a tokenizer shows at once
+        class_embedding = self.embed_classes(labels, templates)  # first, so that a tokenizer error appears early
         audio_embedding = self.get_audio_embeddings(audio, sample_rate, batch_size=batch_size)
         return self.compute_similarity(audio_embedding, class_embedding).softmax(dim=1)

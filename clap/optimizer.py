@@ -75,7 +75,7 @@ def parameter_groups(
         )
         group["params"].append(parameter)
     if not groups:
-        raise ValueError("no parameter is trainable: freeze lists every part; remove one from it")
+        raise ValueError("no parameter is trainable: freeze lists every part; remove a part from freeze")
     return [{"name": name, **group} for name, group in groups.items()]
 
 

@@ -1,4 +1,4 @@
-"""A model's parts from its config: encoders, fusion and projections, random or with the weights that it names."""
+"""The parts of a model, built from its config: encoders, fusion and projections, random or pretrained."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -29,33 +29,33 @@ def model_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_saved_config(folder: Path) -> dict[str, Any]:
-    """The config of a checkpoint folder, with its own tokenizer; where it has none, with the name that was wanted."""
+    """The config of a checkpoint folder, with the path of its tokenizer if it contains one."""
     config = model_config(read_config(checkpoint.find_file(folder, checkpoint.CONFIG)))
     text = config["text_encoder"]
     for part in (config["audio_encoder"], text):
         if part is not None and "pretrained" in part:
-            part["pretrained"] = False  # the weights lie beside the config, whatever a stranger's says
+            part["pretrained"] = False  # the weights are in the folder, whatever its config says
     if text is None:
         return config
     try:
         text["tokenizer"] = str(checkpoint.find_file(folder, checkpoint.TOKENIZER))
     except FileNotFoundError:
-        if text.get("tokenizer") == "train":  # nobody else has it
+        if text.get("tokenizer") == "train":  # exists only in the checkpoint
             raise
     return config
 
 
 def build_audio_encoder(node: Mapping[str, Any], fusion: Mapping[str, Any]) -> AudioEncoder:
-    """The audio encoder with its fusion, from random weights or from those that `pretrained` and `name` ask for.
+    """The audio encoder with its fusion, with random weights or those of `pretrained` and `name`.
 
     Raises:
-        ValueError: a fusion other than `none` for an encoder that takes none.
+        ValueError: a fusion other than `none` for an encoder without fusion.
     """
     encoder_class, policy = find_target(node, AudioEncoder), build_module(fusion)
     runtime = {"fusion": policy} if encoder_class.takes_fusion else {}
     if not encoder_class.takes_fusion and not isinstance(policy, OneWindow):
         raise ValueError(
-            f"fusion={type(policy).__name__}: {encoder_class.__name__} takes no fusion; choose fusion=none, or an "
+            f"fusion={type(policy).__name__}: {encoder_class.__name__} does not support fusion; set fusion=none, or an "
             "audio_encoder on a log-mel spectrogram"
         )
     if encoder_class.loads_weights:
@@ -70,10 +70,10 @@ def build_audio_encoder(node: Mapping[str, Any], fusion: Mapping[str, Any]) -> A
 
 
 def build_parts(config: Mapping[str, Any]) -> tuple[nn.Module | None, ...]:
-    """Audio encoder, text encoder and their projections; made in this order, random weights follow the seed."""
+    """Audio encoder, text encoder and their projections; random weights depend on this order."""
     embed_dim = config["embed_dim"]
     if embed_dim < 1:
-        raise ValueError(f"embed_dim={embed_dim} is no width of an embedding; set it to 1 or more")
+        raise ValueError(f"embed_dim={embed_dim} is not 1 or more; set embed_dim")
     audio_encoder = build_audio_encoder(config["audio_encoder"], config["fusion"])
     text_encoder = build_module(config["text_encoder"]) if config["text_encoder"] else None  # clapcap has none
     project = build_module(config["projection"])
@@ -104,11 +104,17 @@ def parts_to_rebuild(overrides: Sequence[str], ckpt: str | os.PathLike) -> set[s
 
 
 def load_part(part: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Load weights strictly, but for the fusion's own modules, which a new fusion starts anew."""
+    """Load weights strictly, except those of the fusion's modules, which a new fusion initialises.
+
+    Raises:
+        ValueError: tensors are missing or unexpected, or have other shapes.
+    """
     try:
         missing, unexpected = part.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"{where} does not fit: {' '.join(str(error).split())[:300]}") from None
-    odd = [key for key in [*missing, *unexpected] if not {"merge", "local_proj"} & set(key.split("."))]
-    if odd:
-        raise ValueError(f"{where} does not fit: {len(odd)} tensors are missing or unexpected, the first {odd[0]}")
+        raise ValueError(f"{where} does not fit the model: {' '.join(str(error).split())[:300]}") from None
+    mismatched = [key for key in [*missing, *unexpected] if not {"merge", "local_proj"} & set(key.split("."))]
+    if mismatched:
+        raise ValueError(
+            f"{where} does not fit the model: {len(mismatched)} missing or unexpected tensors, first {mismatched[0]}"
+        )

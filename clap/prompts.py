@@ -10,7 +10,7 @@ def check_templates(templates: Sequence[str], *, what: str, key: str) -> list[st
     """The templates as a list.
 
     Raises:
-        ValueError: there is none, or one has no `{}` for the label, which the message calls `what`.
+        ValueError: no templates, or one without `{}` for the label, which the message calls `what`.
     """
     if not templates or any("{}" not in template for template in templates):
         raise ValueError(f"templates={list(templates)}: each needs {{}} for the {what}; set {key}")
@@ -21,12 +21,12 @@ def check_prompts(labels: Sequence[str], template: str | Sequence[str]) -> list[
     """Check labels and templates; returns the templates as a list.
 
     Raises:
-        ValueError: no label, a blank or repeated label; no template, or one without `{}` for the label.
+        ValueError: no labels, a blank or repeated label, no templates, or one without `{}` for the label.
     """
     if isinstance(labels, str):
-        raise ValueError(f"labels={labels!r} is one text; give a list of labels")
+        raise ValueError(f"labels={labels!r} is a string; give a list of labels")
     if not labels or any(not label.strip() for label in labels):
-        raise ValueError(f"labels={list(labels)}: give one or more labels, none of them blank")
+        raise ValueError(f"labels={list(labels)}: give one or more labels that are not blank")
     if repeated := [label for i, label in enumerate(labels) if label in labels[:i]]:
         raise ValueError(f"label {repeated[0]!r} is given twice, which lowers all probabilities; give each label once")
     templates = [template] if isinstance(template, str) else list(template)

@@ -1,4 +1,4 @@
-"""What inference takes: files by their paths, and waveforms at any rate; their durations, batches and mono form."""
+"""Inputs of inference, audio files and waveforms at any rate: durations, batches by duration, conversion to mono."""
 
 import math
 import os
@@ -17,43 +17,45 @@ MINUTE = 60.0  # seconds
 
 
 def load_batches(
-    audio: Sequence[Recording], sample_rate: int | None, *, batch_size: int, into: int, window: float | None
+    audio: Sequence[Recording], sample_rate: int | None, *, batch_size: int, target_rate: int, window: float | None
 ) -> Iterator[tuple[dict[int, Tensor], dict[int, AudioError]]]:
-    """Batches of clips of like duration, the longest first: waveforms (samples,), and what is wrong with others.
+    """Batches of clips of similar duration, the longest first: waveforms (samples,), and errors of invalid clips.
 
-    Both are under the clip's position in `audio`; `into` and `window` are those of `load_recording`.
+    The keys of both are positions in `audio`; `target_rate` and `window` are those of `load_recording`.
     """
     durations = [measure_duration(item, sample_rate) for item in audio]
     for positions in plan_batches(durations, batch_size, window=window):
-        waveforms, problems = {}, {}
+        waveforms, errors = {}, {}
         for position in positions:
             name = f"waveform {position}"
             try:
-                waveforms[position] = load_recording(audio[position], sample_rate, name=name, into=into, window=window)
+                waveforms[position] = load_recording(
+                    audio[position], sample_rate, name=name, target_rate=target_rate, window=window
+                )
             except AudioError as error:
-                problems[position] = error
-        yield waveforms, problems
+                errors[position] = error
+        yield waveforms, errors
 
 
 def measure_duration(item: Recording, sample_rate: int | None) -> float:
-    """Seconds of a waveform, or that a file's header announces; infinite where it has none to read.
+    """Seconds of a waveform, or of a file according to its header; infinite if the header is unreadable.
 
     Raises:
-        ValueError: a waveform without the rate that it was recorded at.
+        ValueError: a waveform without sample_rate.
     """
     if not isinstance(item, str | os.PathLike):
         if not sample_rate or sample_rate < 0:
-            raise ValueError(f"sample_rate={sample_rate}: waveforms need sample_rate=..., Hz of their recording")
+            raise ValueError(f"sample_rate={sample_rate}: waveforms need sample_rate=..., in Hz")
         return max(np.shape(item), default=0) / sample_rate
     try:
         info = soundfile.info(item)
-    except (soundfile.LibsndfileError, TypeError):  # TypeError: see load_waveform
+    except (soundfile.LibsndfileError, TypeError):  # TypeError: see open_recording
         return math.inf
     return info.frames / info.samplerate
 
 
 def plan_batches(durations: Sequence[float], batch_size: int, *, window: float | None) -> Iterator[list[int]]:
-    """Positions of clips of like duration, the longest first; of clips beyond a minute fewer than `batch_size`.
+    """Positions of clips of similar duration, the longest first; fewer than `batch_size` if longer than a minute.
 
     Args:
         window: seconds of a clip that are used; None for all.
@@ -69,29 +71,33 @@ def plan_batches(durations: Sequence[float], batch_size: int, *, window: float |
         order = order[size:]
 
 
-def load_recording(item: Recording, sample_rate: int | None, *, name: str, into: int, window: float | None) -> Tensor:
-    """A file or waveform as mono float32 (samples,) at `into` Hz; of a longer clip the middle `window` seconds.
+def load_recording(
+    item: Recording, sample_rate: int | None, *, name: str, target_rate: int, window: float | None
+) -> Tensor:
+    """A file or waveform as mono float32 (samples,) at `target_rate` Hz; of a longer clip the middle `window` seconds.
 
     Args:
-        sample_rate: Hz of a waveform; a file knows its own.
-        name: of a waveform, for errors.
+        sample_rate: Hz of a waveform; ignored for a file.
+        name: of a waveform, for error messages.
 
     Raises:
-        AudioError: it cannot be used.
+        AudioError: the file or waveform is invalid.
     """
     if isinstance(item, str | os.PathLike):
-        return torch.from_numpy(load_waveform(item, into, max_duration=window))
+        return torch.from_numpy(load_waveform(item, target_rate, max_duration=window))
     waveform = check_waveform(item, sample_rate, name)
     start, count = choose_part(len(waveform), sample_rate, window, None)
     waveform = waveform[start : start + count]
-    return torch.from_numpy(waveform if sample_rate == into else soxr.resample(waveform, sample_rate, into))
+    return torch.from_numpy(
+        waveform if sample_rate == target_rate else soxr.resample(waveform, sample_rate, target_rate)
+    )
 
 
 def check_waveform(item: np.ndarray | Tensor, sample_rate: int, name: str) -> np.ndarray:
     """Float (samples,) or (channels, samples) -> mono float32 (samples,)."""
     waveform = torch.as_tensor(item if isinstance(item, Tensor) else np.ascontiguousarray(item)).detach().cpu()
     if not waveform.is_floating_point():
-        raise AudioError(f"{name} holds {waveform.dtype}; give floats in [-1, 1], for int16 samples / 32768")
+        raise AudioError(f"{name} has dtype {waveform.dtype}; give floats in [-1, 1], such as int16 samples / 32768")
     shortest = SHORTEST * sample_rate
     if waveform.ndim not in (1, 2) or waveform.shape[-1] < shortest:
         raise AudioError(
@@ -99,6 +105,6 @@ def check_waveform(item: np.ndarray | Tensor, sample_rate: int, name: str) -> np
             f"{shortest:.0f} samples or more"
         )
     if not waveform.isfinite().all():
-        raise AudioError(f"{name} holds NaN or infinite samples")
+        raise AudioError(f"{name} contains NaN or infinite samples")
     waveform = waveform.float().numpy()
     return mix_down(waveform.T) if waveform.ndim == 2 else waveform

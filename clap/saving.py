@@ -45,7 +45,7 @@ def write_model(clap: nn.Module, folder: Path, extra: Mapping[str, Any] | None =
 
 
 def make_self_contained(clap: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """The model's config without pretrained weights to load: the checkpoint's own replace them."""
+    """The config with `pretrained` off, because the checkpoint contains the weights."""
     if clap.text_encoder is not None:
         sizes = clap.text_encoder.model_config
         config = config | {"text_encoder": {**config["text_encoder"], "pretrained": False, "model": sizes}}

@@ -1,7 +1,7 @@
-"""Captions to vectors: a transformer, and the tokenizer that belongs to it.
+"""Captions to vectors: a transformer and its tokenizer.
 
 RoBERTa (Liu et al. 2019), GPT-2 (Radford et al. 2019), BERT (Devlin et al. 2019), or any encoder or decoder that the
-transformers library knows. Decoder or encoder is read from its configuration.
+transformers library knows. Its configuration determines whether it is an encoder or a decoder.
 """
 
 import functools
@@ -23,8 +23,8 @@ from clap.tokenizer import TRAINED_TOKEN_IDS, Tokenizer
 
 # Workers of a DataLoader are forks; a threaded tokenizer in them warns at every batch.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-ALL_POOLINGS = (*POOLINGS, "last_nonzero")  # the last one of published models only
-# Keys of a transformers configuration that say nothing about the architecture.
+ALL_POOLINGS = (*POOLINGS, "last_nonzero")  # last_nonzero is for published models only
+# Keys of a transformers configuration that do not describe the architecture.
 NOT_ARCHITECTURE = {
     "transformers_version",
     "_name_or_path",
@@ -37,30 +37,29 @@ NOT_ARCHITECTURE = {
 
 
 class TextEncoder(nn.Module):
-    """Token ids and mask -> one vector a caption: a transformer's hidden states, pooled.
+    """Token ids and mask -> one vector per caption: a transformer's hidden states, pooled.
 
     ids (batch, tokens), mask (batch, tokens) -> (batch, output_dim), width of the transformer. The output of a caption
-    does not depend on how far its batch is padded.
+    does not depend on the padding of its batch.
 
     Args:
-        name: hub name or local folder of the transformer; not needed for random weights with a tokenizer of their own.
-        pretrained: True: the weights of `name`; False: random weights of the sizes in `model`; or another name or
-            folder to take weights from. Weights are safetensors, and code that lies beside them is never run.
-        model: `model_type` (roberta, gpt2, ...) and sizes, in the words of that transformers configuration. They also
-            hold for pretrained weights, which must fit; None takes the weights' own.
+        name: hub name or local folder of the transformer; optional for random weights with a given tokenizer.
+        pretrained: True: the weights of `name`; False: random weights of the sizes in `model`; or the name or
+            folder of other weights. Weights must be safetensors; code in their folder is never executed.
+        model: `model_type` (roberta, gpt2, ...) and sizes, under the keys of its transformers configuration; pretrained
+            weights must match them. None: the sizes of the pretrained weights.
         tokenizer: hub name or local folder; None: that of `name`; "train": see Tokenizer.
         max_length: tokens of the longest caption, special tokens included.
-        pooling: hidden state that stands for the caption: of the first token, of the last real one, or the mean over
-            the real ones. None: last for a decoder, first for an encoder trained with masked tokens (it leads with a
-            class token), mean for the encoder half of an encoder-decoder. Of published models only: `pooler`, the
-            first one through the dense layer and tanh of BERT's next-sentence objective (LAION-CLAP); `last_nonzero`,
-            as many tokens in as ids differ from 0 (MS-CLAP 2023, whose padding is GPT-2's `!`; one in a caption
-            shifts it).
-        suffix: text behind every caption instead of a decoder's end token (MS-CLAP 2023).
+        pooling: hidden state of a caption: `first` token, `last` real token, or `mean` over the real tokens. None: last
+            for a decoder, first for an encoder trained with masked tokens (its first token is the class token), mean
+            for the encoder half of an encoder-decoder. For published models: `pooler`, the first token after the
+            dense layer and tanh of BERT's next-sentence objective (LAION-CLAP); `last_nonzero`, the token at the
+            number of nonzero ids minus 1 (MS-CLAP 2023, padded with GPT-2's `!`, id 0; a `!` in a caption shifts it).
+        suffix: text appended to every caption instead of a decoder's end token (MS-CLAP 2023).
 
     Attributes:
         output_dim: width of the transformer.
-        model_config: plain dict that as `model`, with pretrained=False, builds the same architecture.
+        model_config: plain dict; as `model`, with pretrained=False, it builds the same architecture.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class TextEncoder(nn.Module):
         source = _find_source(name, pretrained=pretrained, tokenizer=tokenizer)
         sizes = dict(model or {}) | (TRAINED_TOKEN_IDS if tokenizer == "train" else {})
         config = _build_config(sizes) if source is None else _read_config(source, sizes)
-        config.use_cache = False  # keys and values are for generation; keeping them costs memory
+        config.use_cache = False  # only generation needs the cached keys and values, which cost memory
         self.model_config = _describe_architecture(config)
         make = _build_transformer if source is None else functools.partial(_load_transformer, source)
         self.transformer = make(config, keep_pooler=pooling == "pooler")
@@ -101,7 +100,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         attention_mask = mask.long()
-        if ids.is_meta:  # transformers would look at the mask's values; one of full shape is taken as it is
+        if ids.is_meta:  # transformers reads the values of a 2-D mask, but not those of a 4-D mask
             attention_mask = mask[:, None, None, :].expand(-1, -1, mask.shape[1], -1)
         output = self.transformer(input_ids=ids, attention_mask=attention_mask)
         hidden = output.last_hidden_state
@@ -118,7 +117,7 @@ class TextEncoder(nn.Module):
 
 
 def _find_source(name: str | None, *, pretrained: bool | str, tokenizer: str | None) -> str | None:
-    """Hub name or folder to take weights from; None for random weights."""
+    """Hub name or folder of the weights; None for random weights."""
     if name is None and (pretrained is True or tokenizer is None):
         raise ValueError(
             f"name is missing with pretrained={pretrained}, tokenizer={tokenizer}; set text_encoder.name, or "
@@ -126,7 +125,7 @@ def _find_source(name: str | None, *, pretrained: bool | str, tokenizer: str | N
         )
     if pretrained is not False and tokenizer == "train":
         raise ValueError(
-            f"tokenizer=train with pretrained={pretrained}: pretrained weights know only their own tokens; set "
+            f"tokenizer=train with pretrained={pretrained}: pretrained weights require their own tokenizer; set "
             "text_encoder.pretrained=false, or text_encoder.tokenizer=null"
         )
     return choose_weights("text_encoder", pretrained, name)
@@ -135,7 +134,7 @@ def _find_source(name: str | None, *, pretrained: bool | str, tokenizer: str | N
 def _build_config(sizes: dict) -> PreTrainedConfig:
     if "model_type" not in sizes:
         raise ValueError(
-            f"model={sizes} gives no model_type, which random weights need; set text_encoder.model (model_type: "
+            f"model={sizes} has no model_type, which random weights require; set text_encoder.model (model_type: "
             "roberta, hidden_size: ...), or text_encoder.pretrained=true"
         )
     config = AutoConfig.for_model(**sizes)
@@ -150,7 +149,7 @@ def _read_config(source: str, sizes: dict) -> PreTrainedConfig:
         raise _missing_weights(source) from error
     if sizes.get("model_type", config.model_type) != config.model_type:
         raise ValueError(
-            f"the weights of {source!r} are a {config.model_type}, text_encoder.model.model_type is "
+            f"the weights of {source!r} have model_type {config.model_type}, text_encoder.model.model_type is "
             f"{sizes['model_type']}; set text_encoder.pretrained to weights of that type, or choose text_encoder=auto"
         )
     _check_sizes(config, sizes)
@@ -163,13 +162,13 @@ def _check_sizes(config: PreTrainedConfig, sizes: dict) -> None:
     unknown = sorted(set(sizes) - known)
     if unknown:
         raise ValueError(
-            f"text_encoder.model has {', '.join(unknown)}, which a {config.model_type} does not; it has "
+            f"text_encoder.model has the unknown keys {', '.join(unknown)}; {config.model_type} has "
             f"{', '.join(sorted(known - NOT_ARCHITECTURE))}"
         )
 
 
 def _describe_architecture(config: PreTrainedConfig) -> dict:
-    known = {*type(config)().to_dict(), "model_type"} - NOT_ARCHITECTURE  # files on the hub carry stray keys
+    known = {*type(config)().to_dict(), "model_type"} - NOT_ARCHITECTURE  # files on the hub contain other keys
     return {key: value for key, value in config.to_diff_dict().items() if key in known}
 
 
@@ -192,8 +191,8 @@ def _load_transformer(source: str, config: PreTrainedConfig, *, keep_pooler: boo
         raise _missing_weights(source) from error
     except RuntimeError as error:
         raise ValueError(
-            f"the weights of {source!r} do not have the sizes of text_encoder.model; choose the text_encoder that has "
-            "them, text_encoder=auto to take the weights' own, or text_encoder.pretrained=false"
+            f"the weights of {source!r} do not have the sizes of text_encoder.model; set the text_encoder of these "
+            "weights, text_encoder=auto to use their sizes, or text_encoder.pretrained=false"
         ) from error
     transformer = _keep_used_part(transformer, keep_pooler=keep_pooler)
     absent = sorted(set(report["missing_keys"]) & {key for key, _ in transformer.named_parameters()})
@@ -203,7 +202,7 @@ def _load_transformer(source: str, config: PreTrainedConfig, *, keep_pooler: boo
 
 
 def _keep_used_part(transformer: PreTrainedModel, *, keep_pooler: bool) -> PreTrainedModel:
-    """Drop the decoder half and an idle pooler, whose parameters would meet weight decay but no gradient."""
+    """Remove the decoder half and an unused pooler: their parameters would get weight decay but no gradient."""
     if transformer.config.is_encoder_decoder:
         transformer = transformer.get_encoder()
     if not keep_pooler and getattr(transformer, "pooler", None) is not None:
@@ -228,15 +227,15 @@ def _is_decoder(config: PreTrainedConfig) -> bool:
 def _choose_pooling(config: PreTrainedConfig) -> str:
     if _is_decoder(config):
         return "last"
-    leads_with_class_token = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
-    return "first" if leads_with_class_token else "mean"
+    has_class_token = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+    return "first" if has_class_token else "mean"
 
 
 def _check_max_length(transformer: PreTrainedModel, max_length: int) -> None:
     positions = getattr(transformer.config, "max_position_embeddings", None)
     table = getattr(getattr(transformer, "embeddings", None), "position_embeddings", None)
     if getattr(table, "padding_idx", None) is not None:
-        positions -= table.padding_idx + 1  # RoBERTa counts positions from there
+        positions -= table.padding_idx + 1  # RoBERTa's first position is padding_idx + 1
     if positions is not None and max_length > positions:
         raise ValueError(
             f"max_length={max_length} exceeds the transformer's {positions} positions; lower text_encoder.max_length"

@@ -1,4 +1,4 @@
-"""Captions to token ids: a transformers tokenizer, or one that is trained on the captions."""
+"""Captions to token ids: a transformers tokenizer, or a BPE trained on the captions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-CHUNK = 10_000  # captions that are tokenised at once; what the tokenizer tells of one takes kilobytes meanwhile
+CHUNK = 10_000  # captions per tokenizer call, which temporarily needs kilobytes per caption
 # A trained tokenizer numbers these 0 to 4, as RoBERTa does.
 SPECIAL_TOKENS = {
     "bos_token": "<s>",
@@ -29,15 +29,15 @@ class Tokenizer:
     """Captions -> token ids and mask, padded to the batch's longest caption.
 
     captions, list of n strings -> ids (n, tokens) int64, mask (n, tokens) bool, True on real tokens. Padding is on the
-    right. A caption longer than max_length is cut, its end token stays. Files are read at first use, so that a model
-    is built without them, and the object holds no weights: give it to a collate function.
+    right. A caption longer than max_length is cut before its end token. Files are read at first use, so a model can be
+    built without them. A collate function can hold the object, which has no weights.
 
     Args:
-        name: hub name or local folder, or "train": a byte-level BPE, made by `train(captions)`.
+        name: hub name or local folder, or "train": a byte-level BPE, trained by `train(captions)`.
         vocab_size: rows of the transformer's embedding table, which no token id may exceed.
         max_length: tokens of the longest row, special tokens included.
-        append_end: for a decoder, whose last real token must have seen the whole caption.
-        suffix: text behind every caption instead, as MS-CLAP 2023 closes its own.
+        append_end: append an end token; for a decoder, whose last real token attends to the full caption.
+        suffix: text appended to every caption instead, as in MS-CLAP 2023.
     """
 
     def __init__(
@@ -55,32 +55,32 @@ class Tokenizer:
         self.append_end = append_end
         self.suffix = suffix
         self._backend: PreTrainedTokenizerFast | None = None
-        self._known: dict[str, np.ndarray] = {}  # caption -> ids (tokens,)
+        self._cache: dict[str, np.ndarray] = {}  # caption -> ids (tokens,)
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         _check_captions(captions)
         new = self.encode(captions)
-        rows = [torch.from_numpy(new[text] if text in new else self._known[text]) for text in captions]
+        rows = [torch.from_numpy(new[text] if text in new else self._cache[text]) for text in captions]
         lengths = torch.tensor([len(row) for row in rows])
         ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id).long()
         return ids, torch.arange(ids.shape[1]) < lengths[:, None]
 
     def cache_captions(self, captions: Sequence[str]) -> None:
-        """Tokenise captions once for all: before a loader forks its workers, which then share the ids."""
+        """Tokenise captions once, before a loader forks its workers, which then share the ids."""
         for first in range(0, len(captions), CHUNK):
-            self._known |= self.encode(captions[first : first + CHUNK])
+            self._cache |= self.encode(captions[first : first + CHUNK])
 
     def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        """Token ids (tokens,) int32 of those captions that are not remembered."""
-        captions = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
+        """Token ids (tokens,) int32 of the captions that are not cached."""
+        captions = [caption for caption in dict.fromkeys(captions) if caption not in self._cache]
         if not captions:
             return {}
         if self.suffix is not None:
             rows = self.backend([caption + self.suffix for caption in captions])["input_ids"]
             rows = [[*row[: self.max_length - 1], row[-1]] if len(row) > self.max_length else row for row in rows]
         else:
-            room = self.max_length - self.append_end
-            rows = self.backend(captions, truncation=True, max_length=room)["input_ids"]
+            max_length = self.max_length - self.append_end
+            rows = self.backend(captions, truncation=True, max_length=max_length)["input_ids"]
         if self.append_end:
             end = self.backend.eos_token_id
             rows = [row if row[-1:] == [end] else [*row, end] for row in rows]
@@ -92,10 +92,10 @@ class Tokenizer:
         return self.read()
 
     def read(self) -> PreTrainedTokenizerFast:
-        """Read the files, once.
+        """Read the files at the first call.
 
         Raises:
-            FileNotFoundError: they are not at hand.
+            FileNotFoundError: they are missing.
         """
         if self._backend is None:
             self._backend = self._load()
@@ -112,7 +112,7 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int:
-        """The pad token's id; GPT-2 has none and pads with its end token, which the mask hides."""
+        """The pad token's id; GPT-2 has none and is padded with its end token, which the mask excludes."""
         pad_id = self.backend.pad_token_id
         return self.backend.eos_token_id if pad_id is None else pad_id
 
@@ -122,7 +122,7 @@ class Tokenizer:
         smallest = len(alphabet) + len(SPECIAL_TOKENS)
         if self.vocab_size < smallest:
             raise ValueError(
-                f"vocab_size={self.vocab_size} does not hold the {smallest} bytes and special tokens of a byte-level "
+                f"vocab_size={self.vocab_size} is below the {smallest} bytes and special tokens of a byte-level "
                 "BPE; raise text_encoder.model.vocab_size"
             )
         bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -138,20 +138,20 @@ class Tokenizer:
         if not self.append_end:
             ends = [("<s>", TRAINED_TOKEN_IDS["bos_token_id"]), ("</s>", TRAINED_TOKEN_IDS["eos_token_id"])]
             bpe.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
-        self._backend, self._known = PreTrainedTokenizerFast(tokenizer_object=bpe, **SPECIAL_TOKENS), {}
+        self._backend, self._cache = PreTrainedTokenizerFast(tokenizer_object=bpe, **SPECIAL_TOKENS), {}
 
     @property
     def needs_training(self) -> bool:
-        """Whether `train` must come before the first use."""
+        """Whether `train` must be called before the first use."""
         return self.name == "train" and self._backend is None
 
     def load(self, folder: str | Path) -> None:
-        """Take the files of a folder from now on; they are read at once, for a running training replaces its own."""
+        """Use the files of a folder, which are read immediately, because a running training may replace them."""
         self.name = str(folder)
-        self._backend, self._known = self._load(), {}
+        self._backend, self._cache = self._load(), {}
 
     def save(self, folder: str | Path) -> None:
-        """Write the files from which `Tokenizer(folder)` gives the same ids, offline."""
+        """Write the files; `Tokenizer(folder)` then gives the same ids offline."""
         self.backend.save_pretrained(str(folder))
 
     def _load(self) -> PreTrainedTokenizerFast:
@@ -173,7 +173,7 @@ class Tokenizer:
             )
         if backend.eos_token_id is None and (self.append_end or backend.pad_token_id is None):
             raise ValueError(
-                f"tokenizer {self.name!r} has no end token to close or pad a caption; set one in its files"
+                f"tokenizer {self.name!r} has no end token, which ends or pads captions; set eos_token in its files"
             )
         return backend
 

@@ -12,13 +12,13 @@ import numpy as np
 import soundfile
 import soxr
 
-SHORTEST = 0.02  # seconds: below one analysis frame there is nothing to hear
-MAX_PEAK = 10.0  # full scale is 1; lossy decoders and float mixes overshoot a little, integers kept as floats a lot
-UNKNOWN_LENGTH = 0x7FFFF000  # bytes: what sox (ffmpeg: all ones) writes into a header that it cannot go back to
+SHORTEST = 0.02  # seconds, about one analysis frame
+MAX_PEAK = 10.0  # full scale is 1; lossy decoders and float mixes exceed it slightly, integers stored as floats by far
+UNKNOWN_LENGTH = 0x7FFFF000  # bytes; sox (ffmpeg: all ones) writes it into the header of a stream
 
 
 class AudioError(ValueError):
-    """A recording that cannot be used; the message names the file and what is wrong with it."""
+    """An invalid recording; the message names the file and the problem."""
 
 
 def load_waveform(
@@ -28,13 +28,13 @@ def load_waveform(
     max_duration: float | None = None,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Read a recording as mono float32 (samples,) at `sample_rate`, decoding only the part that is needed.
+    """Read a recording as mono float32 (samples,) at `sample_rate`; only the required part is decoded.
 
-    Full scale is [-1, 1]. Peaks a little above it, of lossy decoders or float mixes, stay, as in the published code.
+    Full scale is [-1, 1]. Slightly higher peaks, of lossy decoders or float mixes, are kept, as in the published code.
 
     Args:
         sample_rate: Hz of the result; channels are averaged, then resampled by soxr (HQ).
-        max_duration: seconds; of a longer recording the middle is read, or a random part where `rng` is given.
+        max_duration: seconds; of a longer recording the middle is read, or a random part if `rng` is given.
 
     Raises:
         AudioError: missing, empty, truncated, not audio, shorter than 20 ms, not finite, or far above full scale.
@@ -49,7 +49,7 @@ def load_waveform(
         start, count = choose_part(file.frames, file.samplerate, max_duration, rng)
         file.seek(start)
         waveform = mix_down(file.read(count, dtype="float32", always_2d=True))
-        file_rate, may_overshoot = file.samplerate, not file.subtype.startswith("PCM")  # integers cannot
+        file_rate, may_overshoot = file.samplerate, not file.subtype.startswith("PCM")  # PCM cannot
     if len(waveform) < count:
         raise AudioError(f"{path}: truncated, {len(waveform)} of {count} samples could be read")
     if may_overshoot:
@@ -59,7 +59,7 @@ def load_waveform(
 
 @contextlib.contextmanager
 def open_recording(path: Path) -> Iterator[soundfile.SoundFile]:
-    """A recording, open for reading; what is wrong with its file or stops its decoding is an AudioError."""
+    """A recording, open for reading; AudioError if the file is invalid or cannot be decoded."""
     if not path.is_file():
         raise AudioError(f"{path}: no such audio file")
     if path.stat().st_size == 0:
@@ -74,24 +74,24 @@ def open_recording(path: Path) -> Iterator[soundfile.SoundFile]:
 
 
 def mix_down(samples: np.ndarray) -> np.ndarray:
-    """Mean over channels, (samples, channels) -> (samples,); by columns, for stereo 20 times as fast as `mean`."""
+    """Mean over channels, (samples, channels) -> (samples,); for stereo 20 times as fast as `mean`."""
     return samples[:, 0] if samples.shape[1] == 1 else functools.reduce(operator.add, samples.T) / samples.shape[1]
 
 
 def check_samples(path: Path, waveform: np.ndarray) -> None:
-    """Refuse samples that are not finite or far above full scale."""
+    """AudioError if samples are not finite or far above full scale."""
     peak = max(waveform.max(), -waveform.min())
     if not np.isfinite(peak):
-        raise AudioError(f"{path}: holds NaN or infinite samples")
+        raise AudioError(f"{path}: contains NaN or infinite samples")
     if peak > MAX_PEAK:
         raise AudioError(f"{path}: samples reach {peak:.4g}, full scale is 1; rescale the file")
 
 
 def check_header(path: Path, file: soundfile.SoundFile) -> None:
-    """Refuse a file that is empty, too short, or cut off before the length that its header announces."""
-    for announced, there in re.findall(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info):
-        if int(there) < int(announced) < UNKNOWN_LENGTH:
-            raise AudioError(f"{path}: truncated, its header announces {announced} bytes and {there} are there")
+    """AudioError if a file is empty, too short, or shorter than the length in its header."""
+    for announced, present in re.findall(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info):
+        if int(present) < int(announced) < UNKNOWN_LENGTH:
+            raise AudioError(f"{path}: truncated, its header announces {announced} bytes, the file contains {present}")
     if file.format == "OGG" and not has_last_page(path):
         raise AudioError(f"{path}: truncated, its last Ogg page is missing")
     if file.frames == 0:
@@ -103,12 +103,12 @@ def check_header(path: Path, file: soundfile.SoundFile) -> None:
 
 
 def has_last_page(path: Path) -> bool:
-    """Does an Ogg file end with a whole page that is marked as its stream's last (RFC 3533, section 6)?"""
+    """Whether an Ogg file ends with a complete page that is marked as the last of its stream (RFC 3533, section 6)."""
     with path.open("rb") as file:
         file.seek(-min(path.stat().st_size, 2**16), os.SEEK_END)  # a page has 65307 bytes at most
         tail = file.read()
     page = tail[tail.rfind(b"OggS") :]
-    if len(page) < 27:  # a page's header, without its table of segments
+    if len(page) < 27:  # page header without its segment table
         return False
     is_last, num_segments = bool(page[5] & 4), page[26]
     return is_last and len(page) >= 27 + num_segments + sum(page[27 : 27 + num_segments])
@@ -117,7 +117,7 @@ def has_last_page(path: Path) -> bool:
 def choose_part(
     num_frames: int, file_rate: int, max_duration: float | None, rng: np.random.Generator | None
 ) -> tuple[int, int]:
-    """Start and count, in the file's own samples, of the part to read: the middle, or random with `rng`."""
+    """Start and count, in samples of the file, of the part to read: the middle, or a random part with `rng`."""
     count = num_frames if max_duration is None else min(num_frames, round(max_duration * file_rate))
     spare = num_frames - count
     start = spare // 2 if rng is None else int(rng.integers(spare + 1))

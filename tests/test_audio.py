@@ -99,7 +99,7 @@ def test_log_mel_stays_float32_under_autocast() -> None:
     assert_close(log_mel, frontend(waveform), rtol=0, atol=0)
 
 
-def test_log_mel_warns_of_nothing() -> None:
+def test_log_mel_raises_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_frontend()(torch.zeros(1, RATE))
@@ -112,19 +112,19 @@ def test_full_window_has_num_frames() -> None:
 
 
 @pytest.mark.parametrize("mode", FILL_MODES)
-def test_filling_cuts_what_is_longer(mode: str) -> None:
+def test_filling_cuts_longer_clips(mode: str) -> None:
     waveform = torch.arange(1.0, 13).view(1, 12)
     assert_close(fill_waveform(waveform, torch.tensor([12]), 10, mode), waveform[:, :10])
 
 
 @pytest.mark.parametrize("mode", FILL_MODES)
-def test_filling_reads_nothing_behind_the_length(mode: str) -> None:
+def test_filling_ignores_samples_beyond_the_length(mode: str) -> None:
     waveform = torch.tensor([[1.0, 2.0, 3.0, torch.nan, torch.nan]])
     assert fill_waveform(waveform, torch.tensor([3]), 10, mode).isfinite().all()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"f_max": 8001.0}, "f_max=8001.0"),
         ({"f_max": 16000.0, "sample_rate": 30000}, "half of 30000"),
@@ -136,17 +136,17 @@ def test_filling_reads_nothing_behind_the_length(mode: str) -> None:
         ({"window": 0.03}, "480 samples"),
     ],
 )
-def test_frontend_refuses_what_cannot_be(arguments: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_frontend_arguments_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make_frontend(**arguments)
 
 
-def test_spec_augment_leaves_evaluation_alone() -> None:
+def test_spec_augment_is_inactive_in_evaluation() -> None:
     log_mel = torch.ones(2, 1, 100, 64)
     assert SpecAugment(time_mask=50, frequency_mask=30).eval()(log_mel) is log_mel
 
 
-def test_spec_augment_zeroes_whole_bands_while_training() -> None:
+def test_spec_augment_zeroes_full_bands_in_training() -> None:
     torch.manual_seed(0)
     masked = SpecAugment(time_mask=20, frequency_mask=10, num_masks=1)(torch.ones(2, 1, 100, 64)) == 0
     frames, bins = masked.all(dim=3), masked.all(dim=2)  # (batch, views, time), (batch, views, n_mels)
@@ -154,7 +154,7 @@ def test_spec_augment_zeroes_whole_bands_while_training() -> None:
     assert torch.equal(masked, frames[..., None] | bins[:, :, None])
 
 
-def test_spec_augment_masks_each_clip_by_itself() -> None:
+def test_spec_augment_masks_clips_independently() -> None:
     torch.manual_seed(0)
     masked = SpecAugment(time_mask=50, frequency_mask=30)(torch.ones(2, 1, 100, 64))
     assert not torch.equal(masked[0], masked[1])

@@ -1,4 +1,4 @@
-"""Encoders take published weights by a rename of keys, and treat each clip by itself; every yaml builds one."""
+"""Encoders equal the published models after renaming keys, treat clips independently, and build from every yaml."""
 
 import functools
 import re
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RATE = 16000
 LENGTHS = [3000, 39000, 16000, 16100, 30000]  # samples; the window has 16000, and 16100 is less than a hop more
 CONF = Path(__file__).resolve().parents[1] / "conf"
-OUTPUT_DIMS = {  # those of the nano ones are free
+OUTPUT_DIMS = {  # None: any width
     "htsat_tiny": 768,
     "htsat_base": 1024,
     "htsat_large": 2048,
@@ -103,7 +103,7 @@ def make_encoder(cls: type[LogMelEncoder], fusion: str = "none", **arguments: ob
 
 
 def make_batch(lengths: list[int], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Waveform (batch, samples) of noise that is zero behind its lengths (batch,)."""
+    """Waveform (batch, samples) of noise, zero beyond its lengths (batch,)."""
     generator = torch.Generator().manual_seed(seed)
     waveforms = [0.1 * torch.randn(length, generator=generator) for length in lengths]
     return nn.utils.rnn.pad_sequence(waveforms, batch_first=True), torch.tensor(lengths)
@@ -119,7 +119,7 @@ def rename(weights: Mapping[str, Tensor], renames: tuple) -> dict[str, Tensor]:
 
 
 def randomize(module: nn.Module) -> None:
-    """Give every weight and running statistic a value at which no operation is an identity."""
+    """Set every weight and running statistic so that no operation is an identity."""
     generator = torch.Generator().manual_seed(1)
     for name, value in module.state_dict().items():
         if value.is_floating_point():
@@ -131,7 +131,7 @@ def randomize(module: nn.Module) -> None:
 
 
 def load_tower(golden: Golden, name: str) -> tuple[LogMelEncoder, dict, dict[str, Tensor]]:
-    """A stored audio tower, its config and its tensors; strict, so that the rename of keys must be complete."""
+    """A stored audio tower, its config and its tensors; loaded strictly, so the renames must be complete."""
     config, values = golden(name)
     cls, merge, frontend = TOWERS[name]
     audio = config.get("audio", config)
@@ -161,7 +161,7 @@ def read_waves(golden: Golden, names: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def plain_views(log_mel: Tensor) -> Views:
-    """log_mel (batch, time, n_mels) of clips inside the window."""
+    """log_mel (batch, time, n_mels) of clips up to the window."""
     rows = torch.arange(len(log_mel))
     return Views(log_mel[:, None], torch.zeros(len(log_mel), dtype=torch.bool), rows)
 
@@ -231,7 +231,7 @@ def test_fused_cnn14_equals_laion(golden: Golden) -> None:
 def test_cnn14_equals_panns(golden: Golden, clip: str) -> None:
     encoder, _, values = load_tower(golden, "panns_cnn14_32k")
     waveform, _ = read_waves(golden, [f"w32k/{clip}"])
-    features = encoder.encode_views(plain_views(encoder.frontend(waveform)))  # at the clip's own length
+    features = encoder.encode_views(plain_views(encoder.frontend(waveform)))  # at the length of the clip
     assert_published(features[0], values[f"out/embedding/{clip}"])
 
 
@@ -270,7 +270,7 @@ def test_htsat_equals_transformers(fused: bool, longer: list[int]) -> None:
     assert_close(features, expected, rtol=1e-5, atol=5e-6)
 
 
-# Each clip by itself
+# Clips are independent
 
 
 @torch.no_grad()
@@ -308,7 +308,7 @@ def test_short_clips_take_no_fusion_path(cls: type[LogMelEncoder], fusion: str) 
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", ["none", "aff", "channel_map"])
 @pytest.mark.parametrize("cls", SMALL)
-def test_windows_mean_is_the_mean_over_explicit_windows(cls: type[LogMelEncoder], fusion: str) -> None:
+def test_windows_mean_equals_the_mean_over_explicit_windows(cls: type[LogMelEncoder], fusion: str) -> None:
     encoder, (waveform, lengths) = make_encoder(cls, fusion), make_batch([39000, 3000])
     windows = torch.cat([waveform[:1, start : start + 16000] for start in window_starts(39000, 16000)])
     expected = encoder(windows, torch.full((len(windows),), 16000)).mean(dim=0)
@@ -340,7 +340,7 @@ def test_training_follows_the_seed(cls: type[LogMelEncoder], fusion: str) -> Non
         torch.manual_seed(seed)
         drawn.append(encoder(*batch))
     assert torch.equal(drawn[0], drawn[1])
-    assert torch.equal(drawn[0], drawn[2]) == (fusion == "mean")  # which draws nothing
+    assert torch.equal(drawn[0], drawn[2]) == (fusion == "mean")  # which draws no random numbers
 
 
 @pytest.mark.parametrize("cls", SMALL)
@@ -365,7 +365,7 @@ def build_encoder(config: DictConfig) -> LogMelEncoder:
     return build_audio_encoder(read_config(config.audio_encoder), read_config(config.fusion))
 
 
-def test_every_yaml_is_tried() -> None:
+def test_every_yaml_is_tested() -> None:
     assert OUTPUT_DIMS.keys() == {path.stem for path in (CONF / "audio_encoder").glob("[!_]*.yaml")}
     assert FUSIONS.keys() == {path.stem for path in (CONF / "fusion").glob("*.yaml")}
 
@@ -427,13 +427,13 @@ def test_timm_backbone_refuses_to_merge_features(fusion: str) -> None:
         TimmBackbone(name="test_vit", frontend=make_frontend(), fusion=FUSIONS[fusion]())
 
 
-def test_unknown_timm_name_is_refused_with_the_nearest() -> None:
+def test_unknown_timm_name_suggests_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean convnext_nano?"):
         TimmBackbone(name="convnxt_nano", frontend=make_frontend())
 
 
 @pytest.mark.parametrize(
-    ("cls", "arguments", "said"),
+    ("cls", "arguments", "message"),
     [
         (HTSAT, {"frontend": make_frontend(n_mels=30)}, "n_mels=30 must divide image_size=64"),
         (HTSAT, {"patch_size": 64}, "multiple of patch_size=64"),
@@ -444,6 +444,6 @@ def test_unknown_timm_name_is_refused_with_the_nearest() -> None:
         (Cnn14, {"frontend": make_frontend(window=0.2)}, "raise window or n_mels"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(cls: type[LogMelEncoder], arguments: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_sizes_that_do_not_fit_are_refused(cls: type[LogMelEncoder], arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make_encoder(cls, **arguments)

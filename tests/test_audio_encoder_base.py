@@ -1,4 +1,4 @@
-"""The contract of audio encoders, shown by one that reads the waveform and has neither frontend nor fusion."""
+"""The contract of audio encoders, tested with an encoder on waveforms that has neither frontend nor fusion."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,9 +88,9 @@ def test_waveform_encoder_starts_from_the_weights_of_a_checkpoint(clap: Clap, co
     assert_close(again.audio_encoder.state_dict(), clap.audio_encoder.state_dict(), atol=0, rtol=0)
 
 
-def test_fusion_for_an_encoder_without_one_is_refused(config: dict, tiny_config: Callable[..., dict]) -> None:
+def test_fusion_is_refused_for_an_encoder_without_fusion(config: dict, tiny_config: Callable[..., dict]) -> None:
     for fusion in ("mean", "aff"):
-        with pytest.raises(ValueError, match="WaveformEncoder takes no fusion; choose fusion=none"):
+        with pytest.raises(ValueError, match="WaveformEncoder does not support fusion; set fusion=none"):
             Clap.from_config(config | {"fusion": tiny_config(f"fusion={fusion}")["fusion"]})
 
 
@@ -119,7 +119,7 @@ def test_cost_counts_the_layers_of_a_waveform_encoder(clap: Clap) -> None:
     assert forward_flops(clap) - before == 2 * 8 * 400 * 98 + 2 * 8 * 8 * 4 * 48
 
 
-def test_run_of_a_waveform_encoder_has_no_picture_of_log_mels(clap: Clap, config: dict, tmp_path: Path) -> None:
+def test_run_of_a_waveform_encoder_has_no_log_mel_plot(clap: Clap, config: dict, tmp_path: Path) -> None:
     dataset = ClapDataset(config=config | {"dataset": config["dataset"] | {"max_clips": 4}}, kind="val", window=1.0)
     plot_run(tmp_path / "plots", clap, dataset, history=[])
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())

@@ -1,4 +1,4 @@
-"""Views of longer clips are cut as published and the same in every batch; merges equal the published modules."""
+"""Views of longer clips are cut as published, independently of the batch; merges equal the published modules."""
 
 from collections.abc import Callable
 
@@ -35,7 +35,7 @@ def frontend() -> LogMelSpectrogram:
 
 
 def make_batch(lengths: list[int], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Waveform (batch, samples) of noise that is zero behind its lengths (batch,)."""
+    """Waveform (batch, samples) of noise, zero beyond its lengths (batch,)."""
     generator = torch.Generator().manual_seed(seed)
     waveforms = [0.1 * torch.randn(length, generator=generator) for length in lengths]
     return nn.utils.rnn.pad_sequence(waveforms, batch_first=True), torch.tensor(lengths)
@@ -151,13 +151,13 @@ def test_mean_takes_every_window(frontend: LogMelSpectrogram) -> None:
     assert_close(of_row(views, 4)[:, 0], expected)
 
 
-def test_global_and_local_views_are_those_of_the_whole_log_mel(frontend: LogMelSpectrogram) -> None:
+def test_global_and_local_views_are_those_of_the_full_log_mel(frontend: LogMelSpectrogram) -> None:
     waveform, lengths = make_batch(LENGTHS)
-    whole, num_frames = frontend(waveform[4:])[0], frontend.num_frames
-    middle = (len(whole) - num_frames) // 2
-    expected = [whole[:num_frames], whole[middle : middle + num_frames], whole[-num_frames:]]
+    full, num_frames = frontend(waveform[4:])[0], frontend.num_frames
+    middle = (len(full) - num_frames) // 2
+    expected = [full[:num_frames], full[middle : middle + num_frames], full[-num_frames:]]
     size = (num_frames, frontend.n_mels)
-    smaller = F.interpolate(whole[None, None], size, mode="bilinear", align_corners=False, antialias=False)[0, 0]
+    smaller = F.interpolate(full[None, None], size, mode="bilinear", align_corners=False, antialias=False)[0, 0]
     views = of_row(GlobalAndLocal().eval()(waveform, lengths, frontend), 4)[0]
     assert_close(views, torch.stack([smaller, *expected]))
 
@@ -166,8 +166,8 @@ def test_chosen_starts_are_used(frontend: LogMelSpectrogram, monkeypatch: pytest
     waveform, lengths = make_batch([39000])
     monkeypatch.setattr(GlobalAndLocal, "choose_starts", lambda self, total, num_frames: [3, 50, 120])
     views = GlobalAndLocal()(waveform, lengths, frontend)
-    whole = frontend(waveform)[0]
-    assert_close(views.log_mel[0, 1:], torch.stack([whole[start : start + 101] for start in (3, 50, 120)]))
+    full = frontend(waveform)[0]
+    assert_close(views.log_mel[0, 1:], torch.stack([full[start : start + 101] for start in (3, 50, 120)]))
 
 
 def test_chosen_start_of_one_window_is_used(frontend: LogMelSpectrogram, monkeypatch: pytest.MonkeyPatch) -> None:

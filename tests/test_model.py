@@ -1,4 +1,4 @@
-"""Clap: built, saved, frozen and initialised from a checkpoint; embeddings that depend on their clip alone."""
+"""Clap: building, saving, freezing, initialisation from a checkpoint; embeddings do not depend on the batch."""
 
 import math
 import subprocess
@@ -61,7 +61,7 @@ def test_config_keyword_is_from_config(tiny_config):
     assert_close(first.state_dict(), second.state_dict())
 
 
-def test_encoders_take_their_random_numbers_before_the_projections(tiny_config):
+def test_encoders_are_initialised_before_the_projections(tiny_config):
     config = tiny_config()
     torch.manual_seed(0)
     clap = Clap.from_config(config)
@@ -70,7 +70,7 @@ def test_encoders_take_their_random_numbers_before_the_projections(tiny_config):
     assert same(build(config["text_encoder"], torch.nn.Module), clap.text_encoder)
 
 
-def test_from_config_reads_what_cfg_job_prints(tmp_path):
+def test_from_config_reads_the_output_of_cfg_job(tmp_path):
     command = [sys.executable, CONF.parent / "train.py", "--cfg", "job", "--resolve", *TINY]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CONF.parent).stdout
     path = tmp_path / "run.yaml"
@@ -84,12 +84,12 @@ def test_config_without_a_part_names_it(tiny_config):
         Clap.from_config(config)
 
 
-def test_embedding_without_a_width_is_refused(tiny_config):
-    with pytest.raises(ValueError, match="embed_dim=0 is no width"):
+def test_embed_dim_below_one_is_refused(tiny_config):
+    with pytest.raises(ValueError, match="embed_dim=0 is not 1 or more"):
         Clap.from_config(tiny_config("embed_dim=0"))
 
 
-def test_logit_scale_starts_where_the_loss_says(tiny_clap):
+def test_logit_scale_starts_at_the_value_of_the_loss(tiny_clap):
     assert tiny_clap("loss=sigmoid").logit_scale.exp().item() == pytest.approx(10.0)
 
 
@@ -129,7 +129,7 @@ def test_weights_of_other_sizes_are_refused(clap, tmp_path):
     clap.save(tmp_path)
     config = yaml.safe_load((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(yaml.safe_dump(config | {"embed_dim": 8}))
-    with pytest.raises(ValueError, match="weights do not fit the config") as error:
+    with pytest.raises(ValueError, match="weights do not match its config") as error:
         Clap.from_ckpt(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -145,7 +145,7 @@ def test_checkpoint_config_cannot_name_foreign_code(clap, tmp_path, target):
     assert not (tmp_path / "ran").exists()
 
 
-def test_checkpoint_without_config_says_what_is_there(tmp_path):
+def test_checkpoint_without_config_lists_its_files(tmp_path):
     (tmp_path / WEIGHTS).touch()
     with pytest.raises(FileNotFoundError, match="config.yaml is missing.*the folder holds model.safetensors"):
         Clap.from_ckpt(tmp_path)
@@ -183,7 +183,7 @@ def test_array_gives_the_embedding_of_its_file(clap, tmp_path, sample_rate, chan
     assert_close(from_array, clap.get_audio_embeddings([tmp_path / "a.wav"]), atol=1e-6, rtol=0)
 
 
-def test_resampled_array_stays_near(clap):
+def test_resampled_array_gives_a_close_embedding(clap):
     waveform = make_tone(300.0, 1.0, sample_rate=48_000)
     low = soxr.resample(waveform, 48_000, 16_000)
     assert_close(clap.get_audio_embeddings([waveform], 48_000), clap.get_audio_embeddings([low], 16_000))
@@ -206,7 +206,7 @@ def test_one_path_and_one_waveform_are_one_clip(clap, tones):
     assert clap.get_audio_embeddings(make_tone(300.0, 1.0), 16_000).shape == (1, 16)
 
 
-def test_nothing_gives_no_rows(clap):
+def test_empty_input_gives_no_rows(clap):
     assert clap.get_audio_embeddings([]).shape == (0, 16)
     assert clap.get_text_embeddings([]).shape == (0, 16)
 
@@ -219,13 +219,13 @@ def test_waveform_needs_its_rate(clap):
 @pytest.mark.parametrize(
     ("waveform", "message"),
     [
-        (np.zeros(16_000, dtype=np.int16), "waveform 0 holds torch.int16; give floats"),
+        (np.zeros(16_000, dtype=np.int16), "waveform 0 has dtype torch.int16; give floats"),
         (np.zeros((16_000, 2), dtype=np.float32), r"waveform 0 has shape \(16000, 2\); give .*channels, samples"),
         (np.zeros(0, dtype=np.float32), r"has shape \(0,\)"),
-        (np.full(16_000, np.nan), "holds NaN"),
+        (np.full(16_000, np.nan), "contains NaN"),
     ],
 )
-def test_unusable_waveform_is_named(clap, waveform, message):
+def test_invalid_waveform_is_named(clap, waveform, message):
     with pytest.raises(AudioError, match=message):
         clap.get_audio_embeddings([waveform], 16_000)
 
@@ -236,7 +236,7 @@ def test_rows_are_in_the_order_given(fused, tones):
     assert_close(fused.get_audio_embeddings(shuffled, batch_size=3), alone, atol=1e-6, rtol=0)
 
 
-def test_batches_waste_little_on_padding(tiny_clap, tones, monkeypatch):
+def test_batches_group_clips_of_similar_length(tiny_clap, tones, monkeypatch):
     clap = tiny_clap("fusion=mean")
     seen = []
     embed_audio = clap.embed_audio
@@ -245,7 +245,7 @@ def test_batches_waste_little_on_padding(tiny_clap, tones, monkeypatch):
     assert seen == [[64_000, 56_000, 48_000, 40_000], [32_000, 24_000, 16_000, 8_000]]
 
 
-def test_an_iterator_of_files_is_enough(clap, tones):
+def test_iterator_of_files_is_accepted(clap, tones):
     assert torch.equal(clap.get_audio_embeddings(iter(tones)), clap.get_audio_embeddings(tones))
 
 
@@ -259,7 +259,7 @@ def test_many_files_have_a_progress_bar(clap, tones, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_each_clip_comes_with_its_position_or_problem(clap, tones, tmp_path):
+def test_embed_each_yields_positions_and_errors(clap, tones, tmp_path):
     rows = dict(clap.embed_each([tones[0], tmp_path / "absent.wav", tones[1]]))
     assert isinstance(rows[1], AudioError) and "absent.wav" in str(rows[1])
     assert_close(torch.stack([rows[0], rows[2]]), clap.get_audio_embeddings(tones[:2]), atol=1e-6, rtol=0)
@@ -269,7 +269,7 @@ def test_gradients_are_on_between_clips(clap, tones):
     assert all(torch.is_grad_enabled() for _ in clap.embed_each(tones))
 
 
-def test_unusable_file_is_named(clap, tmp_path):
+def test_invalid_file_is_named(clap, tmp_path):
     with pytest.raises(AudioError, match="absent.wav: no such audio file"):
         clap.get_audio_embeddings([tmp_path / "absent.wav"])
 
@@ -316,7 +316,7 @@ def test_audio_alone_needs_no_tokenizer(saved, tones, tmp_path):
         clap.get_text_embeddings(["a dog"])
 
 
-def test_model_without_text_encoder_says_so(clap):
+def test_text_without_text_encoder_is_refused(clap):
     bare = Clap(clap.audio_encoder, None, clap.audio_projection, None)
     with pytest.raises(ValueError, match="no text encoder"):
         bare.get_text_embeddings(["a dog"])
@@ -350,16 +350,16 @@ def test_waveforms_are_classified(clap):
     ("labels", "template", "message"),
     [
         ([], "{}", "labels=.* one or more"),
-        (["a dog", " "], "{}", "none of them blank"),
+        (["a dog", " "], "{}", "not blank"),
         (["a dog", "rain", "a dog"], "{}", "label 'a dog' is given twice"),
-        ("a dog", "{}", "labels='a dog' is one text"),
+        ("a dog", "{}", "labels='a dog' is a string"),
         (["a dog"], "a sound", "template='a sound': each needs {}"),
         (["a dog"], [], "each needs {}"),
         (["a dog"], ["{}", "a sound"], "each needs {}"),
     ],
     ids=["none", "blank", "twice", "text", "unfilled", "no template", "one unfilled"],
 )
-def test_labels_and_templates_that_make_no_prompt_are_refused(clap, tones, labels, template, message):
+def test_invalid_labels_and_templates_are_refused(clap, tones, labels, template, message):
     with pytest.raises(ValueError, match=message):
         clap.classify(tones, labels, template)
 
@@ -388,7 +388,7 @@ def test_frozen_part_gets_no_gradient_and_keeps_its_mode(tiny_clap):
     assert_close(clap.audio_encoder.state_dict(), before, atol=0, rtol=0)
 
 
-def test_unknown_frozen_part_lists_what_there_is(tiny_clap):
+def test_unknown_frozen_part_lists_the_parts(tiny_clap):
     with pytest.raises(ValueError, match="'encoder' is not one of audio_encoder, text_encoder"):
         tiny_clap().freeze(["encoder"])
 
@@ -415,7 +415,7 @@ def test_init_from_gives_the_same_model(clap, saved, tiny_config, tones):
     assert torch.equal(again.get_text_embeddings(CAPTIONS), clap.get_text_embeddings(CAPTIONS))
 
 
-def test_init_from_starts_a_named_encoder_anew(clap, saved, tiny_config):
+def test_init_from_initialises_a_named_encoder(clap, saved, tiny_config):
     config = tiny_config("text_encoder.model.n_layer=2")
     new = Clap.init_from(saved, config, overrides=["text_encoder=gpt2_nano", "text_encoder.model.n_layer=2"])
     assert len(new.text_encoder.transformer.h) == 2 and new.text_encoder.tokenizer.needs_training

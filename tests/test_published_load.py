@@ -88,7 +88,7 @@ def test_audio_tower_of_a_whole_model_is_read_too(tmp_path: Path) -> None:
 
 
 def test_tower_alone_is_no_clap(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is an audio encoder alone .* audio_encoder.pretrained"):
+    with pytest.raises(ValueError, match="contains only an audio encoder .* audio_encoder.pretrained"):
         Clap.from_ckpt(models.write_checkpoint(tmp_path, "panns_32k"))
 
 

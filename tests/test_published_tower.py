@@ -110,7 +110,7 @@ def test_absent_weights_say_what_was_looked_for():
 
 
 def test_timm_takes_no_path():
-    with pytest.raises(ValueError, match="pretrained=tower.pt: with audio_encoder=timm it is true or false"):
+    with pytest.raises(ValueError, match="pretrained=tower.pt: with audio_encoder=timm, set it to true or false"):
         build_audio_encoder(node_for("timm", pretrained="tower.pt"), NONE)
 
 

@@ -1,4 +1,4 @@
-"""What inference takes: durations from headers, batches of clips of like duration."""
+"""Inputs of inference: durations from headers, batches of clips of similar duration."""
 
 import math
 
@@ -31,15 +31,15 @@ def test_file_without_header_comes_first(tmp_path, name):
     assert measure_duration(tmp_path / name, None) == math.inf
 
 
-def test_batches_hold_clips_of_like_duration_longest_first():
+def test_batches_are_of_similar_duration_longest_first():
     assert list(plan_batches([1, 4, 2, 5, 3], 2, window=None)) == [[3, 1], [4, 2], [0]]
 
 
-def test_clips_longer_than_the_window_are_alike():
+def test_clips_longer_than_the_window_keep_their_order():
     assert list(plan_batches([9, 3, 7, 20], 4, window=5.0)) == [[0, 2, 3, 1]]
 
 
-def test_long_clips_come_fewer_in_a_batch():
+def test_batches_of_long_clips_are_smaller():
     assert list(plan_batches([1, 120, 3600, 30, 120], 4, window=None)) == [[2], [1, 4], [3, 0]]
 
 
@@ -48,10 +48,10 @@ def test_batch_size_is_positive():
         list(plan_batches([1.0], 0, window=None))
 
 
-def test_batches_name_what_they_leave_out(tones, tmp_path):
+def test_batches_include_the_errors_of_invalid_files(tones, tmp_path):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"RIFF")
-    loaded = list(load_batches([tones[0], bad, tones[3]], None, batch_size=2, into=16_000, window=1.0))
+    loaded = list(load_batches([tones[0], bad, tones[3]], None, batch_size=2, target_rate=16_000, window=1.0))
     assert [list(waveforms) for waveforms, _ in loaded] == [[2], [0]]
     assert isinstance(loaded[0][1][1], AudioError) and "bad.wav" in str(loaded[0][1][1])
 
@@ -59,6 +59,8 @@ def test_batches_name_what_they_leave_out(tones, tmp_path):
 def test_window_is_the_middle_of_a_longer_clip(tmp_path):
     waveform = make_tone(300.0, 3.0)
     soundfile.write(tmp_path / "a.wav", waveform, 16_000, subtype="FLOAT")
-    [(waveforms, _)] = load_batches([tmp_path / "a.wav", waveform], 16_000, batch_size=2, into=16_000, window=1.0)
+    [(waveforms, _)] = load_batches(
+        [tmp_path / "a.wav", waveform], 16_000, batch_size=2, target_rate=16_000, window=1.0
+    )
     assert_close(waveforms[0], torch.from_numpy(waveform[16_000:32_000]))
     assert_close(waveforms[1], waveforms[0])

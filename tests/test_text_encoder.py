@@ -48,7 +48,7 @@ def read_yaml(name: str) -> dict:
 
 
 def save_masked_lm(folder: Path, model: dict = ROBERTA) -> AutoModelForMaskedLM:
-    """As on the hub: with the head of its pretraining, without a pooler."""
+    """Save a model as on the hub, with the head of its pretraining and without a pooler."""
     masked_lm = AutoModelForMaskedLM.from_config(AutoConfig.for_model(**model))
     masked_lm.save_pretrained(folder)
     return masked_lm
@@ -94,7 +94,7 @@ def test_decoder_without_pad_token_pads_with_end_token() -> None:
     assert set(ids[~mask].tolist()) == {2}
 
 
-def test_text_survives_the_tokenizer() -> None:
+def test_decoded_ids_give_the_text() -> None:
     tokenizer = make_encoder().tokenizer
     ids, _ = tokenizer(["Élan! 50% louder"])
     assert tokenizer.backend.decode(ids[0], skip_special_tokens=True).strip() == "Élan! 50% louder"
@@ -106,7 +106,7 @@ def test_training_is_repeatable() -> None:
 
 
 @pytest.mark.parametrize("model", [ROBERTA, GPT2])
-def test_remembered_captions_have_the_same_ids(model: dict) -> None:
+def test_cached_captions_have_the_same_ids(model: dict) -> None:
     tokenizer = make_encoder(model).tokenizer
     expected = tokenizer(CAPTIONS)
     tokenizer.cache_captions(CAPTIONS[1:])
@@ -114,7 +114,7 @@ def test_remembered_captions_have_the_same_ids(model: dict) -> None:
         assert_close(before, after, rtol=0, atol=0)
 
 
-def test_remembered_captions_are_not_tokenised_again() -> None:
+def test_cached_captions_are_not_tokenised_again() -> None:
     tokenizer = make_encoder().tokenizer
     tokenizer.cache_captions(CAPTIONS)
     assert list(tokenizer.encode([*CAPTIONS, "new"])) == ["new"]
@@ -131,7 +131,7 @@ def test_saved_tokenizer_gives_same_ids(model: dict, tmp_path: Path) -> None:
         assert_close(after, before)
 
 
-def test_tokenizer_is_small_in_a_worker() -> None:
+def test_pickled_tokenizer_is_small() -> None:
     tokenizer = make_encoder().tokenizer
     pickled = pickle.dumps(tokenizer)
     assert len(pickled) < 100_000
@@ -154,7 +154,7 @@ def test_no_captions_are_refused() -> None:
         make_encoder().tokenize([])
 
 
-def test_untrained_tokenizer_says_so() -> None:
+def test_untrained_tokenizer_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"tokenizer=train .*train\(captions\)"):
         Tokenizer("train", vocab_size=VOCAB_SIZE)(CAPTIONS)
 
@@ -201,7 +201,7 @@ def test_embedding_does_not_depend_on_padding(model: dict, pooling: str) -> None
 
 
 @pytest.mark.parametrize(("model", "pooling"), [(ROBERTA, "first"), (GPT2, "last"), (ROBERTA, "mean")])
-def test_every_token_moves_the_embedding(model: dict, pooling: str) -> None:
+def test_every_token_changes_the_embedding(model: dict, pooling: str) -> None:
     encoder = make_encoder(model, pooling=pooling)
     ids, mask = encoder.tokenize(["a dog barks loudly"])
     before = encoder(ids, mask)
@@ -259,7 +259,7 @@ def test_pretrained_weights_are_loaded(tmp_path: Path) -> None:
     assert_close(encoder.transformer.state_dict(), masked_lm.roberta.state_dict())
 
 
-def test_pretrained_folder_replaces_those_of_name(tmp_path: Path) -> None:
+def test_pretrained_folder_replaces_the_weights_of_name(tmp_path: Path) -> None:
     masked_lm = save_masked_lm(tmp_path)
     encoder = TextEncoder(name="roberta-base", pretrained=str(tmp_path))
     assert_close(encoder.transformer.state_dict(), masked_lm.roberta.state_dict())
@@ -288,7 +288,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         TextEncoder(name=str(tmp_path))
 
 
-def test_lacking_tensor_is_named(tmp_path: Path) -> None:
+def test_missing_tensor_is_named(tmp_path: Path) -> None:
     save_masked_lm(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["roberta.encoder.layer.1.output.dense.weight"]
@@ -305,7 +305,7 @@ def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
 
 def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
     save_masked_lm(tmp_path)
-    with pytest.raises(ValueError, match="are a roberta, text_encoder.model.model_type is gpt2"):
+    with pytest.raises(ValueError, match="have model_type roberta, text_encoder.model.model_type is gpt2"):
         TextEncoder(name=str(tmp_path), model=GPT2)
 
 

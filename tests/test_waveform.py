@@ -1,4 +1,4 @@
-"""Recordings are decoded in full, in the wanted part, or refused with their name."""
+"""Recordings are decoded in full or in part, or refused with their path."""
 
 from pathlib import Path
 
@@ -20,13 +20,13 @@ def sound(num_samples: int, seed: int = 0) -> np.ndarray:
 
 
 def cut_off(path: Path, num_bytes: int) -> Path:
-    """Leave `num_bytes` of a file, or all but that many where it is negative."""
+    """Truncate a file to `num_bytes`, or by that many if negative."""
     path.write_bytes(path.read_bytes()[:num_bytes])
     return path
 
 
-def refusal(path: Path, **arguments: object) -> str:
-    """What an AudioError says of a file besides naming it."""
+def error_message(path: Path, **arguments: object) -> str:
+    """The AudioError message of a file, without its path."""
     with pytest.raises(AudioError) as raised:
         load_waveform(path, RATE, **arguments)
     name, _, reason = str(raised.value).partition(": ")
@@ -42,7 +42,7 @@ def test_lossless_formats_give_their_samples(tmp_path: Path, suffix: str, subtyp
 
 
 @pytest.mark.parametrize(("suffix", "subtype"), LOSSY)
-def test_lossy_formats_come_near_their_samples(tmp_path: Path, suffix: str, subtype: str) -> None:
+def test_lossy_formats_approximate_their_samples(tmp_path: Path, suffix: str, subtype: str) -> None:
     path, waveform = tmp_path / f"a.{suffix}", sound(RATE)
     soundfile.write(path, waveform, RATE, subtype=subtype, format="OGG" if suffix == "opus" else None)
     loaded = load_waveform(path, RATE)
@@ -72,15 +72,15 @@ def test_resampling_keeps_the_duration_and_the_tone(tmp_path: Path, file_rate: i
 
 
 @pytest.mark.parametrize(("suffix", "subtype"), [*LOSSLESS, ("ogg", "VORBIS"), ("mp3", "MPEG_LAYER_III")])
-def test_middle_part_is_that_of_the_whole(tmp_path: Path, suffix: str, subtype: str) -> None:
+def test_middle_part_equals_the_middle_of_the_recording(tmp_path: Path, suffix: str, subtype: str) -> None:
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, sound(5 * RATE), RATE, subtype=subtype)
-    whole = load_waveform(path, RATE)
-    np.testing.assert_allclose(load_waveform(path, RATE, max_duration=1.0), whole[2 * RATE : 3 * RATE], atol=1e-4)
+    full = load_waveform(path, RATE)
+    np.testing.assert_allclose(load_waveform(path, RATE, max_duration=1.0), full[2 * RATE : 3 * RATE], atol=1e-4)
 
 
 @pytest.mark.parametrize(("suffix", "subtype"), [*LOSSLESS, ("ogg", "VORBIS"), ("mp3", "MPEG_LAYER_III")])
-def test_random_part_is_one_of_the_whole(tmp_path: Path, suffix: str, subtype: str) -> None:
+def test_random_part_equals_a_part_of_the_recording(tmp_path: Path, suffix: str, subtype: str) -> None:
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, sound(5 * RATE), RATE, subtype=subtype)
     start = int(np.random.default_rng(3).integers(4 * RATE + 1))
@@ -95,33 +95,33 @@ def test_small_overshoot_is_kept(tmp_path: Path) -> None:
 
 def test_floats_on_the_scale_of_integers_are_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", 32767 * sound(RATE), RATE, subtype="FLOAT")
-    assert "full scale is 1" in refusal(tmp_path / "a.wav")
+    assert "full scale is 1" in error_message(tmp_path / "a.wav")
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    assert "no such" in refusal(tmp_path / "a.wav")
+    assert "no such" in error_message(tmp_path / "a.wav")
 
 
 def test_folder_is_refused(tmp_path: Path) -> None:
-    assert "no such" in refusal(tmp_path)
+    assert "no such" in error_message(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-def test_file_of_no_bytes_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_file_of_zero_bytes_is_refused(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"a.{suffix}").touch()
-    assert "0 bytes" in refusal(tmp_path / f"a.{suffix}")
+    assert "0 bytes" in error_message(tmp_path / f"a.{suffix}")
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_file_of_no_samples_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_file_without_samples_is_refused(tmp_path: Path, suffix: str) -> None:
     soundfile.write(tmp_path / f"a.{suffix}", np.zeros(0), RATE)
-    assert refusal(tmp_path / f"a.{suffix}")
+    assert error_message(tmp_path / f"a.{suffix}")
 
 
 @pytest.mark.parametrize(("suffix", "header"), [("wav", 44), ("flac", 44), ("ogg", 60), ("aiff", 44)])
 def test_bare_header_is_refused(tmp_path: Path, suffix: str, header: int) -> None:
     soundfile.write(tmp_path / f"a.{suffix}", sound(2 * RATE), RATE)
-    assert refusal(cut_off(tmp_path / f"a.{suffix}", header))
+    assert error_message(cut_off(tmp_path / f"a.{suffix}", header))
 
 
 @pytest.mark.parametrize("lost", [20000, 1000, 2])
@@ -129,7 +129,7 @@ def test_bare_header_is_refused(tmp_path: Path, suffix: str, header: int) -> Non
 def test_truncated_file_is_refused(tmp_path: Path, suffix: str, subtype: str, lost: int) -> None:
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, sound(10 * RATE), RATE, subtype=subtype)
-    assert refusal(cut_off(path, -(lost if suffix != "mp3" else max(lost, 500))))
+    assert error_message(cut_off(path, -(lost if suffix != "mp3" else max(lost, 500))))
 
 
 @pytest.mark.parametrize("lost", [20000, 8000, 200, 2])
@@ -137,13 +137,13 @@ def test_truncated_file_is_refused(tmp_path: Path, suffix: str, subtype: str, lo
 def test_truncated_ogg_is_refused(tmp_path: Path, subtype: str, lost: int) -> None:
     path = tmp_path / "a.ogg"
     soundfile.write(path, sound(20 * RATE), RATE, subtype=subtype)
-    assert "last Ogg page" in refusal(cut_off(path, -lost))
+    assert "last Ogg page" in error_message(cut_off(path, -lost))
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "raw"])
 def test_text_is_refused(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"a.{suffix}").write_text("<html>404 Not Found</html>\n" * 50)
-    assert "cannot be decoded" in refusal(tmp_path / f"a.{suffix}")
+    assert "cannot be decoded" in error_message(tmp_path / f"a.{suffix}")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -151,12 +151,12 @@ def test_sample_that_is_not_finite_is_refused(tmp_path: Path, value: float) -> N
     waveform = sound(RATE)
     waveform[123] = value
     soundfile.write(tmp_path / "a.wav", waveform, RATE, subtype="FLOAT")
-    assert "NaN" in refusal(tmp_path / "a.wav")
+    assert "NaN" in error_message(tmp_path / "a.wav")
 
 
 def test_less_than_a_frame_is_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", sound(300), RATE)
-    assert "shorter than one frame" in refusal(tmp_path / "a.wav")
+    assert "shorter than one frame" in error_message(tmp_path / "a.wav")
 
 
 def test_wav_of_unknown_length_is_read(tmp_path: Path) -> None:

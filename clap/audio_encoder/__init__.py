@@ -1,1 +1,1 @@
-"""Audio encoders, one file each: waveforms in, one vector a clip out."""
+"""Audio encoders, one file each: waveforms to one vector per clip."""

@@ -1,4 +1,4 @@
-"""The audio-encoder contract, and what encoders on a log-mel spectrogram share."""
+"""Base classes of audio encoders: the contract, and encoders on a log-mel spectrogram."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,17 @@ from clap.fusion import MeanOfWindows, OneWindow, Views
 
 
 class AudioEncoder(nn.Module):
-    """Waveforms to one vector a clip: the contract that `Clap`, the dataset and the cost of a run rely on.
+    """Waveforms to one vector per clip: the contract that `Clap`, the dataset and the cost estimate rely on.
 
     waveform (batch, samples), lengths (batch,) -> (batch, output_dim)
 
     Attributes:
         sample_rate: Hz of the waveforms.
-        window: seconds that the encoder sees at once.
+        window: seconds of its input.
         output_dim: width of its output.
-        whole_clip: it takes clips of any length; otherwise it gets `window` seconds of a longer clip.
-        takes_fusion: its constructor takes a `fusion`.
-        loads_weights: its constructor takes `pretrained` and loads the weights; otherwise `clap.parts` does.
+        whole_clip: whether it takes clips of any length; otherwise longer clips are cut to `window` seconds.
+        takes_fusion: whether its constructor has an argument `fusion`.
+        loads_weights: whether its constructor loads the weights of `pretrained`; otherwise `clap.parts` does.
     """
 
     sample_rate: int
@@ -43,19 +43,19 @@ class AudioEncoder(nn.Module):
 
     @classmethod
     def find_weights(cls, pretrained: bool | str, name: str | None) -> str | None:
-        """Hub name, address, file or folder of the weights that a config asks for; None for random ones."""
+        """Hub name, address, file or folder of the configured weights; None for random weights."""
         return choose_weights("audio_encoder", pretrained, name)
 
 
 class LogMelEncoder(AudioEncoder):
-    """An encoder whose network sees a log-mel spectrogram, with a fusion for clips longer than the window.
+    """An encoder on a log-mel spectrogram, with a fusion for clips longer than the window.
 
-    A child class is the network: it sets `output_dim` and defines `encode`, which takes normalised views
+    A subclass is the network: it sets `output_dim` and defines `encode`, which takes normalised views
     (n, views, frames, n_mels) and is_longer (n,) and returns (n, output_dim).
 
     Args:
-        frontend: waveform to log-mel, with the window; belongs to the weights that were trained with it.
-        fusion: what happens to clips longer than the window; one window if not given.
+        frontend: waveform to log-mel, and its window; pretrained weights require the frontend of their training.
+        fusion: policy for clips longer than the window; one window by default.
         spec_augment: masks on the log-mel in training.
     """
 
@@ -87,7 +87,7 @@ class LogMelEncoder(AudioEncoder):
         return self.windows == "mean" or self.fusion.whole_clip
 
     def set_windows(self, windows: str | None) -> None:
-        """`mean`: average evenly spaced windows of longer clips, whatever the fusion; None: the fusion's own policy."""
+        """`mean`: average evenly spaced windows of longer clips, regardless of the fusion; None: use the fusion."""
         self.windows = windows
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
@@ -108,10 +108,10 @@ class LogMelEncoder(AudioEncoder):
 
 
 def find_sample_rate(node: Mapping[str, Any]) -> int:
-    """Hz of the waveforms that the encoder of a config node takes: its own key, or its frontend's.
+    """Sample rate in Hz of an audio encoder's config node: its own key, or that of its frontend.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the node has no sample rate.
     """
     for part in (node, node.get("frontend", {})):
         if "sample_rate" in part:
@@ -120,7 +120,7 @@ def find_sample_rate(node: Mapping[str, Any]) -> int:
 
 
 def average_by_row(features: Tensor, row: Tensor, num_rows: int) -> Tensor:
-    """features (n, width) of clip `row` (n,), in ascending order -> (num_rows, width)."""
+    """Mean of the rows of each clip: features (n, width), row (n,) in ascending order -> (num_rows, width)."""
     if len(features) == num_rows:
         return features
     clips = features.split(row.bincount(minlength=num_rows).tolist())
@@ -138,7 +138,7 @@ def concat_local_views(features: Tensor, rows: int, width: int) -> Tensor:
 
 
 def merge_longer(merge: nn.Module, features: Tensor, local: Tensor, longer: Tensor) -> Tensor:
-    """Merge local into global features of the rows `longer` (n,); the other rows stay as they are.
+    """Merge local into global features of the rows `longer` (n,); the other rows are unchanged.
 
     features (batch, channels, height, width), local (n, channels, height, width) -> (batch, channels, height, width)
     """

@@ -1,6 +1,6 @@
 """HTS-AT (Chen et al. 2022): a Swin transformer on the log-mel folded into a square image.
 
-The trunk is timm's Swin, so that published weights fit by renaming keys: `layers.{i}.downsample` of HTS-AT is
+The trunk is timm's Swin, so published weights load after renaming keys: `layers.{i}.downsample` of HTS-AT is
 `trunk.layers.{i+1}.downsample` here, `mel_conv2d` and `fusion_model` of `patch_embed` are `local_proj` and `merge` of
 `trunk.patch_embed`; all other names are the paper's.
 """
@@ -20,8 +20,8 @@ class HTSAT(LogMelEncoder):
 
     Args:
         embed_dim: width of the first stage; it doubles at each of the next.
-        image_size: side of the square that the log-mel is folded into, image_size / n_mels segments of time above
-            each other; so at most image_size ** 2 / n_mels frames fit.
+        image_size: side of the square into which the log-mel is folded, as image_size / n_mels stacked segments of
+            time; at most image_size ** 2 / n_mels frames fit.
         patch_size: side of a token, in frames and in mel bins.
         window_size: side of an attention window, in tokens.
     """
@@ -58,16 +58,16 @@ class HTSAT(LogMelEncoder):
         self.trunk.patch_embed = PatchEmbed(patch_size, embed_dim, self.fusion)
 
     def check_sizes(self, patch_size: int, embed_dim: int, depths: Sequence[int], num_heads: Sequence[int]) -> None:
-        n_mels, most = self.frontend.n_mels, self.image_size**2 // self.frontend.n_mels
+        n_mels, max_frames = self.frontend.n_mels, self.image_size**2 // self.frontend.n_mels
         if self.image_size % n_mels or n_mels % patch_size:
             raise ValueError(
                 f"n_mels={n_mels} must divide image_size={self.image_size} and be a multiple of "
                 f"patch_size={patch_size}; set audio_encoder.frontend.n_mels"
             )
-        if self.frontend.num_frames > most:
+        if self.frontend.num_frames > max_frames:
             raise ValueError(
                 f"a window of {self.frontend.num_frames} frames does not fit into image_size={self.image_size}, which "
-                f"holds {most}; lower audio_encoder.frontend.window or raise audio_encoder.frontend.hop_length"
+                f"holds {max_frames}; lower audio_encoder.frontend.window or raise audio_encoder.frontend.hop_length"
             )
         if len(num_heads) != len(depths):
             raise ValueError(

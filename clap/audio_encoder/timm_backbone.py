@@ -12,12 +12,12 @@ from clap.config.values import suggest
 class TimmBackbone(LogMelEncoder):
     """Log-mel (batch, views, frames, n_mels) -> (batch, output_dim), the backbone's pooled features.
 
-    The log-mel is one image of n_mels rows and `frames` columns; a backbone that takes images of one size only (most
-    vision transformers) gets it resized.
+    The log-mel is one image of n_mels rows and `frames` columns; it is resized for backbones with a fixed
+    image size (most vision transformers).
 
     Args:
         name: a model of `timm.list_models()`, such as `convnext_nano`.
-        pretrained: True takes timm's ImageNet weights, averaged over the colour channels; False starts at random.
+        pretrained: True: timm's ImageNet weights, averaged over the colour channels; False: random weights.
 
     Raises:
         ValueError: unknown name, or a fusion that merges features inside the encoder (daf, aff, iaff).
@@ -37,21 +37,21 @@ class TimmBackbone(LogMelEncoder):
     ) -> None:
         super().__init__(frontend, fusion, spec_augment)
         if not isinstance(pretrained, bool):
-            raise ValueError(f"audio_encoder.pretrained={pretrained}: with audio_encoder=timm it is true or false")
+            raise ValueError(f"audio_encoder.pretrained={pretrained}: with audio_encoder=timm, set it to true or false")
         if self.fusion.merge:
             raise ValueError(
                 "fusion inside the encoder (daf, aff, iaff) needs HTS-AT or Cnn14; with audio_encoder=timm choose "
                 "fusion=none, mean or channel_map"
             )
         if not timm.is_model(name):
-            near = suggest(name, timm.list_models())
-            raise ValueError(f"timm knows no model {name!r}{near}; set audio_encoder.name to one of timm.list_models()")
+            hint = suggest(name, timm.list_models())
+            raise ValueError(f"timm has no model {name!r}{hint}; set audio_encoder.name to one of timm.list_models()")
         self.backbone = timm.create_model(
             name,
             pretrained=pretrained,
             in_chans=self.fusion.num_views,
             num_classes=0,
-            drop_path_rate=drop_path or None,  # None is not passed on: not every model has it
+            drop_path_rate=drop_path or None,  # None is not passed on; some models do not have this argument
         )
         config = self.backbone.pretrained_cfg
         self.image_size = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None
