@@ -33,6 +33,7 @@ def train(cfg: DictConfig) -> float:
     from clap.training.state import find_resumable_run
 
     check_store(cfg.tracking.uri)
+    resume_from, run_id = find_resumable_run(cfg.resume, run_dir, uri=cfg.tracking.uri)
     set_seed(cfg.seed)
     clap = Clap.init_from(cfg.init_from, config, overrides=HydraConfig.get().overrides.task)
     clap = clap.freeze(cfg.freeze).to(choose_device(cfg.device))
@@ -52,7 +53,6 @@ def train(cfg: DictConfig) -> float:
         settings=settings,
         saved_config={key: config[key] for key in ("dataset", "evaluation")},
     )
-    resume_from, run_id = find_resumable_run(cfg.resume, run_dir, uri=cfg.tracking.uri)
     if resume_from is not None:
         trainer.resume(resume_from)
     name, tags = describe_run(cfg.seed, machine=describe_machine(clap.device))

@@ -1,16 +1,15 @@
-"""Checkpoint folders: written atomically, and read without executing code from them."""
+"""Checkpoint folders: written atomically, and read without executing code from them. Imports no torch."""
 
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG, WEIGHTS, TOKENIZER, TRAINER = "config.yaml", "model.safetensors", "tokenizer", "trainer.pt"
 HUGGING_FACE = "huggingface"  # subfolder with the same model for transformers
@@ -85,6 +84,28 @@ def find_best(path: Path) -> Path:
     return best if best.is_dir() or backup_folder(best).is_dir() else path
 
 
+def find_resume(resume: str | None, run_dir: Path) -> Path | None:
+    """The `last` checkpoint that a run resumes from, None to start from scratch.
+
+    Args:
+        resume: `auto`, the one in `run_dir` if there is one; or a run folder or checkpoint folder.
+
+    Raises:
+        FileNotFoundError: the given folder has no training state.
+    """
+    if resume is None:
+        return None
+    folder = run_dir if resume == "auto" else Path(resume)
+    last = folder / "checkpoints" / "last"
+    recover(last)
+    if last.is_dir():
+        return last
+    if resume == "auto":
+        return None
+    find_file(folder, TRAINER)
+    return folder
+
+
 def find_file(folder: Path, name: str) -> Path:
     """Path of a file in a checkpoint folder, or in its backup if a replacement was killed.
 
@@ -104,24 +125,10 @@ def find_file(folder: Path, name: str) -> Path:
     return path
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, "Tensor"]:
     path = find_file(folder, WEIGHTS)
     try:
-        return safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: damaged or truncated ({error}); give another checkpoint") from None
-
-
-def read_trainer_state(folder: Path) -> dict[str, Any]:
-    """Training state except the weights; only plain data and tensors are loaded (`weights_only`)."""
-    path = find_file(folder, TRAINER)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{path}: refused, damaged or not limited to plain data and tensors; no code was executed; "
-            "resume from another checkpoint"
-        ) from None
-    except READ_ERRORS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: damaged or truncated ({reason}); resume from another checkpoint") from None

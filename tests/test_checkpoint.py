@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 
 from clap import checkpoint
-from clap.checkpoint import TRAINER, WEIGHTS, find_file, read_trainer_state, read_weights, recover, write_folder
+from clap.checkpoint import TRAINER, WEIGHTS, find_file, read_weights, recover, write_folder
+from clap.training.state import read_trainer_state
 
 
 def write_number(number: int):

@@ -134,7 +134,7 @@ def test_weights_of_other_sizes_are_refused(clap, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("target", ["os.system", "clap.checkpoint.torch.load", "subprocess.Popen"])
+@pytest.mark.parametrize("target", ["os.system", "clap.audio.torch.load", "subprocess.Popen"])
 def test_checkpoint_config_cannot_name_foreign_code(clap, tmp_path, target):
     clap.save(tmp_path)
     config = yaml.safe_load((tmp_path / CONFIG).read_text())

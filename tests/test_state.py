@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from clap.training.state import find_resume, read_run_id
+from clap.checkpoint import find_resume
+from clap.training.state import read_run_id
 
 
 def test_resume_auto_without_a_checkpoint_starts_from_scratch(tmp_path: Path):

@@ -1,5 +1,6 @@
 """State that is saved and restored, so that a resumed run ends exactly as an uninterrupted one."""
 
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
     Raises:
         FileNotFoundError, ValueError: a file of the checkpoint is missing or damaged.
     """
-    state = checkpoint.read_trainer_state(folder)
+    state = read_trainer_state(folder)
     trainer.clap.tokenizer.load(checkpoint.find_file(folder, checkpoint.TOKENIZER))
     trainer.clap.load_state_dict(checkpoint.read_weights(folder))
     trainer.optimizer.load_state_dict(state["optimizer"])
@@ -59,35 +60,28 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
         torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
-def find_resume(resume: str | None, run_dir: Path) -> Path | None:
-    """The `last` checkpoint that a run resumes from, None to start from scratch.
-
-    Args:
-        resume: `auto`, the one in `run_dir` if there is one; or a run folder or checkpoint folder.
-
-    Raises:
-        FileNotFoundError: the given folder has no training state.
-    """
-    if resume is None:
-        return None
-    folder = run_dir if resume == "auto" else Path(resume)
-    last = folder / "checkpoints" / "last"
-    checkpoint.recover(last)
-    if last.is_dir():
-        return last
-    if resume == "auto":
-        return None
-    checkpoint.find_file(folder, checkpoint.TRAINER)
-    return folder
-
-
 def find_resumable_run(resume: str | None, run_dir: Path, *, uri: str | None) -> tuple[Path | None, str | None]:
-    """The checkpoint that a run resumes from (see `find_resume`), and its MLflow run in the store `uri`."""
-    folder = find_resume(resume, run_dir)
+    """The checkpoint that a run resumes from (see `checkpoint.find_resume`), and its MLflow run in the store `uri`."""
+    folder = checkpoint.find_resume(resume, run_dir)
     recorded = recorded_run(run_dir, uri) if resume == "auto" else None
     return folder, recorded or read_run_id(folder)
 
 
 def read_run_id(folder: Path | None) -> str | None:
     """The MLflow run of a checkpoint."""
-    return checkpoint.read_trainer_state(folder)["run_id"] if folder is not None else None
+    return read_trainer_state(folder)["run_id"] if folder is not None else None
+
+
+def read_trainer_state(folder: Path) -> dict[str, Any]:
+    """Training state except the weights; only plain data and tensors are loaded (`weights_only`)."""
+    path = checkpoint.find_file(folder, checkpoint.TRAINER)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path}: refused, damaged or not limited to plain data and tensors; no code was executed; "
+            "resume from another checkpoint"
+        ) from None
+    except checkpoint.READ_ERRORS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: damaged or truncated ({reason}); resume from another checkpoint") from None
