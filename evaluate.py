@@ -22,7 +22,7 @@ def read_recorded(source: str) -> dict[str, Any]:
     try:
         recorded = read_config(checkpoint.find_file(checkpoint.find_best(Path(source)), checkpoint.CONFIG))
     except FileNotFoundError:
-        from clap.published.load import is_published
+        from clap.published.hub import is_published
 
         if not is_published(source):
             raise

@@ -23,7 +23,8 @@ from clap.config.values import WINDOW_POLICIES
 from clap.dataset.loader import Collate
 from clap.parts import PARTS, build_parts, load_part, model_config, parts_to_rebuild, read_saved_config
 from clap.prompts import TEMPLATE, check_prompts, fill_templates
-from clap.published.load import apply_overrides, is_published, load_weights, no_weights, one_line_errors, read_published
+from clap.published.hub import is_published
+from clap.published.load import apply_overrides, load_weights, no_weights, one_line_errors, read_published
 from clap.recordings import Recording, load_batches
 from clap.tokenizer import Tokenizer
 from clap.waveform import AudioError

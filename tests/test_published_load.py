@@ -22,7 +22,8 @@ from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from clap import Clap, fusion
 from clap.published import layouts
-from clap.published.load import is_published, read_audio_tower, read_published
+from clap.published.hub import is_published
+from clap.published.load import read_audio_tower, read_published
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,8 +17,8 @@ from clap.audio import LogMelSpectrogram
 from clap.audio_encoder.htsat import HTSAT
 from clap.checkpoint import WEIGHTS
 from clap.fusion import AFF, MeanOfWindows, OneWindow
-from clap.published.files import CONFIG
 from clap.published.frontends import MSClap2023LogMel, TorchaudioLogMel
+from clap.published.hub import CONFIG
 from clap.published.keys import FAMILIES, UNUSED, rename_key
 from clap.published.load import SCALES, no_weights
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from clap.checkpoint import READ_ERRORS
-from clap.published.hub import FOLDER_FILES
+from clap.published.hub import PICKLED, SAFETENSORS
 
 WRAPPERS = ("state_dict", "model")  # keys under which files keep their weights
 DDP_PREFIX = "module."
-CONFIG, PREPROCESSOR, SAFETENSORS, PICKLED = FOLDER_FILES
 
 
 class Placeholder:

@@ -11,8 +11,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from clap.fetch import FetchError, fetch
 
-FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+FOLDER_FILES = (CONFIG, PREPROCESSOR, SAFETENSORS, PICKLED)
 HUB_FILES = (*FOLDER_FILES, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def fetch_source(source: str) -> Path:
@@ -41,6 +44,17 @@ def fetch_source(source: str) -> Path:
             f"{source}: no such file or folder, and not found on the Hugging Face hub or in its cache ({reason})"
         ) from None
     raise FileNotFoundError(f"{source}: no such checkpoint; give a file, a folder or a hub name (owner/repository)")
+
+
+def is_published(source: str | os.PathLike) -> bool:
+    """Whether a source is a file, a Hugging Face folder, a hub name or a URL; False for a folder of this package."""
+    if is_address(str(source)):
+        return True
+    path = Path(source)
+    if path.is_file() or path.is_dir():
+        return path.is_file() or (path / CONFIG).is_file()
+    parts = len(path.parts)
+    return not path.is_absolute() and (parts == 2 or (parts > 2 and path.suffix in SUFFIXES))
 
 
 def is_address(source: str) -> bool:

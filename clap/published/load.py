@@ -2,10 +2,8 @@
 
 import contextlib
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +12,12 @@ from torch import Tensor, nn
 from clap.audio import LogMelSpectrogram
 from clap.config import flatten
 from clap.config.values import suggest_key
-from clap.published.files import CONFIG, PREPROCESSOR, read_json_file, read_state_dict
-from clap.published.hub import fetch_source, is_address
+from clap.published.files import read_json_file, read_state_dict
+from clap.published.hub import CONFIG, PREPROCESSOR, fetch_source
 from clap.published.keys import MEL, UNUSED, recognise, rename
 from clap.published.layouts import describe
 
 MEL_TOLERANCE = 1e-5  # between the bank of a file and ours; a wrong one is off by 1e-3 or more
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 SCALES = "published_logit_scales"  # key of a config that only LAION-CLAP's and Hugging Face's weights bring
 SHOWN = 4  # keys of each kind in an error
 
@@ -166,14 +163,3 @@ def read_audio_tower(source: str, settings: Mapping[str, Any] | None = None) -> 
     _, config, weights = read_published(source, settings)
     kept = {key: value for key, value in weights.items() if key.startswith("audio_encoder.")}
     return config["audio_encoder"], config["fusion"], kept
-
-
-def is_published(source: str | os.PathLike) -> bool:
-    """Is this a file, a Hugging Face folder, a name on the hub or an address, not a folder of this package?"""
-    if is_address(str(source)):
-        return True
-    path = Path(source)
-    if path.is_file() or path.is_dir():
-        return path.is_file() or (path / CONFIG).is_file()
-    parts = len(path.parts)
-    return not path.is_absolute() and (parts == 2 or (parts > 2 and path.suffix in SUFFIXES))

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from clap import checkpoint
 from clap.audio import LogMelSpectrogram
 from clap.config import read_config
+from clap.published.hub import is_published
 from clap.published.keys import AUDIO, UNUSED
-from clap.published.load import check_keys, is_published, read_audio_tower
+from clap.published.load import check_keys, read_audio_tower
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from clap.config.values import choose_weights
 from clap.dataset.clips import ClapDataset
 from clap.model import Clap
 from clap.parts import read_saved_config
-from clap.published.hub import find_cached, is_address
-from clap.published.load import is_published, read_published
+from clap.published.hub import find_cached, is_address, is_published
+from clap.published.load import read_published
 
 # Any of these in the cache of the Hugging Face hub tells that a name was downloaded.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
