@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clap.atomic import read_json
 from clap.config import flatten
+from clap.config.build import update_node
 from clap.config.values import LOCAL_KEYS
 from clap.run_folder import SWEEP_FILE
 from clap.study.job import Job, read_jobs
@@ -40,8 +41,23 @@ def check_job_unchanged(before: Job, config: Mapping[str, Any]) -> None:
         raise ValueError(error)
 
 
+def update_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings with the present names of classes, and without the log-mel arguments that are now classes."""
+    updated = dict(settings)
+    for target in [key for key in settings if key.split(".")[-1] == "_target_"]:
+        prefix = target.removesuffix("_target_")
+        own = [key for key in settings if key.startswith(prefix) and "." not in key.removeprefix(prefix)]
+        node = update_node({key.removeprefix(prefix): updated.pop(key) for key in own})
+        updated |= {f"{prefix}{name}": value for name, value in node.items()}
+    return updated
+
+
 def describe_change(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, rerun: str) -> str | None:
-    """Error message for the first setting that differs from those of a folder; None if all match."""
+    """Error message for the first setting that differs from those of a folder; None if all match.
+
+    Settings that an earlier version recorded are compared under their present names.
+    """
+    before, now = update_settings(before), update_settings(now)
     key = next((key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)), None)
     return key and (
         f"{folder} was started with {key}={before.get(key)}, now it is {now.get(key)}; restore the value, "
