@@ -88,7 +88,7 @@ def find_resume(resume: str | None, run_dir: Path) -> Path | None:
     """The `last` checkpoint that a run resumes from, None to start from scratch.
 
     Args:
-        resume: `auto`, the one in `run_dir` if there is one; or a run folder or checkpoint folder.
+        resume: `auto` for that of `run_dir`, if it exists; or a run folder or checkpoint folder.
 
     Raises:
         FileNotFoundError: the given folder has no training state.
@@ -126,6 +126,11 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def read_weights(folder: Path) -> dict[str, "Tensor"]:
+    """The state dict of a checkpoint, on the CPU.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing or damaged.
+    """
     path = find_file(folder, WEIGHTS)
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""Pins the random choice of the published code: where the views of clips longer than the window begin."""
+"""Fixes the random starts of the views of clips longer than the window, as chosen by the published code."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from clap.fusion import GlobalAndLocal
 
 @contextmanager
 def pinned_starts(encoder: LogMelEncoder, starts: int | Sequence[int]) -> Iterator[None]:
-    """Longer clips are read whole and cut at these starts.
+    """Cut the views of longer clips at these starts.
 
     Args:
         starts: first sample of the window (the last possible one where a clip is too short for it), or, for a fused

@@ -1,7 +1,7 @@
-"""Small (or real-size) checkpoints of every published family: keys and shapes written down, values from their names.
+"""Small and full-size checkpoints of every published family: keys and shapes are listed, values depend on the key only.
 
-No file of another project is needed: a tensor's values follow from a seed that is its key. The key trees are those that
-the families' own code saves. `python tests/published_models.py` writes the expected outputs beside this file anew.
+The keys are those of files written by the code of each family. `python tests/published_models.py` writes the expected
+outputs, next to this file.
 """
 
 import json
@@ -57,7 +57,7 @@ def conv(name: str, *shape: int, bias: bool = True) -> Shapes:
 
 
 def merge(root: str, fusion: str | None, channels: int, reduction: int) -> Shapes:
-    """Attentional fusion: a branch on each position and one on the pooled features, whose layers count from 1."""
+    """Attentional fusion: a branch on each position, and one on pooled features, whose layers are numbered from 1."""
     hidden, shapes = max(1, channels // reduction), {}
     for turn in {"aff": ("",), "iaff": ("", "2")}.get(fusion, ()):
         for branch, first in (("local", 0), ("global", 1)):
@@ -68,7 +68,7 @@ def merge(root: str, fusion: str | None, channels: int, reduction: int) -> Shape
 
 
 def spectrogram(root: str, rate: int | None) -> Shapes:
-    """The filter bank; the Fourier kernels beside it are constants, which a loader does without."""
+    """The filter bank, without the constant Fourier kernels, which a loader does not need."""
     return {f"{root}logmel_extractor.melW": (BANKS[rate][0] // 2 + 1, MEL_BINS)} if rate else {}
 
 
@@ -191,7 +191,7 @@ def clapcap() -> Shapes:
 
 
 ROBERTA, BERT = partial(bert, types=1), partial(bert, types=2)
-# name: shapes of all keys, and under what the file keeps them
+# name: shapes of all keys, and the key under which the file stores them
 CLAPS: dict[str, tuple[Shapes, str]] = {
     "laion_htsat_roberta": (laion(htsat, ROBERTA, audio_dim=64), "state_dict"),
     "laion_htsat_aff_roberta": (laion(partial(htsat, fusion="aff"), ROBERTA, audio_dim=64), "state_dict"),
@@ -246,7 +246,7 @@ FULL_SIZE = {
 
 
 def fill_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Values that follow from each key: no operation of the model is an identity, none saturates."""
+    """Values derived from each key, such that no operation of the model is an identity or saturates."""
     return {key: fill_tensor(key, shape) for key, shape in shapes.items()}
 
 
@@ -275,7 +275,7 @@ def fill_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def write_checkpoint(folder: Path, name: str) -> Path:
-    """A file as the family's own training saves it."""
+    """Write a file in the format of the family's training code."""
     shapes, wrapper = (CLAPS | TOWERS)[name]
     path = folder / f"{name}.pt"
     torch.save({"epoch": 3, "name": name, wrapper: fill_shapes(shapes), "optimizer": {"state": {}}}, path)
@@ -283,7 +283,7 @@ def write_checkpoint(folder: Path, name: str) -> Path:
 
 
 def text_settings(name: str) -> dict[str, int]:
-    """Two attention heads in the text tower, for their number is in no tensor."""
+    """Settings with two attention heads in the text tower; tensors do not determine their number."""
     if name == "clapcap":
         return {}
     is_gpt2 = "gpt2" in name or name == "msclap_2023"
@@ -291,7 +291,7 @@ def text_settings(name: str) -> dict[str, int]:
 
 
 def make_waveform(seconds: float, sample_rate: int, pitch: float) -> Tensor:
-    """A rising tone that swells and fades to near silence, (samples,); a formula, the same everywhere."""
+    """A rising tone with a periodic level down to near silence, (samples,); equal on every machine."""
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     tone = np.sin(2 * np.pi * pitch * (time + 0.15 * time**2)) + 0.4 * np.sin(2 * np.pi * 3.7 * pitch * time)
     level = 0.6 * np.exp(-6 * (1 + np.sin(2 * np.pi * time / 2.3)))  # down to 4e-6, below 16 bits
@@ -299,7 +299,7 @@ def make_waveform(seconds: float, sample_rate: int, pitch: float) -> Tensor:
 
 
 def make_tokens(tokens: int = 60) -> tuple[Tensor, Tensor]:
-    """Ids (3, 12) and mask of three captions; the last holds an id 0 in its middle."""
+    """Ids (3, 12) and mask of three captions; the last contains an id 0 before its end."""
     lengths = torch.tensor([12, 5, 9])
     ids = (torch.arange(36).view(3, 12) * 7 + 3) % (tokens - 5) + 5
     ids[2, 4] = 0
@@ -308,7 +308,7 @@ def make_tokens(tokens: int = 60) -> tuple[Tensor, Tensor]:
 
 
 def embed(clap: Clap) -> dict[str, Tensor]:
-    """Unit-norm embeddings of a short, an exact and a long clip, by the public calls, and of three captions."""
+    """Unit-norm embeddings of three captions and of clips below, at and above the window, by the public API."""
     seconds = clap.audio_encoder.frontend.num_samples / clap.sample_rate
     lengths = (0.27 * seconds, seconds, 1.24 * seconds)
     waveforms = [make_waveform(*clip) for clip in zip(lengths, [clap.sample_rate] * 3, PITCHES, strict=True)]
@@ -319,13 +319,13 @@ def embed(clap: Clap) -> dict[str, Tensor]:
 
 
 def choose_starts(clap: Clap) -> int | list[int]:
-    """Where the published code's random choice may have fallen for the long clip of `embed`."""
+    """Possible random starts of the published code for the long clip of `embed`: first sample, or frames if fused."""
     fused = clap.audio_encoder.fusion.num_views == 4
     return [37, 90, 201] if fused else 31234
 
 
 def encode(encoder: LogMelEncoder) -> Tensor:
-    """Features of two clips at their own length, as taggers take them."""
+    """Features of two clips, each at its own length, as in audio tagging."""
     rows = []
     for seconds, pitch in zip((1.7, 4.0), PITCHES[:2], strict=True):
         log_mel = encoder.frontend(make_waveform(seconds, encoder.sample_rate, pitch)[None])
@@ -347,7 +347,7 @@ def load_tower(source: Path) -> LogMelEncoder:
 
 
 def main() -> None:
-    """Write the expected outputs anew: only with code that reproduces the outputs of the published code."""
+    """Write the expected outputs; use only code that reproduces the outputs of the published code."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = {}
         for name in CLAPS:
@@ -359,10 +359,10 @@ def main() -> None:
 
 
 def measure(path: str) -> None:
-    """Print seconds of loading a file, and bytes that the process grew by at most, its weights read once."""
+    """Print the seconds to load a file, and the peak growth of the process in bytes."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("laion_htsat_aff_roberta", "msclap_2022", "msclap_2023"):  # for what is imported at first use
+        for name in ("laion_htsat_aff_roberta", "msclap_2022", "msclap_2023"):  # import lazy modules first
             load_clap(Path(folder), name)
     before, start = psutil.Process().memory_info().rss, time.perf_counter()
     clap = Clap.from_ckpt(path)

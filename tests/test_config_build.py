@@ -32,10 +32,10 @@ class Plain:
 Alias = Part
 
 def function(width: int):
-    raise AssertionError("a config has run a function")
+    raise AssertionError("a config called a function")
 
 def __getattr__(name):
-    raise AssertionError("a config has reached a module's lazy attributes")
+    raise AssertionError("a config used a module's lazy attributes")
 """
 
 
@@ -54,26 +54,26 @@ def test_build_gives_the_named_class_its_arguments(parts: Path) -> None:
     assert (type(part).__name__, part.width) == ("Part", 3)
 
 
-def test_build_makes_nested_nodes_first(parts: Path) -> None:
+def test_build_builds_nested_nodes_first(parts: Path) -> None:
     inner = {"_target_": "clap.stand_in.Part", "width": 2}
     assert build({"_target_": "clap.stand_in.Part", "width": 3, "inner": inner}, nn.Module).inner.width == 2
 
 
-def test_build_makes_nodes_in_lists(parts: Path) -> None:
+def test_build_builds_nodes_in_lists(parts: Path) -> None:
     inner = {"_target_": "clap.stand_in.Part", "width": 2}
     assert build({"_target_": "clap.stand_in.Part", "width": 3, "sizes": [inner]}, nn.Module).sizes[0].width == 2
 
 
-def test_build_reaches_a_class_inside_a_class(parts: Path) -> None:
+def test_build_finds_a_nested_class(parts: Path) -> None:
     assert isinstance(build({"_target_": "clap.stand_in.Part.Nested"}, nn.Module), nn.Module)
 
 
-def test_build_partial_waits_for_the_rest(parts: Path) -> None:
+def test_build_partial_accepts_the_remaining_arguments(parts: Path) -> None:
     partial = build({"_target_": "clap.stand_in.Part", "_partial_": True, "drop_path": 0.5}, nn.Module)
     assert isinstance(partial, functools.partial) and partial(width=1).drop_path == 0.5
 
 
-def test_build_takes_finished_objects(parts: Path) -> None:
+def test_build_passes_runtime_objects(parts: Path) -> None:
     inner = nn.Identity()
     assert build({"_target_": "clap.stand_in.Part", "width": 3}, nn.Module, inner=inner).inner is inner
 
@@ -164,7 +164,7 @@ def test_build_refuses_a_class_of_another_kind(parts: Path) -> None:
 
 
 def test_build_refuses_a_node_without_target() -> None:
-    with pytest.raises(ValueError, match="the keys width: there is no `_target_`"):
+    with pytest.raises(ValueError, match="the keys width: `_target_` is missing"):
         build({"width": 3}, nn.Module)
 
 

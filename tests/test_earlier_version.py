@@ -1,4 +1,4 @@
-"""Checkpoints and configs of version 0.1, written before the package had rooms, still load."""
+"""Checkpoints and configs of version 0.1, written before modules moved, load."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from clap.published import frontends
 DATA = Path(__file__).parent / "data"
 CHECKPOINT = DATA / "checkpoint_0.1"
 FRONTEND = {"sample_rate": 16000, "window": 0.1, "hop_length": 160, "f_max": 8000.0, "n_mels": 32}
-QUIRKS = {  # old argument: the class that has it built in, the arguments beside it
+QUIRKS = {  # removed argument: (class with this behaviour, all arguments)
     "float32_hann": (frontends.TorchaudioLogMel, {"float32_hann": True, "mel_scale": "htk"}),
     "float64": (frontends.TransformersLogMel, {"float64": True}),
     "bank_rate": (frontends.MSClap2023LogMel, {"bank_rate": 32000, "sample_rate": 44100}),
@@ -49,7 +49,7 @@ def test_evaluators_of_a_checkpoint_are_built() -> None:
 
 
 @pytest.mark.parametrize("quirk", QUIRKS)
-def test_old_argument_of_the_log_mel_is_its_class(outputs: dict[str, Tensor], quirk: str) -> None:
+def test_removed_log_mel_argument_selects_a_class(outputs: dict[str, Tensor], quirk: str) -> None:
     cls, arguments = QUIRKS[quirk]
     defaults = {"float32_hann": False, "float64": False, "bank_rate": None}
     node = {"_target_": "clap.audio.LogMelSpectrogram", **FRONTEND, **defaults, **arguments}
@@ -66,6 +66,6 @@ def test_old_arguments_at_their_defaults_are_the_plain_log_mel() -> None:
 
 
 @pytest.mark.parametrize("target", ["clap.evaluation.Retrieval.system", "clap.evaluation.os", "evaluation.Retrieval"])
-def test_old_names_open_no_way_to_other_targets(target: str) -> None:
+def test_old_names_do_not_allow_other_targets(target: str) -> None:
     with pytest.raises(ValueError, match="is refused"):
         build({"_target_": target}, Evaluator)

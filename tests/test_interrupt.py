@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM are noted once; a second one stops the process."""
+"""The first Ctrl-C or SIGTERM is recorded; the second raises KeyboardInterrupt."""
 
 import os
 import signal

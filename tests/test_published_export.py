@@ -1,4 +1,4 @@
-"""Models as Hugging Face ClapModel folders: the same outputs in transformers, and the same tensors back."""
+"""Export as Hugging Face ClapModel folders: equal outputs in transformers, and equal tensors when read back."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from transformers import ClapModel, ClapProcessor
 from clap.checkpoint import CONFIG, HUGGING_FACE, TOKENIZER, WEIGHTS
 from clap.model import Clap
 
-# What ClapModel has: RoBERTa pooled by its pooler, HTS-AT whose last stage is a window wide.
+# Supported by ClapModel: RoBERTa with its pooler, HTS-AT whose last stage is a window wide.
 ROBERTA = {
     "_target_": "clap.text_encoder.TextEncoder",
     "pretrained": False,
@@ -56,7 +56,7 @@ ALIKE = (
 
 @pytest.fixture(scope="module")
 def make(tiny_config) -> Callable[..., Clap]:
-    """`make("fusion=aff", text_encoder={...})` -> a tiny Clap of which ClapModel has all but the given parts."""
+    """`make("fusion=aff", text_encoder={...})` -> a tiny Clap that ClapModel supports, except for the given parts."""
 
     def make(*overrides: str, **parts: Any) -> Clap:
         torch.manual_seed(0)
@@ -69,7 +69,7 @@ def make(tiny_config) -> Callable[..., Clap]:
 
 
 def randomize(clap: Clap) -> Clap:
-    """Statistics, biases and scales that are no identities."""
+    """Random statistics, biases and scales, which are not identities."""
     generator = torch.Generator().manual_seed(0)
     for value in clap.state_dict().values():
         if value.is_floating_point() and value.ndim:
@@ -153,7 +153,7 @@ def test_processor_gives_the_embeddings_of_a_clip_and_a_caption(clap, folder):
     processor = ClapProcessor.from_pretrained(folder / HUGGING_FACE)
     waveforms = [make_tone(300.0 * (i + 1), 0.3 * (i + 1), seed=i) for i in range(3)]
     inputs = processor(audio=waveforms, text=list(CAPTIONS), sampling_rate=16_000, return_tensors="pt", padding=True)
-    inputs["is_longer"] = torch.zeros(3, 1, dtype=torch.bool)  # its extractor takes one of short clips as longer
+    inputs["is_longer"] = torch.zeros(3, 1, dtype=torch.bool)  # the extractor marks one short clip as longer
     output = model(**inputs)
     assert_close(output.audio_embeds, clap.get_audio_embeddings(waveforms, 16_000), atol=1e-4, rtol=0)
     assert_close(output.text_embeds, clap.get_text_embeddings(CAPTIONS), atol=1e-5, rtol=0)
@@ -176,11 +176,11 @@ def test_huggingface_folder_gives_the_same_model(clap, folder, tones):
 
 
 @pytest.mark.parametrize("name", ["hf_clap_unfused", "hf_clap_fused"])
-def test_stored_huggingface_weights_come_back(golden, tmp_path, name):
+def test_stored_huggingface_weights_are_written_unchanged(golden, tmp_path, name):
     weights = copy_as_huggingface(golden, name, tmp_path / "published")
     Clap.from_ckpt(tmp_path / "published").save_pretrained(tmp_path / "saved")
     assert_identical(load_file(tmp_path / "saved" / HUGGING_FACE / WEIGHTS), weights)
-    Clap.from_ckpt(tmp_path / "saved").save_pretrained(tmp_path / "again")  # by way of our own format
+    Clap.from_ckpt(tmp_path / "saved").save_pretrained(tmp_path / "again")  # via the format of this package
     assert_identical(load_file(tmp_path / "again" / HUGGING_FACE / WEIGHTS), weights)
 
 
@@ -188,7 +188,7 @@ def test_stored_huggingface_weights_come_back(golden, tmp_path, name):
     ("laion", "huggingface"),
     [("laion_htsat_unfused", "hf_clap_unfused"), ("laion_htsat_fused_aff2d", "hf_clap_fused")],
 )
-def test_laion_weights_become_those_of_huggingface(golden, tmp_path, laion, huggingface):
+def test_laion_weights_are_written_as_those_of_huggingface(golden, tmp_path, laion, huggingface):
     load_laion(golden, laion, tmp_path).save_pretrained(tmp_path / "saved")
     weights = copy_as_huggingface(golden, huggingface, tmp_path / "published")
     assert_identical(load_file(tmp_path / "saved" / HUGGING_FACE / WEIGHTS), weights)
@@ -211,7 +211,7 @@ def test_stored_outputs_come_from_transformers(golden, tmp_path):
     assert_close(output.logits_per_text, values["out/logits_per_text"][:, :2], atol=2e-4, rtol=0)
 
 
-def test_second_logit_scale_is_the_only_one_after_training(golden, tmp_path):
+def test_second_logit_scale_equals_the_first_after_training(golden, tmp_path):
     weights = copy_as_huggingface(golden, "hf_clap_unfused", tmp_path / "published")
     assert weights["logit_scale_t"] != weights["logit_scale_a"]
     clap = Clap.from_ckpt(tmp_path / "published")
@@ -221,7 +221,7 @@ def test_second_logit_scale_is_the_only_one_after_training(golden, tmp_path):
     assert saved["logit_scale_a"].item() == saved["logit_scale_t"].item() == pytest.approx(math.log(50))
 
 
-# What has no counterpart
+# Unsupported parts
 
 
 @pytest.mark.parametrize(
@@ -230,9 +230,9 @@ def test_second_logit_scale_is_the_only_one_after_training(golden, tmp_path):
         ([], {"audio_encoder": CNN14}, "Cnn14"),
         (["fusion=iaff"], {}, "fusion by IAFF"),
         (["fusion=channel_map"], {}, "fusion by channels (channel_map)"),
-        (["audio_encoder.window_size=8"], {}, "a last stage 4 tokens wide, no multiple of window_size=8"),
-        ([], {"text_encoder": ROBERTA | {"pooling": "mean"}}, "text_encoder.pooling=mean (pooler is what it has)"),
-        ([], {"text_encoder": ROBERTA | {"model": GPT2}}, "a gpt2 text encoder (roberta is what it has)"),
+        (["audio_encoder.window_size=8"], {}, "a last stage 4 tokens wide, not a multiple of window_size=8"),
+        ([], {"text_encoder": ROBERTA | {"pooling": "mean"}}, "text_encoder.pooling=mean (only pooler)"),
+        ([], {"text_encoder": ROBERTA | {"model": GPT2}}, "a gpt2 text encoder (only roberta)"),
         (["projection._target_=clap.model.ResidualProjection"], {}, "ResidualProjection"),
     ],
     ids=["cnn14", "iaff", "channel_map", "window", "pooling", "gpt2", "projection"],
@@ -253,11 +253,11 @@ def test_frontend_without_counterpart_is_named(make, tmp_path, caplog):
     clap = make(*(f"audio_encoder.frontend.{value}" for value in frontend), "fusion=mean")
     clap.save_pretrained(tmp_path / "saved")
     (line,) = find_lines(caplog, "transformers' ClapFeatureExtractor does not support")
-    for part in ("int16=True", "amin=1e-05", "mel_scale=htk", "window=1.5 s, not whole seconds", "fusion=mean"):
+    for part in ("int16=True", "amin=1e-05", "mel_scale=htk", "window=1.5 s, not an integer", "fusion=mean"):
         assert part in line
 
 
-def test_huggingface_folder_may_be_left_out(clap, tmp_path):
+def test_huggingface_folder_is_optional(clap, tmp_path):
     clap.save_pretrained(tmp_path / "saved", huggingface=False)
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [CONFIG, WEIGHTS, TOKENIZER]
 
@@ -284,7 +284,7 @@ def test_folder_with_other_files_is_refused(clap, tmp_path):
 
 @pytest.fixture
 def without_tokenizer(folder, tmp_path) -> Path:
-    """A Hugging Face folder without tokenizer files, whose `roberta-base` is not at hand."""
+    """A Hugging Face folder without tokenizer files, whose `roberta-base` is not available."""
     published = tmp_path / "published"
     published.mkdir()
     for name in ("config.json", "preprocessor_config.json", WEIGHTS):
@@ -295,7 +295,7 @@ def without_tokenizer(folder, tmp_path) -> Path:
 MISSING = r"no tokenizer 'roberta-base'.*Clap.from_ckpt\(\.\.\., settings=\{'text_encoder.tokenizer': FOLDER\}\)"
 
 
-def test_missing_tokenizer_says_what_it_wants(without_tokenizer):
+def test_missing_tokenizer_is_named_with_its_setting(without_tokenizer):
     clap = Clap.from_ckpt(without_tokenizer)
     with pytest.raises(FileNotFoundError, match=MISSING):
         clap.get_text_embeddings(["a dog barks"])
@@ -315,7 +315,7 @@ def test_model_without_tokenizer_is_saved_for_audio(without_tokenizer, tmp_path,
         again.get_text_embeddings(["a dog barks"])
 
 
-def test_local_tokenizer_takes_the_place_of_the_missing_one(clap, folder, without_tokenizer, tmp_path):
+def test_local_tokenizer_replaces_the_missing_one(clap, folder, without_tokenizer, tmp_path):
     settings = {"text_encoder.tokenizer": str(folder / TOKENIZER)}
     again = Clap.from_ckpt(without_tokenizer, settings=settings)
     assert_close(again.get_text_embeddings(CAPTIONS), clap.get_text_embeddings(CAPTIONS), atol=0, rtol=0)
@@ -333,7 +333,7 @@ def test_lost_trained_tokenizer_is_an_error(tiny_clap, tmp_path):
         Clap.from_ckpt(tmp_path / "saved")
 
 
-def test_model_without_text_encoder_is_saved_and_says_so(tiny_clap, tmp_path, tones):
+def test_model_without_text_encoder_is_saved(tiny_clap, tmp_path, tones):
     clap = tiny_clap().eval()
     clap.text_encoder = clap.text_projection = clap.config["text_encoder"] = None
     clap.save_pretrained(tmp_path / "saved")

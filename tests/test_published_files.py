@@ -1,4 +1,4 @@
-"""Files of strangers: read as tensors and plain data, or refused in one line, and nothing in them ever runs."""
+"""Untrusted files: read as tensors and plain data, or refused in one line; no code in them is executed."""
 
 import json
 import os
@@ -27,7 +27,7 @@ WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(3)}
 
 
 class Touch:
-    """Unpickling this runs a command."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class Touch:
 
 
 class Import(Touch):
-    """Unpickling this calls what `name` names with a path."""
+    """An object that calls the function `name` with a path when it is unpickled."""
 
     def __init__(self, name: str, path: Path) -> None:
         super().__init__(path)
@@ -49,7 +49,7 @@ class Import(Touch):
 
 
 def refuse(path: Path, match: str | None = None) -> str:
-    """The one line with which a checkpoint is refused."""
+    """The error message of a refused checkpoint, in one line."""
     with pytest.raises(ValueError, match=match) as error:
         Clap.from_ckpt(path)
     message = str(error.value)
@@ -57,7 +57,7 @@ def refuse(path: Path, match: str | None = None) -> str:
     return message
 
 
-# Hostile files
+# Untrusted files
 
 
 SAVES: dict[str, Callable[[object, Path], object]] = {
@@ -77,22 +77,22 @@ def test_pickle_that_runs_a_command_is_refused(tmp_path: Path, name: str, save: 
     assert not (tmp_path / "ran").exists()
 
 
-def test_message_names_what_the_pickle_asks_for(tmp_path: Path) -> None:
+def test_message_names_the_import_of_the_pickle(tmp_path: Path) -> None:
     torch.save({"state_dict": WEIGHTS, "hook": Touch(tmp_path / "ran")}, tmp_path / "a.pt")
     message = refuse(tmp_path / "a.pt")
-    assert "refused, it asks for posix.system; nothing in it was run" in message or "nt.system" in message
+    assert "refused, it imports posix.system; no code was executed" in message or "nt.system" in message
 
 
 @pytest.mark.parametrize("name", ["builtins.eval", "builtins.getattr", "torch.hub.load", "torch.load", "numpy.load"])
-def test_other_names_are_refused(tmp_path: Path, name: str) -> None:
+def test_other_functions_are_refused(tmp_path: Path, name: str) -> None:
     torch.save({"model": WEIGHTS, "hook": Import(name, tmp_path / "ran")}, tmp_path / "a.pt")
-    refuse(tmp_path / "a.pt", "refused, it asks for")
+    refuse(tmp_path / "a.pt", "refused, it imports")
 
 
 def test_pickle_in_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     torch.save({"hook": Touch(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
-    refuse(tmp_path, "refused, it asks for")
+    refuse(tmp_path, "refused, it imports")
     assert not (tmp_path / "ran").exists()
 
 
@@ -145,7 +145,7 @@ def test_truncated_file_is_refused(tmp_path: Path, name: str, share: float) -> N
 @pytest.mark.parametrize("name", ["a.pt", "a.ckpt", "a.safetensors"])
 def test_renamed_zip_is_refused(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / name, "w") as archive:
-        archive.writestr("archive/notes.txt", "no weights here")
+        archive.writestr("archive/notes.txt", "text")
     refuse(tmp_path / name, "damaged")
 
 
@@ -163,7 +163,7 @@ def write_safetensors(path: Path, header: bytes, *, length: int | None = None, d
     return path
 
 
-LYING = {
+INCONSISTENT = {
     "offsets past the end": {"dtype": "F32", "shape": [2, 300], "data_offsets": [0, 2400]},
     "shape larger than its bytes": {"dtype": "F32", "shape": [2, 300], "data_offsets": [0, 24]},
     "huge shape": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 24]},
@@ -174,9 +174,9 @@ LYING = {
 }
 
 
-@pytest.mark.parametrize("lie", LYING)
-def test_safetensors_header_that_lies_is_refused(tmp_path: Path, lie: str) -> None:
-    header = json.dumps({"a.weight": LYING[lie]}).encode()
+@pytest.mark.parametrize("name", INCONSISTENT)
+def test_inconsistent_safetensors_header_is_refused(tmp_path: Path, name: str) -> None:
+    header = json.dumps({"a.weight": INCONSISTENT[name]}).encode()
     refuse(write_safetensors(tmp_path / "a.safetensors", header), "damaged or truncated")
 
 
@@ -192,21 +192,21 @@ def test_safetensors_header_of_another_length_is_refused(tmp_path: Path, length:
     [torch.eye(2).to_sparse(), torch.empty(2, device="meta"), torch.ones(2, dtype=torch.complex64)],
     ids=["sparse", "meta", "complex"],
 )
-def test_tensors_that_are_no_weights_are_refused(tmp_path: Path, value: Tensor) -> None:
+def test_sparse_meta_and_complex_tensors_are_refused(tmp_path: Path, value: Tensor) -> None:
     torch.save({"a.weight": value}, tmp_path / "a.pt")
-    refuse(tmp_path / "a.pt", "a.weight is .*; weights are dense and real")
+    refuse(tmp_path / "a.pt", "a.weight is .*; weights must be dense and real")
 
 
 @pytest.mark.parametrize("value", [{}, [], 3, {"epoch": 3}, {"model": {"a": 1}}, {"state_dict": [torch.ones(2)]}])
 def test_file_without_weights_is_refused(tmp_path: Path, value: object) -> None:
     torch.save(value, tmp_path / "a.pt")
-    refuse(tmp_path / "a.pt", "holds no weights but .* looked for under `state_dict` and `model`")
+    refuse(tmp_path / "a.pt", "no weights but .*; allowed: tensors at the top level, in `state_dict` or in `model`")
 
 
-def test_config_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+def test_config_that_is_not_a_mapping_is_refused(tmp_path: Path) -> None:
     for text in ("[1, 2]", '"os.system"', "{", "[" * 100_000, "\x00\xff"):
         (tmp_path / "config.json").write_text(text, encoding="latin-1")
-        with pytest.raises(ValueError, match="config.json: (holds a|not readable as JSON)") as error:
+        with pytest.raises(ValueError, match="config.json: (contains a|not readable as JSON)") as error:
             read_json_file(tmp_path / "config.json")
         assert "\n" not in str(error.value)
 
@@ -216,7 +216,7 @@ def test_config_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-def test_weights_come_out_of_their_wrappers(tmp_path: Path, wrapper: str | None, prefix: str) -> None:
+def test_weights_are_read_from_their_wrappers(tmp_path: Path, wrapper: str | None, prefix: str) -> None:
     weights = OrderedDict((f"{prefix}{key}", value) for key, value in WEIGHTS.items())
     torch.save({wrapper: weights, "epoch": 3} if wrapper else weights, tmp_path / "a.pt")
     read = read_state_dict(tmp_path / "a.pt")
@@ -225,7 +225,7 @@ def test_weights_come_out_of_their_wrappers(tmp_path: Path, wrapper: str | None,
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_become_32_bits(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
+def test_weights_are_converted_to_float32(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
     weights = {"a": torch.tensor([1.5, -2.0], dtype=dtype), "n": torch.tensor(3)}
     (save_file if name == "a.safetensors" else torch.save)(weights, tmp_path / name)
     read = read_state_dict(tmp_path / name)
@@ -234,7 +234,7 @@ def test_weights_become_32_bits(tmp_path: Path, dtype: torch.dtype, name: str) -
 
 
 def test_numbers_of_numpy_are_read(tmp_path: Path) -> None:
-    """LAION-CLAP and PANNs keep metrics and a sampler's state beside their weights."""
+    """LAION-CLAP and PANNs store metrics and a sampler's state with their weights."""
     ragged = np.array([[1, 2], [3]], dtype=object)
     sampler = {"best": np.float64(0.5), "flag": np.bool_(True), "indexes": np.arange(9), "per_class": ragged}
     torch.save({"model": WEIGHTS, "sampler": sampler, "state": np.random.RandomState(1).get_state()}, tmp_path / "a.pt")
@@ -245,7 +245,7 @@ def test_numbers_of_numpy_are_read(tmp_path: Path) -> None:
 def test_array_of_hostile_objects_is_refused(tmp_path: Path) -> None:
     array = np.array([Touch(tmp_path / "ran")], dtype=object)
     torch.save({"model": WEIGHTS, "sampler": array}, tmp_path / "a.pt")
-    refuse(tmp_path / "a.pt", "refused, it asks for")
+    refuse(tmp_path / "a.pt", "refused, it imports")
     assert not (tmp_path / "ran").exists()
 
 
@@ -282,7 +282,7 @@ def test_objects_of_custom_clap_become_placeholders(tmp_path: Path, monkeypatch:
 def test_other_classes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     with monkeypatch.context() as patch:
         torch.save({"model": WEIGHTS, "object": make_foreign(patch, name)()}, tmp_path / "a.ckpt")
-    refuse(tmp_path / "a.ckpt", f"refused, it asks for {name};")
+    refuse(tmp_path / "a.ckpt", f"refused, it imports {name};")
 
 
 def test_safetensors_are_preferred_in_a_folder(tmp_path: Path) -> None:
@@ -291,22 +291,22 @@ def test_safetensors_are_preferred_in_a_folder(tmp_path: Path) -> None:
     assert set(read_state_dict(tmp_path)) == set(WEIGHTS)
 
 
-def test_folder_without_weights_says_what_it_has(tmp_path: Path) -> None:
+def test_files_of_a_folder_without_weights_are_listed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="neither model.safetensors nor pytorch_model.bin .* has config.json"):
+    with pytest.raises(FileNotFoundError, match="neither model.safetensors nor pytorch_model.bin; found: config.json"):
         Clap.from_ckpt(tmp_path)
 
 
-def test_file_of_no_known_family_is_refused(tmp_path: Path) -> None:
+def test_file_of_an_unknown_family_is_refused(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "a.pt")
-    message = refuse(tmp_path / "a.pt", "not a known checkpoint")
-    assert "its 2 keys begin a.weight, a.count" in message
+    message = refuse(tmp_path / "a.pt", "unknown checkpoint")
+    assert "the 2 keys start with a.weight, a.count" in message
 
 
-# Names
+# Sources
 
 
-def test_path_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_existing_path_is_returned_unchanged(tmp_path: Path) -> None:
     assert fetch_source(str(tmp_path)) == tmp_path
 
 
@@ -320,7 +320,7 @@ def test_absent_source_is_named(source: str, tmp_path: Path, monkeypatch: pytest
     assert "\n" not in str(error.value)
 
 
-def test_small_checkpoint_loads_by_its_file_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_is_loaded_by_a_relative_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models.write_checkpoint(tmp_path, "msclap_2022")
     monkeypatch.chdir(tmp_path)
     assert Clap.from_ckpt("msclap_2022.pt").embed_dim == 8

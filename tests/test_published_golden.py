@@ -1,4 +1,4 @@
-"""Stored stages of the published code, reproduced by files in their published containers through the public loaders."""
+"""Intermediate outputs of the published code, reproduced from files in their published formats."""
 
 import json
 import re
@@ -39,7 +39,7 @@ FUSED = (
     "customclap_htsat_iaff",
     "customclap_cnn14_iaff",
 )
-NAMES = {  # of one stage in the stored files
+NAMES = {  # stage -> its names in the stored files
     "encoded": ("out/audio/encoder_embedding", "out/mixed/encoder_embedding", "out/audio_pooler"),
     "projected": ("out/audio/projected", "out/mixed/projected", "out/prefix"),
     "audio": ("out/audio/normalised", "out/mixed/normalised", "out/audio_embeds", "out/prefix_normalised"),
@@ -77,7 +77,7 @@ def stored(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 def write(folder: Path, config: dict, values: dict[str, Tensor]) -> tuple[Path, dict[str, int]]:
-    """A checkpoint in its published container, and the settings that no tensor tells."""
+    """Write a checkpoint in its published format; return its path and the settings that are not in its tensors."""
     weights = {key.removeprefix("ckpt/"): value for key, value in values.items() if key.startswith("ckpt/")}
     if "config_json" in config:
         text = config["config_json"]["text_config"]
@@ -87,8 +87,8 @@ def write(folder: Path, config: dict, values: dict[str, Tensor]) -> tuple[Path, 
         (folder / "preprocessor_config.json").write_text(json.dumps(config["preprocessor_config"]))
         return folder, {}
     container = config["container"]
-    beside = {key: {} for key in container.get("top_level", ()) if key != "..."}
-    torch.save(beside | {container["state_dict_at"]: weights}, folder / "a.pt")
+    extra = {key: {} for key in container.get("top_level", ()) if key != "..."}
+    torch.save(extra | {container["state_dict_at"]: weights}, folder / "a.pt")
     text = config.get("text")
     heads = "n_head" if text and text["model"] == "gpt2" else "num_attention_heads"
     return folder / "a.pt", {f"text_encoder.model.{heads}": text["heads"]} if text else {}
@@ -122,7 +122,7 @@ def expected(values: dict[str, Tensor], stage: str) -> Tensor | None:
     return next((values[name] for name in NAMES[stage] if name in values), None)
 
 
-# Whole models
+# Models
 
 
 @torch.no_grad()
@@ -162,7 +162,7 @@ def test_other_batches_of_fused_models(stored: Callable[[str], Stored], golden: 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["hf_clap_unfused", "hf_clap_fused"])
-def test_hugging_face_takes_the_log_mel_of_its_extractor(
+def test_log_mel_equals_that_of_the_hugging_face_extractor(
     stored: Callable[[str], Stored], golden: Golden, name: str
 ) -> None:
     config, values, clap = stored(name)
@@ -179,8 +179,8 @@ def test_hugging_face_takes_the_log_mel_of_its_extractor(
 
 
 @torch.no_grad()
-def test_flag_on_a_short_clip_is_a_choice_of_the_caller(stored: Callable[[str], Stored], golden: Golden) -> None:
-    """Where no clip is longer transformers flags one at random; without the flag its embedding is ours."""
+def test_flag_on_a_short_clip_is_set_by_the_caller(stored: Callable[[str], Stored], golden: Golden) -> None:
+    """If no clip is longer, transformers flags a random one; unflagged embeddings are equal."""
     config, values, clap = stored("hf_clap_fused")
     waves, encoder = read_waves(golden, config["none_longer_batch"]), clap.audio_encoder
     assert_close(clap.get_audio_embeddings(waves, 48000), values["out/none_longer_noflag/audio_embeds"], **NORMALISED)
@@ -191,7 +191,7 @@ def test_flag_on_a_short_clip_is_a_choice_of_the_caller(stored: Callable[[str], 
     assert_close(flagged, values["out/none_longer_flag0/audio_embeds"], **NORMALISED)
 
 
-def test_laion_and_hugging_face_hold_the_same_weights(stored: Callable[[str], Stored]) -> None:
+def test_laion_and_hugging_face_have_equal_weights(stored: Callable[[str], Stored]) -> None:
     for laion, hugging_face in (
         ("laion_htsat_unfused", "hf_clap_unfused"),
         ("laion_htsat_fused_aff2d", "hf_clap_fused"),
@@ -212,7 +212,7 @@ def test_stages_inside_htsat(stored: Callable[[str], Stored]) -> None:
     assert_close(x[0].flatten(0, 1), values["out/stage/patch_embed_first"], **STAGE)
     for i, layer in enumerate(trunk.layers):
         x = layer.blocks(layer.downsample(x))
-        if i < 3:  # the published code counts the halving behind a stage to that stage
+        if i < 3:  # in the published code a stage includes the downsampling after it
             halved = trunk.layers[i + 1].downsample(x)
             assert_close(halved[0].flatten(0, 1), values[f"out/stage/layer{i}_first"], **STAGE)
     assert_close(x[0].flatten(0, 1), values["out/stage/layer3_first"], **STAGE)
@@ -262,7 +262,7 @@ def test_htsat_tower(golden: Golden, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_more_frames_than_fit_are_averaged_over_crops(stored: Callable[[str], Stored], golden: Golden) -> None:
-    """MS-CLAP averages crops of 689 frames every 344 where a clip has more than 1024."""
+    """MS-CLAP averages crops of 689 frames every 344 for a clip with more than 1024."""
     config, values, clap = stored("msclap_2023")
     (wave,), start = read_waves(golden, ["w44k/xlong"]), config["long_crop_start"]
     crop = wave[start : start + 7 * 44100]
@@ -272,9 +272,9 @@ def test_more_frames_than_fit_are_averaged_over_crops(stored: Callable[[str], St
     assert_close(features, values["out/over1024/embedding"], **STAGE)
 
 
-# Text towers of other kinds, in place of a whole model's own
+# Text towers of other kinds, inserted into a model
 
-TEXT_HEADS = {  # kind -> the model that it goes into, and its keys there
+TEXT_HEADS = {  # kind -> (the model that contains it, key in that model)
     "roberta": ("laion_pann_unfused", lambda key: f"module.{key}"),
     "bert": ("laion_pann_unfused", lambda key: f"module.{key}"),
     "gpt2": ("msclap_2023", lambda key: f"caption_encoder.{key}"),

@@ -1,4 +1,4 @@
-"""Checkpoints by address, from a server on this machine that may have no such file or cut the connection."""
+"""Checkpoints from URLs, with a local server that may lack the file or close the connection."""
 
 from pathlib import Path
 from urllib.parse import quote
@@ -23,7 +23,7 @@ def server(file_server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return file_server
 
 
-def test_file_of_an_address_is_downloaded_once(server: FileServer, tmp_path: Path):
+def test_file_of_a_url_is_downloaded_once(server: FileServer, tmp_path: Path):
     address = f"{server.address}/Cnn14_mAP%3D0.431.pth?download=1"
     assert is_published(address) and not is_cached(address, ())
     path = fetch_source(address)
@@ -32,26 +32,26 @@ def test_file_of_an_address_is_downloaded_once(server: FileServer, tmp_path: Pat
     assert is_cached(address, ()) and fetch_source(address) == path and len(server.requests) == 1
 
 
-def test_absent_file_leaves_nothing(server: FileServer, tmp_path: Path):
+def test_missing_file_leaves_no_partial_file(server: FileServer, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=f"absent.pth: not downloaded .404.*; or put the file at {tmp_path}"):
         fetch_source(f"{server.address}/absent.pth")
     assert not [path for path in tmp_path.rglob("absent.pth*") if path.is_file()]
 
 
-def test_cut_connection_is_gone_on_from(server: FileServer):
+def test_interrupted_download_resumes(server: FileServer):
     server.faults["cut.pth"] = [("cut", 100_000)]
     assert fetch_source(f"{server.address}/cut.pth").read_bytes() == CONTENT
     assert [start for _, start in server.requests] == [None, "bytes=65536-"]
 
 
-def test_name_that_many_files_bear_is_kept_by_address():
+def test_common_file_name_is_cached_by_url():
     first, second = (find_cached(f"https://hub/{name}/model.safetensors") for name in "ab")
     assert first != second
-    with pytest.raises(FileNotFoundError, match="names no file"):
+    with pytest.raises(FileNotFoundError, match="the URL has no file name"):
         find_cached("https://hub/folder/")
 
 
-def test_server_that_is_not_there_is_named(server: FileServer):
+def test_unreachable_server_is_named(server: FileServer):
     server.server_close()
     server.shutdown()
     with pytest.raises(FileNotFoundError, match=f"{server.address}/a.pth: not downloaded"):

@@ -1,4 +1,4 @@
-"""Families are told by their keys, and every key of theirs is a weight here or has no part in embeddings."""
+"""Families are detected by their keys, and every key is a weight of `Clap` or does not affect embeddings."""
 
 import re
 
@@ -6,7 +6,7 @@ import published_models as models
 import pytest
 import torch
 
-from clap.published.keys import FAMILIES, UNUSED, recognise, rename
+from clap.published.keys import FAMILIES, UNUSED, find_family, rename
 
 FAMILY = {name: name.split("_")[0] for name in models.CLAPS} | dict.fromkeys(models.TOWERS, "audioset")
 FAMILY |= {name: "custom_clap" for name in models.CLAPS if name.startswith("customclap")}
@@ -18,37 +18,37 @@ def list_keys(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_family_is_told_by_its_keys(name: str) -> None:
-    assert recognise(list_keys(name), "a.pt").name == FAMILY[name]
+def test_family_is_detected_by_its_keys(name: str) -> None:
+    assert find_family(list_keys(name), "a.pt").name == FAMILY[name]
 
 
 @pytest.mark.parametrize("name", models.FULL_SIZE)
 def test_family_does_not_depend_on_sizes(name: str) -> None:
     keys = [key.removeprefix("module.") for key in models.FULL_SIZE[name][0]]
-    assert recognise(keys, "a.pt").name == name.split("_")[0]
+    assert find_family(keys, "a.pt").name == name.split("_")[0]
 
 
-def test_bare_htsat_is_told() -> None:
+def test_htsat_without_prefix_is_detected() -> None:
     keys = [key.removeprefix("sed_model.") for key in list_keys("htsat_audioset")]
-    assert recognise(keys, "a.ckpt").name == "audioset"
+    assert find_family(keys, "a.ckpt").name == "audioset"
 
 
 def test_unknown_keys_are_shown() -> None:
-    with pytest.raises(ValueError, match="a.pt: not a known checkpoint .*laion.*; its 5 keys begin k0, k1, k2, k3$"):
-        recognise([f"k{i}" for i in range(5)], "a.pt")
+    with pytest.raises(ValueError, match="a.pt: unknown checkpoint.*laion.*; the 5 keys start with k0, k1, k2, k3$"):
+        find_family([f"k{i}" for i in range(5)], "a.pt")
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_key_gets_a_name_of_ours_or_is_unused(name: str) -> None:
+def test_every_key_is_renamed_or_unused(name: str) -> None:
     weights = {key: torch.zeros(()) for key in list_keys(name)}
-    renamed = rename(weights, recognise(list(weights), "a.pt"))
+    renamed = rename(weights, find_family(list(weights), "a.pt"))
     assert len(renamed) == len(weights)
-    ours = re.compile(r"^(audio_encoder|text_encoder\.transformer|audio_projection|text_projection)\.|^logit_scale$")
-    assert [key for key in renamed if not ours.match(key) and not UNUSED.search(key)] == []
+    own = re.compile(r"^(audio_encoder|text_encoder\.transformer|audio_projection|text_projection)\.|^logit_scale$")
+    assert [key for key in renamed if not own.match(key) and not UNUSED.search(key)] == []
 
 
-def test_weights_that_count_are_not_unused() -> None:
-    """The bias of GPT-2's attention is a weight, the buffer of the same name is not."""
+def test_weights_do_not_match_unused() -> None:
+    """The bias of GPT-2's attention is a weight; the buffer of the same name is not."""
     for key in (
         "text_encoder.transformer.h.0.attn.c_attn.bias",
         "audio_encoder.trunk.layers.0.blocks.0.attn.relative_position_bias_table",
@@ -70,8 +70,8 @@ def test_heads_of_hugging_face_are_joined_in_order() -> None:
     assert renamed.popitem()[1].tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_renames_do_not_meet_the_text_tower() -> None:
-    """`attention.output.dense` and its like are words of both towers of Hugging Face."""
+def test_renames_do_not_change_the_text_tower() -> None:
+    """Both towers of Hugging Face have keys such as `attention.output.dense`."""
     family = next(family for family in FAMILIES if family.name == "huggingface")
     key = "text_model.encoder.layer.3.attention.output.dense.weight"
     assert list(rename({key: torch.zeros(1)}, family)) == [

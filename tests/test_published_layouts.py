@@ -1,16 +1,16 @@
-"""Sizes are read off tensors, what no tensor tells stands in tables."""
+"""Configs of published models: sizes from tensors, the rest from tables."""
 
 import published_models as models
 import pytest
 import torch
 
-from clap.published.keys import recognise, rename
+from clap.published.keys import find_family, rename
 from clap.published.layouts import describe, read_preprocessor
 
 
 def describe_checkpoint(shapes: models.Shapes) -> dict:
     weights = {key.removeprefix("module."): torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    family = recognise(list(weights), "a.pt")
+    family = find_family(list(weights), "a.pt")
     return describe(rename(weights, family), family.name, {}, "a.pt")
 
 
@@ -69,7 +69,7 @@ FUSIONS = {
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_fusion_is_told_by_the_keys(name: str) -> None:
+def test_fusion_is_detected_by_the_keys(name: str) -> None:
     node = describe_checkpoint(models.CLAPS[name][0])["fusion"]
     merge = (node.get("merge") or {}).get("_target_")
     policy, merge_name = FUSIONS[name]
@@ -78,17 +78,17 @@ def test_fusion_is_told_by_the_keys(name: str) -> None:
 
 def test_fusion_in_one_dimension_is_refused() -> None:
     shapes = models.CLAPS["laion_htsat_roberta"][0] | {"module.audio_branch.mel_conv1d.0.weight": (64, 64, 5)}
-    with pytest.raises(ValueError, match="a.pt: fuses in one dimension"):
+    with pytest.raises(ValueError, match="a.pt: fusion in one dimension"):
         describe_checkpoint(shapes)
 
 
-def test_text_tower_that_no_table_names_is_refused() -> None:
+def test_unsupported_text_tower_is_refused() -> None:
     shapes = models.custom_clap(models.cnn14, models.BERT, audio_dim=64)
-    with pytest.raises(ValueError, match="a.pt: a bert text tower, which custom_clap checkpoints do not have"):
+    with pytest.raises(ValueError, match="a.pt: a bert text tower is not supported for custom_clap"):
         describe_checkpoint(shapes)
 
 
-def test_preprocessor_says_rate_window_and_bank() -> None:
+def test_preprocessor_sets_rate_window_and_mel_scale() -> None:
     frontend = read_preprocessor(
         {"sampling_rate": 16000, "max_length_s": 5, "truncation": "fusion", "padding": "repeat"}, False
     )

@@ -1,4 +1,4 @@
-"""Published checkpoints through the public calls: the same outputs as the published code, or one clear refusal."""
+"""Published checkpoints through the public API: outputs equal to the published code, or an error of one line."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def make_weights(name: str) -> dict[str, Tensor]:
     return models.fill_shapes((models.CLAPS | models.TOWERS)[name][0])
 
 
-# The same outputs
+# Equal outputs
 
 
 @pytest.mark.parametrize("name", models.CLAPS)
@@ -81,14 +81,14 @@ def test_features_of_towers_are_those_of_the_published_code(
     assert_close(features, outputs[f"{name}/features"], rtol=1e-5, atol=2e-5)
 
 
-def test_audio_tower_of_a_whole_model_is_read_too(tmp_path: Path) -> None:
+def test_audio_tower_of_a_clap_is_read(tmp_path: Path) -> None:
     path = models.write_checkpoint(tmp_path, "msclap_2023")
     node, fusion_node, weights = read_audio_tower(str(path))
     assert node["_target_"].endswith("HTSAT") and fusion_node["_target_"].endswith("OneWindow")
     assert all(key.startswith("audio_encoder.") for key in weights)
 
 
-def test_tower_alone_is_no_clap(tmp_path: Path) -> None:
+def test_audio_tower_is_not_loaded_as_a_clap(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="contains only an audio encoder .* audio_encoder.pretrained"):
         Clap.from_ckpt(models.write_checkpoint(tmp_path, "panns_32k"))
 
@@ -122,7 +122,7 @@ def make_extractor(fused: bool) -> ClapFeatureExtractor:
 
 
 def assert_equal_to_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch, *, fused: bool, small: bool) -> None:
-    """Both towers and the logits, for a short clip, an exact one, a long one and one longer by less than a hop."""
+    """Compare both towers and the logits for clips below, at, above and less than a hop above the window."""
     model = make_transformers(folder, fused=fused, small=small)
     clap = Clap.from_ckpt(folder)
     seconds = (2.7, 10.0, 12.4, 10.004)
@@ -242,7 +242,7 @@ VARIANTS = {
     "no 16 bits, fused": ("laion_htsat_aff_roberta", change_frontend("laion fused", int16=False)),
     "16 bits in MS-CLAP": ("msclap_2023", change_frontend("msclap htsat", int16=True)),
     "repeats cut in LAION": ("laion_pann_roberta", change_frontend("laion", fill="repeat")),
-    "whole repeats in MS-CLAP": ("msclap_2022", change_frontend("msclap cnn14", fill="repeat_pad")),
+    "only complete repeats in MS-CLAP": ("msclap_2022", change_frontend("msclap cnn14", fill="repeat_pad")),
     "first token for LAION's pooler": ("laion_htsat_roberta", change_text("laion", "roberta", pooling="first")),
     "last token in spite of an id 0": ("msclap_2023", change_text("msclap", "gpt2", pooling="last")),
     "bicubic without corners": ("msclap_2023", stretch_without_corners),
@@ -250,28 +250,28 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_wrong_variant_is_noticed(
+def test_wrong_variant_changes_the_outputs(
     tmp_path: Path, outputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:
-    name, go_wrong = VARIANTS[variant]
-    go_wrong(monkeypatch)
+    name, apply_variant = VARIANTS[variant]
+    apply_variant(monkeypatch)
     values = models.embed(models.load_clap(tmp_path, name))
     change = max((value - outputs[f"{name}/{kind}"]).abs().max().item() for kind, value in values.items())
     assert change > 2 * TOLERANCE["atol"], change
 
 
-def test_wrong_bank_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_filter_bank_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change_frontend("msclap htsat", _target_="clap.audio.LogMelSpectrogram")(monkeypatch)
     with pytest.raises(ValueError, match="its filter bank .* is not that of 44100 Hz"):
         models.load_clap(tmp_path, "msclap_2023")
 
 
-# Each clip by itself
+# Independence of the batch
 
 
 @pytest.mark.parametrize("windows", [None, "mean"])
 @pytest.mark.parametrize("name", ["laion_htsat_roberta", "laion_htsat_aff_roberta", "laion_pann_aff_roberta"])
-def test_file_has_one_embedding_alone_and_in_any_place(tmp_path: Path, name: str, windows: str | None) -> None:
+def test_embedding_of_a_file_does_not_depend_on_the_batch(tmp_path: Path, name: str, windows: str | None) -> None:
     clap = models.load_clap(tmp_path, name)
     clap.set_windows(windows)
     paths = [tmp_path / f"{i}.wav" for i in range(4)]
@@ -339,15 +339,15 @@ def test_weights_of_16_bits(tmp_path: Path, laion: dict[str, Tensor], expected: 
         ("customclap_htsat_iaff_gpt2", {"text_encoder.base.h.0.attn.bias": (1, 1, 90, 90)}),
     ],
 )
-def test_legacy_buffers_may_be_there(tmp_path: Path, name: str, extra: dict[str, tuple[int, ...]]) -> None:
+def test_legacy_buffers_are_ignored(tmp_path: Path, name: str, extra: dict[str, tuple[int, ...]]) -> None:
     weights = make_weights(name)
     without = Clap.from_ckpt(save(tmp_path / "a.pt", weights)).state_dict()
-    beside = save(tmp_path / "b.pt", weights | {key: torch.ones(shape) for key, shape in extra.items()})
-    assert_close(Clap.from_ckpt(beside).state_dict(), without, rtol=0, atol=0)
+    extended = save(tmp_path / "b.pt", weights | {key: torch.ones(shape) for key, shape in extra.items()})
+    assert_close(Clap.from_ckpt(extended).state_dict(), without, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("part", ["relative_position_index", "num_batches_tracked", "melW", "head.", "tscam_conv"])
-def test_keys_without_meaning_may_be_absent(
+def test_unused_keys_are_optional(
     tmp_path: Path, laion: dict[str, Tensor], expected: dict[str, Tensor], part: str
 ) -> None:
     path = save(tmp_path / "a.pt", {key: value for key, value in laion.items() if part not in key})
@@ -430,18 +430,18 @@ def test_key_of_a_prefix_twice_is_refused(tmp_path: Path) -> None:
         Clap.from_ckpt(save(tmp_path / "a.pt", weights))
 
 
-def test_setting_that_the_config_has_not_is_refused(tmp_path: Path) -> None:
+def test_unknown_setting_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="text_encoder.tokeniser=x: .*did you mean text_encoder.tokenizer"):
         Clap.from_ckpt(models.write_checkpoint(tmp_path, "msclap_2022"), settings={"text_encoder.tokeniser": "x"})
 
 
-def test_settings_change_what_no_tensor_tells(tmp_path: Path) -> None:
+def test_settings_replace_values_of_the_config(tmp_path: Path) -> None:
     path = models.write_checkpoint(tmp_path, "laion_htsat_roberta")
     clap = Clap.from_ckpt(path, settings={"audio_encoder.frontend.window": 5.0, "text_encoder.tokenizer": "mine"})
     assert clap.window == 5.0 and clap.text_encoder.tokenizer.name == "mine"
 
 
-def test_family_config_and_weights_are_told(tmp_path: Path) -> None:
+def test_family_config_and_weights_are_returned(tmp_path: Path) -> None:
     family, config, weights = read_published(str(models.write_checkpoint(tmp_path, "laion_htsat_iaff_roberta")))
     assert family == "laion"
     assert config["fusion"]["merge"]["shared_global_att"] is True
@@ -449,14 +449,14 @@ def test_family_config_and_weights_are_told(tmp_path: Path) -> None:
     assert weights["audio_projection.linear1.weight"].shape == (8, 64)
 
 
-def test_what_counts_as_published(tmp_path: Path) -> None:
+def test_files_hub_folders_and_hub_names_are_published(tmp_path: Path) -> None:
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").touch()
-    (tmp_path / "ours").mkdir()
+    (tmp_path / "own").mkdir()
     (tmp_path / "a.pt").touch()
     assert is_published(tmp_path / "hf") and is_published(tmp_path / "a.pt")
     assert is_published("laion/clap-htsat-unfused") and is_published("lukewys/laion_clap/630k-best.pt")
-    assert not is_published(tmp_path / "ours") and not is_published(tmp_path / "absent")
+    assert not is_published(tmp_path / "own") and not is_published(tmp_path / "absent")
     assert not is_published("outputs/train/day/time")
 
 
@@ -468,7 +468,7 @@ def test_what_counts_as_published(tmp_path: Path) -> None:
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", models.FULL_SIZE)
 def test_full_size_adds_little_more_than_its_weights(tmp_path: Path, name: str, half: bool) -> None:
-    """Optimizer state lies beside the weights, twice their size, and must not be read."""
+    """The optimizer state in the file, twice the size of the weights, must not be read."""
     shapes, wrapper = models.FULL_SIZE[name]
     weights = {key: torch.full(shape, 0.01) for key, shape in shapes.items()}
     for key in shapes:

@@ -1,4 +1,4 @@
-"""Audio towers of other checkpoints as the start of an audio encoder: audio_encoder.pretrained=..."""
+"""Audio encoders with weights of other checkpoints: audio_encoder.pretrained=..."""
 
 import json
 import logging
@@ -80,22 +80,22 @@ def build_from(source: object, name: str, fusion: str = "none", **changes: objec
     return build_audio_encoder(node, FUSIONS[fusion])
 
 
-# Choosing
+# Choice of the weights
 
 
-def test_yaml_names_its_weights():
+def test_pretrained_selects_the_weights():
     assert choose_weights("audio_encoder", False, "laion/clap-htsat-unfused") is None
     assert choose_weights("audio_encoder", True, "laion/clap-htsat-unfused") == "laion/clap-htsat-unfused"
     assert choose_weights("audio_encoder", "tower.pt", "laion/clap-htsat-unfused") == "tower.pt"
 
 
-def test_yaml_without_a_name_says_where_weights_are():
-    with pytest.raises(ValueError, match="pretrained=true, but this audio_encoder has no name"):
+def test_pretrained_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="pretrained=true, but audio_encoder.name is null"):
         build_audio_encoder(node_for("htsat_large", pretrained=True), NONE)
 
 
 @pytest.mark.parametrize("option", ["htsat_nano", "htsat_large", "cnn14_nano", "cnn14_mini"])
-def test_encoders_that_nobody_published_have_no_name(option):
+def test_unpublished_encoders_have_no_name(option):
     assert node_for(option)["name"] is None
 
 
@@ -104,12 +104,12 @@ def test_options_have_the_sizes_of_their_yamls(option):
     assert OPTIONS[option].items() <= node_for(option).items()
 
 
-def test_absent_weights_say_what_was_looked_for():
+def test_missing_weights_are_named():
     with pytest.raises(FileNotFoundError, match="laion/clap-htsat-unfused: no such file or folder, and not found on"):
         build_audio_encoder(node_for("htsat_tiny", pretrained=True), NONE)
 
 
-def test_timm_takes_no_path():
+def test_timm_rejects_a_path():
     with pytest.raises(ValueError, match="pretrained=tower.pt: with audio_encoder=timm, set it to true or false"):
         build_audio_encoder(node_for("timm", pretrained="tower.pt"), NONE)
 
@@ -122,8 +122,8 @@ def test_tower_of_every_family_is_loaded(golden, write, name):
     encoder = build_from(write(name), name, "aff" if "aff" in name else "none")
     _, values = golden(name)
     stored = {key: value for key, value in values.items() if key.startswith("ckpt/")}
-    for own, theirs in (("bn0.weight", r"(bn0|batch_norm)\.weight$"), (r"fc1.bias", r"\.?fc1\.bias$")):
-        found = [value for key, value in stored.items() if re.search(theirs, key) and "projection" not in key]
+    for own, source_state in (("bn0.weight", r"(bn0|batch_norm)\.weight$"), (r"fc1.bias", r"\.?fc1\.bias$")):
+        found = [value for key, value in stored.items() if re.search(source_state, key) and "projection" not in key]
         if own in encoder.state_dict():
             assert any(torch.equal(encoder.state_dict()[own], value) for value in found)
 
@@ -164,7 +164,7 @@ def build_tiny(tiny_config: Callable[..., dict], source: object, *overrides: str
     return Clap.from_config(tiny_config(*overrides, f"audio_encoder.pretrained={source}")).audio_encoder
 
 
-def test_own_checkpoint_gives_its_tower(tiny_clap, tiny_config, tmp_path):
+def test_tower_of_an_own_checkpoint_is_loaded(tiny_clap, tiny_config, tmp_path):
     clap = save_tiny(tiny_clap, tmp_path / "saved")
     encoder = build_tiny(tiny_config, tmp_path / "saved", "embed_dim=8")
     assert_close(encoder.state_dict(), clap.audio_encoder.state_dict(), atol=0, rtol=0)
@@ -181,7 +181,7 @@ def test_saved_model_does_not_need_the_source(tiny_clap, tiny_config, tmp_path):
     assert_close(again.state_dict(), second.state_dict(), atol=0, rtol=0)
 
 
-def test_checkpoint_config_cannot_ask_for_other_weights(tiny_clap, tmp_path):
+def test_checkpoint_config_does_not_load_other_weights(tiny_clap, tmp_path):
     clap = save_tiny(tiny_clap, tmp_path / "saved")
     config = yaml.safe_load((tmp_path / "saved" / CONFIG).read_text())
     config["audio_encoder"]["pretrained"] = config["text_encoder"]["pretrained"] = "someone/else"
@@ -189,17 +189,17 @@ def test_checkpoint_config_cannot_ask_for_other_weights(tiny_clap, tmp_path):
     assert_close(Clap.from_ckpt(tmp_path / "saved").state_dict(), clap.state_dict(), atol=0, rtol=0)
 
 
-# What differs
+# Differences
 
 
-def test_other_sizes_are_refused_and_the_right_yaml_named(tiny_clap, tiny_config, tmp_path):
+def test_other_sizes_are_refused(tiny_clap, tiny_config, tmp_path):
     save_tiny(tiny_clap, tmp_path / "saved")
     with pytest.raises(ValueError) as error:
         build_tiny(tiny_config, tmp_path / "saved", "audio_encoder.depths=[1,1,2]")
     assert "pretrained=" in str(error.value) and "depths=[1, 1, 1], the config has [1, 1, 2]" in str(error.value)
 
 
-def test_yaml_with_the_sizes_is_named(monkeypatch, golden, write):
+def test_option_with_the_sizes_is_named(monkeypatch, golden, write):
     option, sizes = SMALL["hf_clap_unfused"]
     monkeypatch.setitem(OPTIONS, option, OPTIONS[option] | {key: sizes[key] for key in ("embed_dim", "depths")})
     with pytest.raises(ValueError, match="embed_dim=12, the config has 128; .*; audio_encoder=htsat_tiny has"):
@@ -217,7 +217,7 @@ def test_other_mel_bins_are_refused(tiny_clap, tiny_config, tmp_path):
         build_tiny(tiny_config, tmp_path / "saved", "audio_encoder.frontend.n_mels=64")
 
 
-def test_frontend_is_the_configs_and_its_differences_are_logged(write, caplog):
+def test_frontend_of_the_config_is_used_and_differences_are_logged(write, caplog):
     encoder = build_from(write("msclap_2023"), "msclap_2023")
     assert encoder.frontend.sample_rate == 48000
     assert "sample_rate=48000 (the weights were trained with 44100)" in caplog.text
@@ -228,26 +228,26 @@ def test_frontend_is_the_configs_and_its_differences_are_logged(write, caplog):
 def test_same_frontend_is_not_logged(tiny_clap, tiny_config, tmp_path, caplog):
     save_tiny(tiny_clap, tmp_path / "saved")
     build_tiny(tiny_config, tmp_path / "saved")
-    assert "trained with" not in caplog.text and "audio_encoder: from" in caplog.text
+    assert "trained with" not in caplog.text and "audio_encoder: weights from" in caplog.text
 
 
 @pytest.mark.parametrize("fusion", ["aff", "iaff", "daf", "channel_map"])
 @pytest.mark.parametrize("source", ["none", "aff"])
-def test_fusion_that_the_weights_do_not_have_starts_anew(tiny_clap, tiny_config, tmp_path, caplog, source, fusion):
+def test_fusion_missing_in_the_weights_is_random(tiny_clap, tiny_config, tmp_path, caplog, source, fusion):
     clap = save_tiny(tiny_clap, tmp_path / "saved", f"fusion={source}")
     encoder = build_tiny(tiny_config, tmp_path / "saved", f"fusion={fusion}")
-    own, theirs = encoder.state_dict(), clap.audio_encoder.state_dict()
-    fresh = {key for key in own if key not in theirs or not torch.equal(own[key], theirs[key])}
+    own, source_state = encoder.state_dict(), clap.audio_encoder.state_dict()
+    fresh = {key for key in own if key not in source_state or not torch.equal(own[key], source_state[key])}
     if source == fusion:
-        assert not fresh and "new for its fusion" not in caplog.text
+        assert not fresh and "random weights in" not in caplog.text
     else:
         layer = "trunk.patch_embed.proj" if fusion == "channel_map" else "trunk.patch_embed.local_proj"
-        assert f"{layer}.weight" in fresh and "audio_encoder: new for its fusion" in caplog.text
+        assert f"{layer}.weight" in fresh and "audio_encoder: random weights in" in caplog.text
         assert all(key.startswith("trunk.patch_embed.") for key in fresh)
 
 
-def test_averaging_windows_needs_no_new_part(tiny_clap, tiny_config, tmp_path, caplog):
+def test_averaging_windows_adds_no_weights(tiny_clap, tiny_config, tmp_path, caplog):
     clap = save_tiny(tiny_clap, tmp_path / "saved")
     encoder = build_tiny(tiny_config, tmp_path / "saved", "fusion=mean")
     assert_close(encoder.state_dict(), clap.audio_encoder.state_dict(), atol=0, rtol=0)
-    assert "new for its fusion" not in caplog.text
+    assert "random weights in" not in caplog.text

@@ -1,7 +1,7 @@
 """Builds the objects that a config describes.
 
-A config may come with a stranger's checkpoint, so `build` only makes objects of classes that are defined in a file of
-this package. Neither torch nor Hydra is imported here.
+A config may be part of an untrusted checkpoint, so `build` creates objects only of classes that are defined in a file
+of this package. Imports neither torch nor Hydra.
 """
 
 import functools
@@ -19,13 +19,13 @@ from omegaconf import OmegaConf
 from clap.config import read_config
 from clap.config.values import suggest
 
-# Old names of classes in checkpoints and job.json files that were written before they moved.
+# Names of moved classes in older checkpoints and job.json files: old name -> present name.
 MOVED = {
     "clap.evaluation.Retrieval": "clap.evaluation.retrieval.Retrieval",
     "clap.evaluation.ZeroShot": "clap.evaluation.zero_shot.ZeroShot",
 }
 LOG_MEL = "clap.audio.LogMelSpectrogram"
-# Its old arguments: repr of a value -> the class that has it built in.
+# Removed arguments: {argument: {repr of a value: the class with this behaviour}}.
 LOG_MEL_ARGUMENTS = {
     "float32_hann": {"False": LOG_MEL, "True": "clap.published.frontends.TorchaudioLogMel"},
     "float64": {"False": LOG_MEL, "True": "clap.published.frontends.TransformersLogMel"},
@@ -41,10 +41,10 @@ def build(node: Mapping, expected: type, **runtime: Any) -> Any:
 
     Args:
         expected: the class of which `_target_` must be a subclass.
-        runtime: arguments that are finished objects and cannot stand in a yaml, such as a tokenizer.
+        runtime: arguments that are objects, such as a tokenizer, and cannot be in a yaml.
 
     Raises:
-        ValueError: the target or an argument is not allowed, unknown or missing. No code outside this package has run.
+        ValueError: the target or an argument is not allowed, unknown or missing; no code outside this package was run.
     """
     node = read_config(node) if OmegaConf.is_config(node) else node
     cls = find_target(node, expected)
@@ -68,19 +68,19 @@ def build_module(node: Mapping, **runtime: Any) -> Any:
 
 
 def find_target(node: Any, expected: type) -> type:
-    """The class that a config node names, checked as `build` checks it.
+    """The class that a config node names, with the checks of `build`.
 
     Raises:
-        ValueError: there is no `_target_`, or it is refused.
+        ValueError: `_target_` is missing or not allowed.
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
         given = f"the keys {', '.join(map(str, node))}" if isinstance(node, Mapping) else f"a {type(node).__name__}"
-        raise ValueError(f"{given}: there is no `_target_`; it must name a subclass of {expected.__name__}")
+        raise ValueError(f"{given}: `_target_` is missing; it must name a subclass of {expected.__name__}")
     return _find_class(update_node(node)["_target_"], expected)
 
 
 def update_node(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node that names a class by its old name, or gives it an argument that is now a class, as it is written now."""
+    """A node with the present name of its class, and without log-mel arguments that are now classes of their own."""
     node = dict(node)
     node["_target_"] = update_target(node["_target_"])
     if node["_target_"] == LOG_MEL:
@@ -92,12 +92,12 @@ def update_node(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def update_target(target: Any) -> Any:
-    """The present name of a class of this package that had another one."""
+    """The present name of a class that has moved; any other value is returned unchanged."""
     return MOVED.get(target, target) if isinstance(target, str) else target
 
 
 def _build_argument(value: Any, where: str) -> Any:
-    """Copy plain data and build the nodes in it; `where` names the argument in errors."""
+    """Copy plain data and build the nodes in it; errors start with `where`."""
     if isinstance(value, Mapping) and "_target_" in value:
         return build_module(value)
     if isinstance(value, Mapping):
@@ -105,7 +105,7 @@ def _build_argument(value: Any, where: str) -> Any:
     if isinstance(value, list | tuple):
         return [_build_argument(item, where) for item in value]
     if isinstance(value, str) and value == "???":
-        raise ValueError(f"{where} is ???, a value that must be given")
+        raise ValueError(f"{where} is ???; give a value")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(
@@ -114,9 +114,9 @@ def _build_argument(value: Any, where: str) -> Any:
 
 
 def _find_class(target: Any, expected: type) -> type:
-    """The class that a target names, if it is defined in this package under just that name.
+    """The class that a target names, if it is defined in this package under exactly that name.
 
-    Names are looked up in the module's own dictionary, never by getattr, which may import other packages lazily.
+    Looks names up in the module's dictionary instead of by getattr, which may import other packages lazily.
     """
     refusal = ValueError(
         f"_target_ {target!r} is refused; allowed: the full name of a subclass of {expected.__name__} "
@@ -137,19 +137,19 @@ def _find_class(target: Any, expected: type) -> type:
 
 
 def _find_module(parts: list[str]) -> tuple[ModuleType, list[str]]:
-    """Import the module of this package that the longest start of a dotted name is; the names after it."""
+    """Import the module with the longest prefix of a dotted name; return it and the remaining names."""
     module, names = importlib.import_module("clap"), parts[1:]
     while names and "__path__" in vars(module):
         full_name = f"{module.__name__}.{names[0]}"
-        if not _lies_in_package(find_spec(full_name)):
+        if not _is_in_package(find_spec(full_name)):
             break
         module = importlib.import_module(full_name)
         names = names[1:]
     return module, names
 
 
-def _lies_in_package(spec: ModuleSpec | None) -> bool:
-    """Is a module's file, links followed, inside the folder of this package?"""
+def _is_in_package(spec: ModuleSpec | None) -> bool:
+    """Whether a module's file is inside the folder of this package, after resolving links."""
     if spec is None or not spec.has_location:
         return False
     folders = [Path(folder).resolve() for folder in importlib.import_module("clap").__path__]
@@ -157,7 +157,7 @@ def _lies_in_package(spec: ModuleSpec | None) -> bool:
 
 
 def _check_names(cls: type, names: list[str], *, partial: bool) -> None:
-    """Refuse arguments that the constructor does not name, and a lack of required ones unless it is a partial."""
+    """Reject unknown arguments, and missing required ones unless it is a partial."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     known = {name: p for name, p in inspect.signature(cls).parameters.items() if p.kind in kinds}
     target = f"{cls.__module__}.{cls.__qualname__}"

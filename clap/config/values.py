@@ -77,18 +77,18 @@ def suggest_key(key: str, keys: Iterable[str]) -> str:
 
 
 def choose_weights(part: str, pretrained: bool | str, name: str | None) -> str | None:
-    """The weights that `pretrained` asks for: none (false), those of `name` (true), or a path or name of its own.
+    """The source of the weights that `pretrained` selects: None (false), `name` (true), or `pretrained` itself.
 
     Args:
         part: audio_encoder or text_encoder, for errors.
 
     Raises:
-        ValueError: `pretrained` is true and there is no name.
+        ValueError: `pretrained` is true and `name` is None.
     """
     if pretrained is True and name is None:
         raise ValueError(
-            f"{part}.pretrained=true, but this {part} has no name of published weights; give a file, a folder or a hub "
-            f"name as {part}.pretrained, or false"
+            f"{part}.pretrained=true, but {part}.name is null; set {part}.pretrained to a file, a folder, "
+            "a hub name or false"
         )
     return name if pretrained is True else pretrained or None
 

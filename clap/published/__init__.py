@@ -1,1 +1,1 @@
-"""Other projects' weights: files read safely, families recognised by their keys, keys and preprocessing as data."""
+"""Published checkpoints of other projects: safe reading, key tables, preprocessing, and export to transformers."""

@@ -1,6 +1,6 @@
-"""A model as a Hugging Face ClapModel folder, where that architecture has all of its parts.
+"""Write a model as a Hugging Face ClapModel folder, if that architecture has all of its parts.
 
-Its keys are found by the table that reads them (`keys.HUGGING_FACE`), asked in the other direction.
+Keys are mapped by the table that is used for reading (`keys.HUGGING_FACE`).
 """
 
 import re
@@ -22,8 +22,8 @@ from clap.published.hub import CONFIG
 from clap.published.keys import FAMILIES, UNUSED, rename_key
 from clap.published.load import SCALES, no_weights
 
-HEADS = ("query", "key", "value")  # of Hugging Face, one tensor here
-# What ClapTextConfig shares with the configuration of RoBERTa.
+HEADS = ("query", "key", "value")  # separate tensors in ClapModel, one tensor in HTSAT
+# Keys that ClapTextConfig shares with RobertaConfig.
 TEXT_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -42,7 +42,7 @@ TEXT_KEYS = (
 )
 FILLS = {"repeat_pad": "repeatpad", "repeat": "repeat", "pad": "pad"}
 AMIN = 1e-10  # of ClapFeatureExtractor
-FUSED_MELS = 64  # to which ClapFeatureExtractor shrinks the global view, whatever else it is told
+FUSED_MELS = 64  # mel bins of ClapFeatureExtractor's global view, whatever its feature_size
 
 
 def list_obstacles(clap: nn.Module) -> list[str]:
@@ -52,9 +52,9 @@ def list_obstacles(clap: nn.Module) -> list[str]:
     if text is None:
         obstacles.append("a model without text encoder")
     elif text.transformer.config.model_type != "roberta":
-        obstacles.append(f"a {text.transformer.config.model_type} text encoder (roberta is what it has)")
+        obstacles.append(f"a {text.transformer.config.model_type} text encoder (only roberta)")
     elif text.pooling != "pooler":
-        obstacles.append(f"text_encoder.pooling={text.pooling} (pooler is what it has)")
+        obstacles.append(f"text_encoder.pooling={text.pooling} (only pooler)")
     elif text.tokenizer.suffix is not None:
         obstacles.append("text_encoder.suffix")
     if (name := type(clap.audio_projection).__name__) != "MLPProjection":
@@ -75,14 +75,14 @@ def list_audio_obstacles(encoder: nn.Module) -> list[str]:
     stages = len(sizes["depths"])
     side = encoder.image_size // sizes["patch_size"] // 2 ** (stages - 1)  # tokens of the last stage
     if side % sizes["window_size"]:
-        return [f"a last stage {side} tokens wide, no multiple of window_size={sizes['window_size']}"]
+        return [f"a last stage {side} tokens wide, not a multiple of window_size={sizes['window_size']}"]
     if side % (encoder.image_size // encoder.frontend.n_mels):
         return [f"image_size={encoder.image_size} folded from n_mels={encoder.frontend.n_mels}"]
     return []
 
 
 def describe_trunk(encoder: HTSAT) -> dict[str, Any]:
-    """Sizes of HTS-AT in the words of ClapAudioConfig."""
+    """Sizes of HTS-AT, with the keys of ClapAudioConfig."""
     layers, proj = encoder.trunk.layers, encoder.trunk.patch_embed.proj
     patch_size = proj.kernel_size[0]
     return {
@@ -118,20 +118,20 @@ def describe_config(clap: nn.Module) -> ClapConfig:
 
 
 def describe_extractor(clap: nn.Module) -> tuple[ClapFeatureExtractor, list[str]]:
-    """The extractor that is nearest to a model's frontend, and what of the frontend and its policy it cannot do."""
+    """The extractor closest to a model's frontend, and the settings of frontend and fusion that it does not support."""
     encoder = clap.audio_encoder
     frontend: LogMelSpectrogram = encoder.frontend
     fused = encoder.fusion.merge is not None
     window = frontend.num_samples / frontend.sample_rate
-    unsaid = {
+    unsupported = {
         f"int16={frontend.int16}": frontend.int16,
         type(frontend).__name__: isinstance(frontend, TorchaudioLogMel | MSClap2023LogMel),
         f"amin={frontend.amin:g}": frontend.amin != AMIN,
         f"mel_scale={frontend.mel_scale}": frontend.mel_scale != ("htk" if fused else "slaney"),
         f"n_mels={frontend.n_mels} with fusion": fused and frontend.n_mels != FUSED_MELS,
-        f"window={window:g} s, not whole seconds": not window.is_integer(),
+        f"window={window:g} s, not an integer": not window.is_integer(),
         "fusion=mean": isinstance(encoder.fusion, MeanOfWindows),
-        "the middle window of longer clips (it takes a random one)": isinstance(encoder.fusion, OneWindow),
+        "the middle window of longer clips (a random one is used)": isinstance(encoder.fusion, OneWindow),
     }
     extractor = ClapFeatureExtractor(
         feature_size=frontend.n_mels,
@@ -144,14 +144,14 @@ def describe_extractor(clap: nn.Module) -> tuple[ClapFeatureExtractor, list[str]
         truncation="fusion" if fused else "rand_trunc",
         padding=FILLS[frontend.fill],
     )
-    return extractor, [name for name, is_unsaid in unsaid.items() if is_unsaid]
+    return extractor, [name for name, is_unsupported in unsupported.items() if is_unsupported]
 
 
 def to_huggingface(clap: nn.Module, config: ClapConfig) -> dict[str, Tensor]:
-    """A model's weights under the keys of ClapModel, each of them and no other.
+    """A model's weights under the keys of ClapModel, which must match one to one.
 
     Raises:
-        ValueError: a tensor has no place there, or another shape.
+        ValueError: a tensor has no counterpart, or one of another size.
     """
     with no_weights():
         expected = ClapModel(config).state_dict()
@@ -161,10 +161,10 @@ def to_huggingface(clap: nn.Module, config: ClapConfig) -> dict[str, Tensor]:
     for key, like in expected.items():
         name, part = re.subn(r"\.attn\.(query|key|value)\.", ".attn.qkv.", rename_key(key, family))
         if name not in own and UNUSED.search(name):
-            weights[key] = like  # derived from sizes alone
+            weights[key] = like  # buffer that depends on sizes only
             continue
         if name not in own or own[name].numel() != like.numel() * (3 if part else 1):
-            raise ValueError(f"{key} of ClapModel has no counterpart here")
+            raise ValueError(f"{key} of ClapModel has no counterpart in this model")
         value = own[name].chunk(3)[HEADS.index(key.split(".")[-2])] if part else own[name]
         weights[key] = value.to("cpu", copy=True).contiguous().view(like.shape)
         used.add(name)
@@ -174,7 +174,7 @@ def to_huggingface(clap: nn.Module, config: ClapConfig) -> dict[str, Tensor]:
 
 
 def second_logit_scale(clap: nn.Module) -> Tensor:
-    """ClapModel's scale of logits_per_text: the published file's, or where this model was trained the only one."""
+    """ClapModel's scale of logits_per_text: that of the published file, or logit_scale if training has changed it."""
     published: Mapping[str, float] = clap.config.get(SCALES) or {}
     scale = clap.logit_scale.detach()
     unchanged = published.get("audio") == scale.item()
@@ -184,13 +184,13 @@ def second_logit_scale(clap: nn.Module) -> Tensor:
 def write_huggingface(clap: nn.Module, folder: Path) -> list[str]:
     """Write config.json, preprocessor_config.json and model.safetensors of a Clap without obstacles.
 
-    Returns what its frontend does and ClapFeatureExtractor cannot.
+    Returns the settings that ClapFeatureExtractor does not support.
     """
     config = describe_config(clap)
     weights = to_huggingface(clap, config)
-    extractor, unsaid = describe_extractor(clap)
+    extractor, unsupported = describe_extractor(clap)
     folder.mkdir()
     (folder / CONFIG).write_text(config.to_json_string(use_diff=False))
     extractor.save_pretrained(folder)
     safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    return unsaid
+    return unsupported

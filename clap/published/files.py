@@ -1,4 +1,4 @@
-"""Tensors and configs out of other projects' files, without running anything that lies in them."""
+"""Read tensors and configs from files of other projects, without executing code from them."""
 
 import collections
 import json
@@ -17,12 +17,12 @@ from torch import Tensor
 from clap.checkpoint import READ_ERRORS
 from clap.published.hub import PICKLED, SAFETENSORS
 
-WRAPPERS = ("state_dict", "model")  # keys under which files keep their weights
+WRAPPERS = ("state_dict", "model")  # keys under which files store their weights
 DDP_PREFIX = "module."
 
 
 class Placeholder:
-    """Stands for a pickled object of another project and keeps nothing of it."""
+    """Replaces a pickled object of another project; discards its state."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -31,8 +31,7 @@ class Placeholder:
         pass
 
 
-# What the checkpoints of LAION-CLAP, PANNs and HTS-AT hold beside tensors: numbers and arrays of numpy, under the names
-# of its first and second version.
+# Checkpoints of LAION-CLAP, PANNs and HTS-AT also contain numbers and arrays of numpy 1 and 2.
 MULTIARRAY = (np.core if np.lib.NumpyVersion(np.__version__) < "2.0.0" else np._core).multiarray
 NUMPY = [
     *(
@@ -43,7 +42,7 @@ NUMPY = [
     *(np.ndarray, np.dtype),
     *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdUO"},
 ]
-# What Custom-CLAP pickles: its loss, and its metrics.
+# Classes pickled by Custom-CLAP: its loss and its metrics.
 CUSTOM_CLAP = [
     (Placeholder, f"clap.{name}")
     for name in (
@@ -62,34 +61,35 @@ PLAIN = [collections.defaultdict, dict, *NUMPY, *CUSTOM_CLAP]
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict of a file or of a Hugging Face folder, out of its wrappers, as float32 on the CPU.
+    """The state dict of a file or Hugging Face folder, as float32 on the CPU.
 
     Raises:
-        ValueError: it is damaged, holds more than tensors and plain data, or no tensors. Nothing in it was run.
+        FileNotFoundError: the folder has no weights.
+        ValueError: the file is damaged, contains more than tensors and plain data, or no tensors. No code was executed.
     """
     if path.is_dir():
         present = [path / name for name in (SAFETENSORS, PICKLED) if (path / name).is_file()]
         if not present:
             found = ", ".join(sorted(item.name for item in path.iterdir())) or "nothing"
-            raise FileNotFoundError(f"{path}: neither {SAFETENSORS} nor {PICKLED} is in this folder, which has {found}")
+            raise FileNotFoundError(f"{path}: contains neither {SAFETENSORS} nor {PICKLED}; found: {found}")
         path = present[0]
     read = read_safetensors if path.suffix == ".safetensors" else read_pickle
     weights = dict(unwrap(read(path), path))
-    if any(is_other_float(value) for value in weights.values()):
-        # Each goes as its copy comes, which parts of one mapped file cannot.
+    if any(needs_float32(value) for value in weights.values()):
+        # Read unmapped, so that each tensor is freed once it is converted.
         weights = dict(unwrap(read(path, mapped=False), path))
     for key in weights:
-        if is_other_float(weights[key]):
+        if needs_float32(weights[key]):
             weights[key] = weights[key].float()
     return weights
 
 
-def is_other_float(value: Tensor) -> bool:
+def needs_float32(value: Tensor) -> bool:
     return value.is_floating_point() and value.dtype != torch.float32
 
 
 def read_safetensors(path: Path, *, mapped: bool = True) -> dict[str, Tensor]:
-    """Tensors that lie in the mapped file, or copies of their own."""
+    """Tensors in the memory-mapped file, or copies of them."""
     try:
         if mapped:
             return safetensors.torch.load_file(path)
@@ -106,20 +106,20 @@ def read_tensor(path: Path, name: str) -> Tensor:
 
 
 def read_pickle(path: Path, *, mapped: bool = True) -> Any:
-    """What torch.save wrote, of plain data and tensors; classes of Custom-CLAP become placeholders."""
+    """Plain data and tensors written by torch.save; objects of Custom-CLAP become placeholders."""
     try:
         with torch.serialization.safe_globals(PLAIN):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         name = str(error).partition("GLOBAL ")[2].split(" ")[0]
-        what = f"asks for {name}" if name else "is damaged, or holds more than plain data and tensors"
-        raise ValueError(f"{path}: refused, it {what}; nothing in it was run") from None
+        what = f"it imports {name}" if name else "damaged, or not limited to plain data and tensors"
+        raise ValueError(f"{path}: refused, {what}; no code was executed") from None
     except READ_ERRORS as error:
-        raise ValueError(f"{path}: damaged, truncated or no checkpoint ({first_line(error)})") from None
+        raise ValueError(f"{path}: damaged, truncated or not a checkpoint ({first_line(error)})") from None
 
 
 def unwrap(values: Any, path: Path) -> list[tuple[str, Tensor]]:
-    """The names and tensors inside `state_dict` or `model`, without the prefix of a distributed training."""
+    """The (key, tensor) pairs under `state_dict` or `model`, without the prefix of DistributedDataParallel."""
     for wrapper in WRAPPERS:
         if isinstance(values, Mapping) and isinstance(values.get(wrapper), Mapping):
             values = values[wrapper]
@@ -128,17 +128,23 @@ def unwrap(values: Any, path: Path) -> list[tuple[str, Tensor]]:
     for key, value in tensors.items():
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
             raise ValueError(
-                f"{path}: {key} is {value.layout}, {value.dtype} on {value.device}; weights are dense and real"
+                f"{path}: {key} is {value.layout}, {value.dtype} on {value.device}; weights must be dense and real"
             )
     if not tensors:
         found = f"a mapping of {', '.join(map(str, list(values)[:5]))}" if isinstance(values, Mapping) else type(values)
-        raise ValueError(f"{path}: holds no weights but {found}; they are looked for under `state_dict` and `model`")
+        raise ValueError(
+            f"{path}: no weights but {found}; allowed: tensors at the top level, in `state_dict` or in `model`"
+        )
     cut = len(DDP_PREFIX) if all(key.startswith(DDP_PREFIX) for key in tensors) else 0
     return [(key[cut:], value) for key, value in tensors.items()]
 
 
 def read_json_file(path: Path) -> dict[str, Any]:
-    """A JSON file of a folder; nothing where there is none."""
+    """A mapping from a JSON file; empty if there is no such file.
+
+    Raises:
+        ValueError: the file is not a JSON mapping.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -146,7 +152,7 @@ def read_json_file(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({first_line(error)})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds a {type(values).__name__}, not a mapping of names to values")
+        raise ValueError(f"{path}: contains a {type(values).__name__}; it must be a mapping of names to values")
     return values
 
 

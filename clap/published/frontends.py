@@ -1,4 +1,4 @@
-"""Log-mel spectrograms with quirks of published code, kept for equal outputs; new models use LogMelSpectrogram."""
+"""Log-mel spectrograms with quirks of published code, for equal outputs; new models use LogMelSpectrogram."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from clap.audio import LogMelSpectrogram
 
 
 class TorchaudioLogMel(LogMelSpectrogram):
-    """The Hann window as torchaudio sums it in float32: LAION-CLAP's fused models and Custom-CLAP.
+    """Hann window computed in float32, as in torchaudio: LAION-CLAP's fused models and Custom-CLAP.
 
-    The difference shows in near-silent bins only.
+    The difference is visible only in near-silent bins.
     """
 
     def make_window(self) -> Tensor:
@@ -17,12 +17,12 @@ class TorchaudioLogMel(LogMelSpectrogram):
 
 
 class TransformersLogMel(LogMelSpectrogram):
-    """The spectrum in double precision, as in transformers' ClapFeatureExtractor; it shows in near-silent bins."""
+    """Spectrum in double precision, as in transformers' ClapFeatureExtractor; differs only in near-silent bins."""
 
     dtype = torch.float64
 
 
 class MSClap2023LogMel(LogMelSpectrogram):
-    """Filters for 32 kHz on recordings at 44.1 kHz: MS-CLAP 2023 gives its wrapper the audio settings of AudioSet."""
+    """Mel filters for 32 kHz applied at 44.1 kHz: the code of MS-CLAP 2023 builds them from its AudioSet settings."""
 
     filter_rate = 32_000

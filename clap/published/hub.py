@@ -1,4 +1,4 @@
-"""Where a published checkpoint lies: a path, an address, or the Hugging Face hub; without the import of torch."""
+"""Find published checkpoints: paths, URLs and names on the Hugging Face hub. Imports no torch."""
 
 import hashlib
 import os
@@ -19,13 +19,13 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def fetch_source(source: str) -> Path:
-    """A path as it is, or files of the web or of the Hugging Face hub, from their cache or their server.
+    """Local path of a source; files of a URL or of the Hugging Face hub are downloaded, or read from the cache.
 
     Args:
         source: file, folder, `https://...`, `owner/repository` or `owner/repository/file`.
 
     Raises:
-        FileNotFoundError: there is no such path, address or name, or its server cannot be reached.
+        FileNotFoundError: there is no such path, URL or name, or the server cannot be reached.
     """
     if is_address(source):
         return download(source)
@@ -62,26 +62,26 @@ def is_address(source: str) -> bool:
 
 
 def find_cached(address: str) -> Path:
-    """Where the file of an address is kept, beside torch.hub's; names that many files bear get a hash of the address.
+    """Path of a URL's file in the cache of torch.hub; a common name such as config.json gets a hash of the URL.
 
     Raises:
-        FileNotFoundError: the address names no file.
+        FileNotFoundError: the URL has no file name.
     """
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser()
     name = unquote(urlsplit(address).path).rpartition("/")[2]
     if not name:
-        raise FileNotFoundError(f"{address}: names no file; give the address of a checkpoint")
+        raise FileNotFoundError(f"{address}: the URL has no file name; give the URL of a checkpoint")
     if name in FOLDER_FILES:
         name = f"{hashlib.sha256(address.encode()).hexdigest()[:8]}-{name}"
     return home / "hub" / "checkpoints" / name
 
 
 def download(address: str) -> Path:
-    """The file of an address, from the cache or whole from its server; what a cut connection brought is gone on from.
+    """Download a URL unless it is cached; an interrupted download resumes.
 
     Raises:
-        FileNotFoundError: the server has no such file, cannot be reached, or cut the connection.
+        FileNotFoundError: the server does not have the file, cannot be reached, or closed the connection.
     """
     path = find_cached(address)
     if path.exists():

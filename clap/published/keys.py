@@ -1,7 +1,7 @@
-"""Key tables: which keys tell a family of checkpoints, and what each of its keys is called here.
+"""Key tables: the keys that identify a family of checkpoints, and the renames to the keys of `Clap`.
 
-A rename is a regular expression and its replacement; the renames of a family are applied to every key in order. What is
-left with a name of `Clap` is a weight; what matches UNUSED has no part in embeddings and is left out.
+A rename is a regular expression and its replacement; the renames of a family are applied to every key in order. Renamed
+keys that match UNUSED do not affect embeddings and are skipped; all others are weights of `Clap`.
 """
 
 import re
@@ -23,7 +23,7 @@ FUSED: tuple[Rename, ...] = (
     (rf"^({AUDIO}.*)mel_conv2d", r"\1local_proj"),
     (rf"^({AUDIO}.*)fusion_model", r"\1merge"),
 )
-TOWER = (*HTSAT, *FUSED)  # nothing in it meets a key of Cnn14 that should stay
+TOWER = (*HTSAT, *FUSED)  # changes no key of Cnn14
 HUGGING_FACE: tuple[Rename, ...] = (
     (r"^audio_model\.audio_encoder\.", AUDIO),
     (r"^text_model\.", TEXT),
@@ -35,14 +35,14 @@ HUGGING_FACE: tuple[Rename, ...] = (
     (rf"^({AUDIO}.*)intermediate\.dense", r"\1mlp.fc1"),
     (rf"^({AUDIO}.*blocks\.\d+)\.output\.dense", r"\1.mlp.fc2"),
 )
-# Of any family: derived buffers, tagging heads, constants of the spectrogram, other objectives than the contrastive.
+# In any family: derived buffers, tagging heads, constants of the spectrogram, parts of non-contrastive objectives.
 UNUSED = re.compile(
     rf"^{AUDIO}(spectrogram_extractor|logmel_extractor|tscam_conv|head|fc_audioset)\."
     rf"|^{AUDIO}.*(relative_position_index|attn_mask)$"
     rf"|^{TEXT}(embeddings\.(position_ids|token_type_ids)|h\.\d+\.attn\.(bias|masked_bias))$"
     r"|^(audio|text)_transform\.|^logit_scale_t$|^captioner\."
 )
-MEL = f"{AUDIO}logmel_extractor.melW"  # (n_fft / 2 + 1, n_mels), what the weights were trained with
+MEL = f"{AUDIO}logmel_extractor.melW"  # (n_fft / 2 + 1, n_mels), the filter bank of training
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class Family:
     """One published layout of keys.
 
     Args:
-        marks: regular expressions; a file in which each finds a key is of this family.
-        renames: from its keys to ours.
+        patterns: regular expressions; a file in which each matches a key is of this family.
+        renames: from its keys to those of `Clap`.
     """
 
     name: str
-    marks: tuple[str, ...]
+    patterns: tuple[str, ...]
     renames: tuple[Rename, ...]
 
 
-FAMILIES = (  # the first whose marks are all there
+FAMILIES = (  # the first whose patterns all match
     Family(
-        "clapcap",  # its audio tower; the captioner behind it is left out
+        "clapcap",  # only the audio tower; the captioner is skipped
         (r"^clap_project\.", r"^gpt\."),
         (
             (r"^clap\.base\.htsat\.", AUDIO),
@@ -115,24 +115,26 @@ FAMILIES = (  # the first whose marks are all there
 )
 
 
-def recognise(keys: Sequence[str], where: str) -> Family:
+def find_family(keys: Sequence[str], where: str) -> Family:
     """The family of a checkpoint.
 
     Raises:
-        ValueError: it is of none; the message shows its first keys.
+        ValueError: it is of an unknown family; the message shows its first keys.
     """
     for family in FAMILIES:
-        if all(any(re.search(mark, key) for key in keys) for mark in family.marks):
+        if all(any(re.search(pattern, key) for key in keys) for pattern in family.patterns):
             return family
     names = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
-    raise ValueError(f"{where}: not a known checkpoint ({names}); its {len(keys)} keys begin {', '.join(keys[:4])}")
+    raise ValueError(
+        f"{where}: unknown checkpoint, not one of {names}; the {len(keys)} keys start with {', '.join(keys[:4])}"
+    )
 
 
 def rename(weights: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """Weights under our names; query, key and value of Hugging Face become one tensor each.
+    """Weights under the keys of `Clap`; query, key and value of Hugging Face are joined.
 
     Raises:
-        ValueError: two keys mean the same weight.
+        ValueError: two keys name the same weight.
     """
     renamed, origin = {}, {}
     for original, value in weights.items():

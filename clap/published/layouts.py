@@ -1,6 +1,6 @@
-"""From a published state dict to the config that rebuilds its model: sizes read off tensors, preprocessing by family.
+"""The config of a published model: sizes from the shapes of its tensors, preprocessing by family.
 
-What no tensor tells stands in the tables below, with the quirks that equal outputs need; new models have none of them.
+The tables contain what the tensors do not determine, with quirks needed for equal outputs; new models do not use them.
 """
 
 import re
@@ -26,7 +26,7 @@ FRONTENDS: dict[str, Node] = {
     "clapcap htsat": MS_2023,
     "custom_clap": {"sample_rate": 48000, "hop_length": 480, "window": 10.0, "fill": "repeat"} | FUSED,
 }
-# AudioSet towers, told apart by the rows of their filter bank, n_fft / 2 + 1.
+# AudioSet towers by the number of rows of their filter bank, n_fft / 2 + 1.
 AUDIOSET: dict[int, Node] = {
     513: {"sample_rate": 32000, "hop_length": 320, "n_fft": 1024, "f_max": 14000.0},
     257: {"sample_rate": 16000, "hop_length": 160, "n_fft": 512, "f_max": 8000.0},
@@ -35,7 +35,7 @@ AUDIOSET: dict[int, Node] = {
 COMMON = {"_target_": "clap.audio.LogMelSpectrogram", "n_fft": 1024, "n_mels": 64, "f_min": 50.0, "f_max": 14000.0}
 HTSAT, CNN14 = "htsat", "cnn14"
 
-# family, kind of text tower -> tokens at most, hidden state that stands for the caption, what follows it
+# (family, kind of text tower) -> maximum tokens, pooling of hidden states, text appended to the caption
 END = " <|endoftext|>"
 TEXTS: dict[tuple[str, str], Node] = {
     ("laion", "roberta"): {"max_length": 77, "pooling": "pooler", "suffix": None},
@@ -48,7 +48,7 @@ TEXTS: dict[tuple[str, str], Node] = {
 }
 TOKENIZERS = {"roberta": "roberta-base", "bert": "bert-base-uncased", "gpt2": "gpt2"}
 NORM_EPS = {"roberta": 1e-5, "bert": 1e-12}
-# What config.json of a Hugging Face folder may not say otherwise, for the encoders here have no such choice.
+# The only supported values in config.json of a Hugging Face folder.
 FIXED = {
     "projection_hidden_act": "relu",
     "audio_config.hidden_act": "gelu",
@@ -57,7 +57,7 @@ FIXED = {
     "text_config.position_embedding_type": "absolute",
     "text_config.is_decoder": False,
 }
-# Of its text tower no tensor tells these: what transformers takes where config.json is silent.
+# Keys of its text tower that tensors do not determine: defaults of transformers for keys missing in config.json.
 TEXT_DEFAULTS = {
     "num_attention_heads": 12,
     "layer_norm_eps": 1e-12,
@@ -66,28 +66,28 @@ TEXT_DEFAULTS = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
-HEAD_DIM = 64  # of every published text tower; the number of heads is in no tensor
+HEAD_DIM = 64  # of every published text tower; tensors do not determine the number of heads
 
 
 def describe(weights: Mapping[str, Tensor], family: str, files: Mapping[str, Node], where: str) -> Node:
-    """The config of the model that a family's renamed weights belong to.
+    """The config of the model to which renamed weights belong.
 
     Args:
-        files: parsed `config.json` and `preprocessor_config.json` that lie beside the weights, or nothing.
+        files: parsed `config.json` and `preprocessor_config.json` of the folder, empty if missing.
 
     Raises:
-        ValueError: a tower of a kind that no table names.
+        ValueError: the checkpoint has a tower of an unsupported kind.
     """
     audio, fusion = describe_audio(weights, family, files, where)
     config: Node = {"audio_encoder": audio, "fusion": fusion, "init_logit_scale": 1 / 0.07}
-    config["text_encoder"] = describe_text(weights, family, files, where) if has(weights, TEXT) else None
+    config["text_encoder"] = describe_text(weights, family, files, where) if has_prefix(weights, TEXT) else None
     if family != "audioset":
         config["embed_dim"] = weights["audio_projection.linear1.weight"].shape[0]
         config["projection"] = describe_projection(weights)
     return config
 
 
-def has(weights: Mapping[str, Tensor], prefix: str) -> bool:
+def has_prefix(weights: Mapping[str, Tensor], prefix: str) -> bool:
     return any(key.startswith(prefix) for key in weights)
 
 
@@ -121,16 +121,14 @@ def describe_audio(
 def check_fixed(config: Node, where: str) -> None:
     for key, value in flatten(config):
         if key in FIXED and value != FIXED[key]:
-            raise ValueError(f"{where}: its config.json says {key}={value}; only {FIXED[key]} can be rebuilt here")
+            raise ValueError(f"{where}: config.json sets {key}={value}; only {FIXED[key]} is supported")
     stride, size = (config.get("audio_config", {}).get(key, 4) for key in ("patch_stride", "patch_size"))
     if stride not in (size, [size, size]):
-        raise ValueError(
-            f"{where}: its config.json says patch_stride={stride} and patch_size={size}, here they are equal"
-        )
+        raise ValueError(f"{where}: config.json sets patch_stride={stride} and patch_size={size}; they must be equal")
 
 
 def is_fused(weights: Mapping[str, Tensor]) -> bool:
-    """Do four views go in?"""
+    """Whether the encoder fuses a global view and three local views."""
     first = weights.get(f"{AUDIO}trunk.patch_embed.proj.weight", weights.get(f"{AUDIO}conv_block1.conv1.weight"))
     return first.shape[1] == 4 or any(".local_proj." in key for key in weights)
 
@@ -143,7 +141,7 @@ def describe_cnn14(weights: Mapping[str, Tensor]) -> Node:
 def describe_htsat(weights: Mapping[str, Tensor], where: str) -> Node:
     proj = weights.get(f"{AUDIO}trunk.patch_embed.proj.weight")
     if proj is None:
-        raise ValueError(f"{where}: its audio tower is neither HTS-AT (patch_embed.proj) nor Cnn14 (conv_block1)")
+        raise ValueError(f"{where}: the audio tower is neither HTS-AT (patch_embed.proj) nor Cnn14 (conv_block1)")
     blocks = re.compile(rf"^{re.escape(AUDIO)}trunk\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table$")
     tables = {(int(m[1]), int(m[2])): value for key, value in weights.items() if (m := blocks.match(key))}
     stages = range(1 + max(stage for stage, _ in tables))
@@ -158,8 +156,8 @@ def describe_htsat(weights: Mapping[str, Tensor], where: str) -> Node:
 
 
 def describe_fusion(weights: Mapping[str, Tensor], where: str) -> Node:
-    if has(weights, f"{AUDIO}mel_conv1d") or any(".mel_conv1d." in key for key in weights):
-        raise ValueError(f"{where}: fuses in one dimension (mel_conv1d), which no published checkpoint does")
+    if has_prefix(weights, f"{AUDIO}mel_conv1d") or any(".mel_conv1d." in key for key in weights):
+        raise ValueError(f"{where}: fusion in one dimension (mel_conv1d) is not supported; choose another checkpoint")
     if not is_fused(weights):
         return {"_target_": "clap.fusion.OneWindow"}
     node: Node = {"_target_": "clap.fusion.GlobalAndLocal", "merge": None}
@@ -175,7 +173,7 @@ def describe_fusion(weights: Mapping[str, Tensor], where: str) -> Node:
 
 
 def read_preprocessor(values: Node, fused: bool) -> Node:
-    """The frontend of a Hugging Face folder; transformers has one bank for each kind of truncation."""
+    """The frontend node of a Hugging Face folder; in transformers, the truncation determines the mel scale."""
     rate = values.get("sampling_rate", 48000)
     frontend = {
         "sample_rate": rate,
@@ -195,7 +193,7 @@ def read_preprocessor(values: Node, fused: bool) -> Node:
 def describe_text(weights: Mapping[str, Tensor], family: str, files: Mapping[str, Node], where: str) -> Node:
     kind = "roberta" if family == "huggingface" else find_text_kind(weights)
     if (family, kind) not in TEXTS:
-        raise ValueError(f"{where}: a {kind} text tower, which {family} checkpoints do not have here")
+        raise ValueError(f"{where}: a {kind} text tower is not supported for {family} checkpoints")
     sizes = describe_gpt2(weights) if kind == "gpt2" else describe_bert(weights, kind)
     if family == "huggingface":
         stated = files["config.json"].get("text_config", {})
@@ -217,7 +215,7 @@ def find_text_kind(weights: Mapping[str, Tensor]) -> str:
 
 
 def describe_bert(weights: Mapping[str, Tensor], kind: str) -> Node:
-    """Sizes of a BERT or RoBERTa, in the words of its transformers configuration."""
+    """Sizes of a BERT or RoBERTa, with the keys of its transformers config."""
     vocab_size, hidden_size = weights[f"{TEXT}embeddings.word_embeddings.weight"].shape
     return {
         "vocab_size": vocab_size,

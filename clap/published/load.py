@@ -1,4 +1,4 @@
-"""A published checkpoint as what Clap.from_ckpt builds: a config in our words and weights under our names."""
+"""Read a published checkpoint as a config and weights of `Clap`."""
 
 import contextlib
 import math
@@ -14,29 +14,30 @@ from clap.config import flatten
 from clap.config.values import suggest_key
 from clap.published.files import read_json_file, read_state_dict
 from clap.published.hub import CONFIG, PREPROCESSOR, fetch_source
-from clap.published.keys import MEL, UNUSED, recognise, rename
+from clap.published.keys import MEL, UNUSED, find_family, rename
 from clap.published.layouts import describe
 
-MEL_TOLERANCE = 1e-5  # between the bank of a file and ours; a wrong one is off by 1e-3 or more
-SCALES = "published_logit_scales"  # key of a config that only LAION-CLAP's and Hugging Face's weights bring
-SHOWN = 4  # keys of each kind in an error
+MEL_TOLERANCE = 1e-5  # absolute, between filter banks; a wrong bank differs by 1e-3 or more
+SCALES = "published_logit_scales"  # config key, only for weights of LAION-CLAP and Hugging Face
+SHOWN = 4  # groups of keys of each kind in an error
 
 
 def read_published(source: str, settings: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any], dict]:
     """Family, config and weights of a published checkpoint.
 
     Args:
-        source: a file, a Hugging Face folder, or a name on the hub.
-        settings: values of the config that no tensor tells, under dotted keys, such as `text_encoder.tokenizer`.
+        source: a file, a Hugging Face folder, a URL, or a name on the hub.
+        settings: {dotted key: value} of the config, such as `text_encoder.tokenizer`, for values not in the weights.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such checkpoint, it is damaged, refused, or of no known family.
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged, refused, or of an unknown family.
     """
     path = fetch_source(str(source))
     weights = read_state_dict(path)
     folder = path if path.is_dir() else path.parent
     files = {name: read_json_file(folder / name) if path.is_dir() else {} for name in (CONFIG, PREPROCESSOR)}
-    family = recognise(list(weights), str(source))
+    family = find_family(list(weights), str(source))
     with one_line_errors(str(source)):
         weights = rename(weights, family)
         config = describe(weights, family.name, files, str(source))
@@ -45,7 +46,7 @@ def read_published(source: str, settings: Mapping[str, Any] | None = None) -> tu
     apply_overrides(config, settings or {})
     scales = {"audio": weights.get("logit_scale"), "text": weights.get("logit_scale_t")}
     if all(scale is not None and scale.numel() == 1 for scale in scales.values()):
-        # The second has no part in embeddings or similarity; clap.published.export gives it back.
+        # Embeddings and similarity do not use the second; clap.published.export writes it.
         config[SCALES] = {name: scale.item() for name, scale in scales.items()}
     if config["text_encoder"] is None:
         weights.setdefault("logit_scale", torch.tensor(math.log(config["init_logit_scale"])))
@@ -54,15 +55,15 @@ def read_published(source: str, settings: Mapping[str, Any] | None = None) -> tu
 
 @contextlib.contextmanager
 def one_line_errors(where: str) -> Iterator[None]:
-    """Tensors and configs of sizes or kinds that no model has end in one clear error, wherever they are noticed."""
+    """Turn exceptions about inconsistent tensors or configs into a ValueError of one line that starts with `where`."""
     try:
         yield
-    except Exception as error:  # of torch, transformers or timm, which check sizes in their own ways
+    except Exception as error:  # torch, transformers and timm raise various types
         line = " ".join(str(error).split())[:300]
         if isinstance(error, ValueError) and line.startswith(f"{where}: "):
             raise
-        what = f"there is no {line}" if isinstance(error, KeyError) else line or type(error).__name__
-        raise ValueError(f"{where}: its tensors and configs are those of no known model ({what})") from None
+        what = f"missing key {line}" if isinstance(error, KeyError) else line or type(error).__name__
+        raise ValueError(f"{where}: its tensors and configs do not describe a known model ({what})") from None
 
 
 def apply_overrides(config: dict[str, Any], settings: Mapping[str, Any]) -> None:
@@ -81,7 +82,7 @@ def apply_overrides(config: dict[str, Any], settings: Mapping[str, Any]) -> None
 
 @contextlib.contextmanager
 def no_weights() -> Iterator[None]:
-    """Modules built here have parameters of a shape and no memory; buffers are real."""
+    """Build modules with parameters on the meta device, without memory; buffers are allocated."""
     register = nn.Module.register_parameter
 
     def register_shape(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -97,10 +98,10 @@ def no_weights() -> Iterator[None]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Give a model the weights, strictly: keys that no table leaves out must fit, each one.
+    """Load weights strictly: all keys must match, except those in UNUSED and poolers that the model lacks.
 
     Raises:
-        ValueError: keys are missing or unexpected, a shape differs, or the file has another filter bank.
+        ValueError: keys are missing or unexpected, a shape or type differs, or the file has another filter bank.
     """
     own = model.state_dict()
     counters = {key: torch.zeros((), dtype=torch.long) for key in own if key.endswith("num_batches_tracked")}
@@ -108,14 +109,19 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     given = {key: value for key, value in weights.items() if not UNUSED.search(key) and key not in poolers}
     given = counters | given
     check_keys(own, given, where)
-    check_filters(model, weights, where)
+    check_filter_bank(model, weights, where)
     model.load_state_dict(given, assign=True)
     for module in model.modules():
-        if hasattr(module, "init_non_persistent_buffers"):  # of timm, made on its parameters' device
+        if hasattr(module, "init_non_persistent_buffers"):  # timm creates them on the device of the parameters
             module.init_non_persistent_buffers()
 
 
 def check_keys(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
+    """Check that `given` has the keys, shapes and kinds of dtype of `own`.
+
+    Raises:
+        ValueError: they differ.
+    """
     both = sorted(own.keys() & given.keys())
     shapes = [key for key in both if own[key].shape != given[key].shape]
     types = [key for key in both if own[key].is_floating_point() != given[key].is_floating_point()]
@@ -130,13 +136,13 @@ def check_keys(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: st
         if keys
     ]
     if shapes:
-        problems.append(f"{shapes[0]} is {tuple(given[shapes[0]].shape)}, it should be {tuple(own[shapes[0]].shape)}")
+        problems.append(f"{shapes[0]} is {tuple(given[shapes[0]].shape)}; expected {tuple(own[shapes[0]].shape)}")
     if problems:
-        raise ValueError(f"{where}: tensors do not fit the model that they tell of: {'; '.join(problems)}")
+        raise ValueError(f"{where}: tensors do not match the model that they describe: {'; '.join(problems)}")
 
 
 def group_keys(keys: Iterable[str]) -> str:
-    """Keys that differ in numbers only as one, such as `12 layers.*.norm1.weight`; at most SHOWN of them."""
+    """Text with one entry for keys that differ only in numbers: `12 layers.*.norm1.weight`; at most SHOWN entries."""
     groups: dict[str, list[str]] = {}
     for key in sorted(keys):
         groups.setdefault(re.sub(r"\.\d+(?=\.)", ".*", key), []).append(key)
@@ -145,8 +151,12 @@ def group_keys(keys: Iterable[str]) -> str:
     return ", ".join([*shown[:SHOWN], *more])
 
 
-def check_filters(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Refuse a filter bank in the file other than the one that the frontend builds, where the model uses it."""
+def check_filter_bank(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Check the file's filter bank, (n_fft / 2 + 1, n_mels), against that of a frontend with Slaney filters.
+
+    Raises:
+        ValueError: they differ.
+    """
     stored = weights.get(MEL)
     frontend: LogMelSpectrogram = model.audio_encoder.frontend
     if stored is None or frontend.mel_scale != "slaney":
@@ -154,12 +164,12 @@ def check_filters(model: nn.Module, weights: Mapping[str, Tensor], where: str) -
     if stored.shape != frontend.mel.shape or (stored - frontend.mel).abs().max() > MEL_TOLERANCE:
         raise ValueError(
             f"{where}: its filter bank {tuple(stored.shape)} is not that of {frontend.sample_rate} Hz, "
-            f"{frontend.f_min:g} to {frontend.f_max:g} Hz; give its own as settings of audio_encoder.frontend"
+            f"{frontend.f_min:g} to {frontend.f_max:g} Hz; set audio_encoder.frontend.* with the `settings` argument"
         )
 
 
 def read_audio_tower(source: str, settings: Mapping[str, Any] | None = None) -> tuple[dict, dict, dict[str, Tensor]]:
-    """Nodes of the audio encoder and its fusion, and the encoder's weights, of any published checkpoint."""
+    """Config nodes of audio encoder and fusion, and weights under `audio_encoder.`, of any published checkpoint."""
     _, config, weights = read_published(source, settings)
-    kept = {key: value for key, value in weights.items() if key.startswith("audio_encoder.")}
-    return config["audio_encoder"], config["fusion"], kept
+    weights = {key: value for key, value in weights.items() if key.startswith("audio_encoder.")}
+    return config["audio_encoder"], config["fusion"], weights

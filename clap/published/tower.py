@@ -1,4 +1,4 @@
-"""The audio tower of a published checkpoint, or of one of ours, as the start of an audio encoder."""
+"""Initial weights of an audio encoder from a published checkpoint or from one of this package."""
 
 import logging
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 Node = Mapping[str, Any]
 
 CNN14, HTSAT = "clap.audio_encoder.cnn14.Cnn14", "clap.audio_encoder.htsat.HTSAT"
-# What tells the yaml that has the sizes of some weights.
+# Options of the group audio_encoder and the sizes that identify them.
 OPTIONS = {
     "cnn14": {"_target_": CNN14, "width": 64},
     "htsat_tiny": {"_target_": HTSAT, "embed_dim": 96, "depths": [2, 2, 6, 2]},
@@ -31,7 +31,7 @@ OPTIONS = {
 }
 NOT_SIZES = {"frontend", "spec_augment", "dropout", "last_dropout", "drop_path", "name", "pretrained"}
 FUSION_PARTS = {"merge", "local_proj"}
-FIRST_LAYERS = ("trunk.patch_embed.proj.weight", "conv_block1.conv1.weight")  # as many channels as the fusion has views
+FIRST_LAYERS = ("trunk.patch_embed.proj.weight", "conv_block1.conv1.weight")  # one input channel per view
 
 
 @dataclass
@@ -44,26 +44,28 @@ class Tower:
 
 
 def open_tower(source: str, node: Node) -> Tower:
-    """The audio tower of a checkpoint for an encoder of a config node, whose frontend stays; differences are logged.
+    """Read the audio tower of a checkpoint for an encoder; logs where its frontend differs from that of the node.
 
     Args:
-        source: a published file, folder or hub name, of a whole CLAP or of an audio tower alone; or one of our folders.
+        source: a published file, folder, URL or hub name of a CLAP or of an audio tower; or a folder of this package.
+        node: the config of the encoder.
 
     Raises:
-        FileNotFoundError, ValueError: it cannot be read, or has other sizes.
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it cannot be read, or has other sizes.
     """
     where = f"audio_encoder.pretrained={source}"
-    theirs, fusion, weights = read_tower(source)
-    check_sizes(node, theirs, where)
+    stored, fusion, weights = read_tower(source)
+    check_sizes(node, stored, where)
     if differences := list_differences(
-        fill_defaults(node.get("frontend", {})), fill_defaults(theirs.get("frontend", {}))
+        fill_defaults(node.get("frontend", {})), fill_defaults(stored.get("frontend", {}))
     ):
-        log.info("%s: the frontend is the config's, which differs: %s", where, "; ".join(differences))
+        log.info("%s: the frontend of the config is used; it differs in %s", where, "; ".join(differences))
     return Tower(source, fusion, weights)
 
 
 def load_tower(encoder: nn.Module, fusion: Node, tower: Tower) -> None:
-    """Give an audio encoder with a fusion the weights of a tower; what the tower's fusion does not have stays as it is.
+    """Load the weights of a tower; modules of a fusion that the tower does not have keep their initial weights.
 
     Raises:
         ValueError: a tensor is missing, unexpected or of another shape.
@@ -79,9 +81,9 @@ def load_tower(encoder: nn.Module, fusion: Node, tower: Tower) -> None:
     given = {key: value for key, value in (counters | given).items() if key not in new}
     check_keys({key: value for key, value in own.items() if key not in new}, given, tower.source)
     encoder.load_state_dict(given, strict=False)
-    log.info("audio_encoder: from %s", tower.source)
+    log.info("audio_encoder: weights from %s", tower.source)
     if new:
-        log.info("audio_encoder: new for its fusion: %s", ", ".join(sorted({name_module(key) for key in new})))
+        log.info("audio_encoder: random weights in %s", ", ".join(sorted({name_module(key) for key in new})))
 
 
 def read_tower(source: str) -> tuple[Node, Node, dict[str, Tensor]]:
@@ -94,49 +96,49 @@ def read_tower(source: str) -> tuple[Node, Node, dict[str, Tensor]]:
     return config.get("audio_encoder", {}), config.get("fusion", {}), weights
 
 
-def check_sizes(node: Node, theirs: Node, where: str) -> None:
-    """Refuse weights of another architecture or other sizes, naming the yaml that has them.
+def check_sizes(node: Node, stored: Node, where: str) -> None:
+    """Check that weights have the architecture and sizes of a node.
 
     Raises:
-        ValueError: see above.
+        ValueError: they differ; the message names the option that has their sizes, if there is one.
     """
     named = {key: value for key, value in node.items() if key not in NOT_SIZES}
     differences = [
-        f"{key}={theirs[key]}, the config has {value}"
+        f"{key}={stored[key]}, the config has {value}"
         for key, value in named.items()
-        if key in theirs and theirs[key] != value
+        if key in stored and stored[key] != value
     ]
-    mels, their_mels = (fill_defaults(item.get("frontend", {})).get("n_mels") for item in (node, theirs))
-    if mels != their_mels:
-        differences.append(f"frontend.n_mels={their_mels}, the config has {mels}")
+    mels, stored_mels = (fill_defaults(item.get("frontend", {})).get("n_mels") for item in (node, stored))
+    if mels != stored_mels:
+        differences.append(f"frontend.n_mels={stored_mels}, the config has {mels}")
     if differences:
-        options = [name for name, sizes in OPTIONS.items() if sizes.items() <= theirs.items()]
+        options = [name for name, sizes in OPTIONS.items() if sizes.items() <= stored.items()]
         hint = f"audio_encoder={options[0]} has these sizes" if options else "set them as keys of audio_encoder"
         raise ValueError(f"{where}: the weights have {'; '.join(differences)}; {hint}")
 
 
 def fill_defaults(frontend: Node) -> Node:
-    """A frontend's node with the values that it leaves to their defaults."""
+    """A frontend node with the default values of missing keys."""
     known = signature(LogMelSpectrogram).parameters.values()
     return {item.name: item.default for item in known if item.default is not Parameter.empty} | frontend
 
 
-def list_differences(config: Node, theirs: Node) -> list[str]:
-    keys = [key for key in config if key in theirs and config[key] != theirs[key]]
-    return [f"{key}={config[key]} (the weights were trained with {theirs[key]})" for key in keys]
+def list_differences(config: Node, stored: Node) -> list[str]:
+    keys = [key for key in config if key in stored and config[key] != stored[key]]
+    return [f"{key}={config[key]} (the weights were trained with {stored[key]})" for key in keys]
 
 
-def has_other_fusion(fusion: Node, theirs: Node) -> bool:
-    """Do the fusions have other modules inside the encoder? Windows that are averaged need none."""
+def has_other_fusion(fusion: Node, stored: Node) -> bool:
+    """Whether the fusions have different modules inside the encoder; averaging windows needs none."""
 
     def inside(node: Node) -> Any:
         return node.get("merge", "none") if str(node.get("_target_")).endswith("GlobalAndLocal") else "none"
 
-    return inside(fusion) != inside(theirs)
+    return inside(fusion) != inside(stored)
 
 
 def name_module(key: str) -> str:
-    """`trunk.patch_embed.merge` of `trunk.patch_embed.merge.local_att.0.weight`; another tensor's module."""
+    """Module of a key; for keys in a part of a fusion, that part: `trunk.patch_embed.merge`."""
     parts = key.split(".")
     inside = [index for index, part in enumerate(parts) if part in FUSION_PARTS]
     return ".".join(parts[: inside[0] + 1] if inside else parts[:-1])

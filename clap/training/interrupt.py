@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end training after the step that they arrive in."""
+"""Ctrl-C and SIGTERM end training after the current step."""
 
 import logging
 import signal

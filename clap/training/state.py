@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the trainer imports this module
 
 
 def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
-    """Contents of trainer.pt: all that resuming needs besides weights and tokenizer."""
+    """Contents of trainer.pt: the training state besides weights and tokenizer."""
     return {
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.scheduler.state_dict() if trainer.scheduler is not None else None,
@@ -68,12 +68,16 @@ def find_resumable_run(resume: str | None, run_dir: Path, *, uri: str | None) ->
 
 
 def read_run_id(folder: Path | None) -> str | None:
-    """The MLflow run of a checkpoint."""
+    """The id of the MLflow run of a checkpoint; None without a checkpoint."""
     return read_trainer_state(folder)["run_id"] if folder is not None else None
 
 
 def read_trainer_state(folder: Path) -> dict[str, Any]:
-    """Training state except the weights; only plain data and tensors are loaded (`weights_only`)."""
+    """Contents of trainer.pt; only plain data and tensors are loaded (`weights_only`).
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, damaged or refused.
+    """
     path = checkpoint.find_file(folder, checkpoint.TRAINER)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -53,13 +53,13 @@ class TrainerSettings:
 
 
 def make_autocast(precision: str, device: torch.device) -> tuple[AbstractContextManager, torch.amp.GradScaler]:
-    """Autocast of the encoders, and the scaler of the loss, which only fp16 enables.
+    """Autocast of the encoders, and the gradient scaler, which is enabled only for fp16.
 
     Raises:
-        ValueError: fp16 on a CPU.
+        ValueError: the precision is fp16 on a CPU.
     """
     if precision == "fp16" and device.type == "cpu":
-        raise ValueError("trainer.precision=fp16 needs a GPU; on a CPU choose bf16 or fp32")
+        raise ValueError("trainer.precision=fp16 needs a GPU; on a CPU set bf16 or fp32")
     dtype = PRECISIONS[precision]
     autocast = nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
     return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16")
