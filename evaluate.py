@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -12,22 +11,8 @@ from clap.config import read_config
 from clap.config.launch import launch
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.registry import open_corpus
+from clap.evaluation.recorded import read_recorded
 from clap.run_folder import METRICS, git_commit, log_summary, read_counts
-
-
-def read_recorded(source: str) -> dict[str, Any]:
-    """The dataset and evaluation that a checkpoint was trained with; empty for published weights."""
-    from clap import checkpoint
-
-    try:
-        recorded = read_config(checkpoint.find_file(checkpoint.find_best(Path(source)), checkpoint.CONFIG))
-    except FileNotFoundError:
-        from clap.published.hub import is_published
-
-        if not is_published(source):
-            raise
-        recorded = {}
-    return {group: recorded[group] for group in ("dataset", "evaluation") if recorded.get(group) is not None}
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
@@ -44,8 +29,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     corpus, settings = open_corpus(config["dataset"]), read_dataset_settings(config["dataset"])
 
     # These imports take seconds; mistakes in the command line and in the dataset are reported before them.
-    from clap import Clap
-    from clap.dataset.loader import open_loader
+    from clap import Clap, open_loader
     from clap.device import choose_device
     from clap.evaluation.evaluator import build_evaluators, evaluate_split, find_needs
     from clap.evaluation.results import merge_metrics, write_results

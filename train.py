@@ -24,8 +24,7 @@ def train(cfg: DictConfig) -> float:
     splits = [kind for kind, count in count_clips(corpus).items() if count or kind == "train"]
 
     # These imports take seconds; mistakes in the command line and in index files are reported before them.
-    from clap import Clap, ClapTrainer, TrainerSettings
-    from clap.dataset.loader import open_loader
+    from clap import Clap, ClapTrainer, TrainerSettings, open_loader
     from clap.device import choose_device, describe_machine, set_seed
     from clap.evaluation.evaluator import build_evaluators
     from clap.evaluation.run_plots import plot_run

@@ -12,6 +12,7 @@ __all__ = [
     "SigmoidLoss",
     "SymmetricCrossEntropyLoss",
     "TrainerSettings",
+    "open_loader",
 ]
 
 _HOMES = {
@@ -22,6 +23,7 @@ _HOMES = {
     "SigmoidLoss": "clap.loss",
     "SymmetricCrossEntropyLoss": "clap.loss",
     "TrainerSettings": "clap.training.trainer_settings",
+    "open_loader": "clap.dataset.loader",
 }
 
 

@@ -121,6 +121,7 @@ def test_cost_counts_the_layers_of_a_waveform_encoder(clap: Clap) -> None:
 
 def test_run_of_a_waveform_encoder_has_no_log_mel_plot(clap: Clap, config: dict, tmp_path: Path) -> None:
     dataset = ClapDataset(config=config | {"dataset": config["dataset"] | {"max_clips": 4}}, kind="val", window=1.0)
-    plot_run(tmp_path / "plots", clap, dataset, history=[])
+    (tmp_path / "metrics.jsonl").touch()
+    plot_run(tmp_path, clap, dataset)
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert names == ["quality.png", "similarity.png", "training.png"]

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from clap import checkpoint
 from clap.audio import LogMelSpectrogram
 from clap.config import read_config
+from clap.config.build import find_target
+from clap.fusion import GlobalAndLocal
 from clap.published.hub import is_published
 from clap.published.keys import AUDIO, UNUSED
 from clap.published.load import check_keys, read_audio_tower
@@ -132,7 +134,8 @@ def has_other_fusion(fusion: Node, stored: Node) -> bool:
     """Whether the fusions have different modules inside the encoder; averaging windows needs none."""
 
     def inside(node: Node) -> Any:
-        return node.get("merge", "none") if str(node.get("_target_")).endswith("GlobalAndLocal") else "none"
+        has_local_views = bool(node) and issubclass(find_target(node, nn.Module), GlobalAndLocal)
+        return node.get("merge") if has_local_views else "none"
 
     return inside(fusion) != inside(stored)
 

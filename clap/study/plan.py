@@ -20,7 +20,7 @@ from clap.config.overrides import VERSION_BASE, check_overrides
 from clap.run_folder import COST
 from clap.study.factors import SEED, Study, find_factors, load_study, parse_overrides, parse_study
 from clap.study.job import Job, name_job, read_jobs
-from clap.study.result_config import read_result_config
+from clap.study.result_config import read_result_config, update_settings
 from clap.study.statistics import MIN_SEEDS
 
 
@@ -113,7 +113,7 @@ def compose_study(name: str, lines: Sequence[str]) -> tuple[Study, list[str], li
 def is_same_cell(job: Job, config: Mapping[str, Any]) -> bool:
     """Whether a job ran with this config, ignoring the seed and settings that do not change the result."""
     settings = json.loads(json.dumps(read_result_config(OmegaConf.create(config)), default=str))
-    return {**job.config, SEED: None} == {**settings, SEED: None}
+    return update_settings(job.config) | {SEED: None} == update_settings(settings) | {SEED: None}
 
 
 def read_seconds(job: Job) -> float:

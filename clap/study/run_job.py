@@ -47,10 +47,8 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
 
 def run_locked(task: Callable[[DictConfig], Any], config: DictConfig, job: Job) -> float | None:
     """Run a job whose folder is locked, and record its outcome."""
-    from clap.study.job_tracking import (  # imports MLflow, two seconds; train.py imports this file
-        delete_lost_runs,
-        track_failure,
-    )
+    # MLflow takes two seconds to import, and train.py imports this file.
+    from clap.study.job_tracking import delete_lost_runs, track_failure
 
     if config.get("resume", "") is None:
         config = OmegaConf.merge(config, {"resume": "auto"})
