@@ -34,7 +34,7 @@ TOWERS = {  # published audio towers: class, merge, frontend
 UNUSED = re.compile(
     r"spectrogram_extractor|logmel_extractor|relative_position_index|attn_mask|tscam_conv|^head\.|fc_audioset"
 )
-RENAMES = (  # published audio tower -> ours
+RENAMES = (  # published audio tower -> this package
     (r"^(layers|patch_embed|norm)\b", r"trunk.\1"),
     (r"layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample"),
     (r"mel_conv2d", "local_proj"),

@@ -27,7 +27,7 @@ def test_flops_grow_by_those_of_an_added_layer(tiny_clap):
     assert forward_flops(clap) - before == 2 * width * width
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks anew")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux resets peaks")
 def test_peak_memory_counts_from_the_reset():
     with mmap(-1, 50_000_000) as block:  # not from the heap, which keeps what it is given back
         block.write(bytes(len(block)))

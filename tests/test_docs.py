@@ -46,3 +46,12 @@ def test_snippets_parse(page: Path):
 def test_readme_links_every_page():
     readme = PAGES[0].read_text()
     assert all(f"(docs/{page.name})" in readme for page in PAGES[1:])
+
+
+EXAMPLES = ("foo", "my_study", "cnn14_small", "CORPUS", "STUDY")  # stems of files that a reader writes or names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_exist(page: Path):
+    named = re.findall(r"\b(?:clap|conf|tests|experiments|docs)/[\w/]+\.(?:py|yaml|md|ipynb|png)", page.read_text())
+    assert [path for path in named if Path(path).stem not in EXAMPLES and not (ROOT / path).exists()] == []

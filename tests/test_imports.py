@@ -73,7 +73,7 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def late_imports(path: Path) -> Iterator[tuple[int, bool]]:
-    """Line of every import inside a function, and whether a comment beside or above its block has the reason."""
+    """Line of every import inside a function, and whether a comment next to it or above its block has the reason."""
     lines = path.read_text().splitlines()
     for function in ast.walk(ast.parse(path.read_text())):
         if isinstance(function, ast.FunctionDef):

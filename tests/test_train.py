@@ -55,7 +55,7 @@ def train(folder: Path, *arguments: str, tracking: str | None = None, ok: bool =
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ended, with its MLflow store beside it."""
+    """A run that ended, with its MLflow store next to it."""
     folder = tmp_path_factory.mktemp("run")
     train(folder / "run", tracking=str(folder / "mlflow.db"))
     return folder / "run"

@@ -21,7 +21,7 @@ from clap.parts import read_saved_config
 from clap.published.hub import find_cached, is_address, is_published
 from clap.published.load import read_published
 
-# Any of these in the cache of the Hugging Face hub tells that a name was downloaded.
+# Any of these in the cache of the Hugging Face hub shows that a name was downloaded.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
@@ -59,7 +59,7 @@ def is_cached(name: str, files: Sequence[str]) -> bool:
 
 
 def describe_size(config: Mapping[str, Any], part: str = "text_encoder") -> str:
-    """Size of a part's weights, where the config tells it."""
+    """Size of a part's weights, if the config determines it."""
     try:
         encoder = build_on_meta(config).get_submodule(part)
     except ValueError:  # its sizes come with the weights

@@ -135,13 +135,13 @@ def measure_format(folder: Path, suffix: str, channels: int) -> str:
     calls = [lambda: read_bare(short, suffix)]
     calls += [lambda data=data: read_batches(data, collate) for data in (decoded, far, cached)]
     time_in_turn(calls, 2)  # warm-up, which also fills the cache
-    bare, ours, longer, kept = map(statistics.median, time_in_turn(calls, ROUNDS))
+    bare, full, longer, kept = map(statistics.median, time_in_turn(calls, ROUNDS))
     many = open_dataset(short, repeats=REPEATS["workers"])
     cached_many = open_dataset(short, repeats=REPEATS["cached workers"], cache=cache)
     calls = [lambda data=d, n=n: read_batches(data, collate, n) for d in (many, cached_many) for n in (1, 2)]
     one, two, cached_one, cached_two = map(min, time_in_turn(calls, WORKER_ROUNDS))
-    speeds = [f"{1 / bare:.0f}", f"{1 / ours:.0f}", f"{bare / ours:.2f}", f"{longer / ours:.2f}"]
-    speeds += [f"{1 / one:.0f}", f"{1 / two:.0f}", f"{one / two:.2f}", f"{1 / kept:.0f}", f"{ours / kept:.1f}"]
+    speeds = [f"{1 / bare:.0f}", f"{1 / full:.0f}", f"{bare / full:.2f}", f"{longer / full:.2f}"]
+    speeds += [f"{1 / one:.0f}", f"{1 / two:.0f}", f"{one / two:.2f}", f"{1 / kept:.0f}", f"{full / kept:.1f}"]
     speeds += [f"{1 / cached_one:.0f}", f"{1 / cached_two:.0f}"]
     name = f"{suffix.upper()}, {'mono' if channels == 1 else 'stereo'}"
     return f"| {name} | {' | '.join(speeds)} |"

@@ -24,9 +24,9 @@ RUNS = 7
 BATCH = 8
 
 
-def compare(name: str, ours: Callable[[], object], reference: Callable[[], object], *, beside: str) -> None:
+def compare(name: str, own: Callable[[], object], reference: Callable[[], object], *, versus: str) -> None:
     """Time both alternately and print a row."""
-    times: dict[Callable, list[float]] = {ours: [], reference: []}
+    times: dict[Callable, list[float]] = {own: [], reference: []}
     for call in times:
         call()
     for _ in range(RUNS):
@@ -35,24 +35,24 @@ def compare(name: str, ours: Callable[[], object], reference: Callable[[], objec
             call()
             found.append(1000 * (time.perf_counter() - start))
     mine, other = (statistics.median(found) for found in times.values())
-    print(f"{name:<28}{mine:>9.1f}{other:>12.1f}{other / mine:>8.2f}  {beside}")
+    print(f"{name:<28}{mine:>9.1f}{other:>12.1f}{other / mine:>8.2f}  {versus}")
 
 
 def compare_frontends() -> None:
     waveform = torch.randn(BATCH, 320_000)
-    ours = LogMelSpectrogram(32_000, window=10.0, hop_length=320)
+    own = LogMelSpectrogram(32_000, window=10.0, hop_length=320)
     mel = torchaudio.transforms.MelSpectrogram(
         32_000, n_fft=1024, hop_length=320, n_mels=64, f_min=50.0, f_max=14_000.0, norm="slaney", mel_scale="slaney"
     )
     to_db = torchaudio.transforms.AmplitudeToDB(top_db=None)
-    compare("log-mel", lambda: ours(waveform), lambda: to_db(mel(waveform)), beside="torchaudio MelSpectrogram")
+    compare("log-mel", lambda: own(waveform), lambda: to_db(mel(waveform)), versus="torchaudio MelSpectrogram")
     arrays = waveform.numpy()
     settings = {"sr": 32_000, "n_fft": 1024, "hop_length": 320, "n_mels": 64, "fmin": 50.0, "fmax": 14_000.0}
     compare(
         "log-mel",
-        lambda: ours(waveform),
+        lambda: own(waveform),
         lambda: librosa.power_to_db(librosa.feature.melspectrogram(y=arrays, **settings), top_db=None),
-        beside="librosa melspectrogram",
+        versus="librosa melspectrogram",
     )
 
 
@@ -68,7 +68,7 @@ def compare_htsat(*, longer: int) -> None:
             f"HTS-AT tiny, {longer} of {BATCH} longer",
             lambda: encoder.encode(encoder.bn0(views.transpose(1, 3)).transpose(1, 3), is_longer),
             lambda: reference(input_features=views, is_longer=is_longer[:, None]),
-            beside="transformers ClapAudioModel",
+            versus="transformers ClapAudioModel",
         )
 
 
@@ -82,7 +82,7 @@ def compare_padding() -> None:
         "RoBERTa, 16-token captions",
         lambda: encoder(ids[:, :16], mask[:, :16]).sum().backward(),
         lambda: encoder(ids, mask).sum().backward(),
-        beside="padded to 77 tokens, forward and backward",
+        versus="padded to 77 tokens, forward and backward",
     )
 
 
