@@ -82,8 +82,9 @@ class LogMelSpectrogram(nn.Module):
             )
         if fill not in FILL_MODES:
             raise ValueError(f"fill={fill!r} is not one of {', '.join(FILL_MODES)}; set audio_encoder.frontend.fill")
-        if f_max > sample_rate / 2:
-            raise ValueError(f"f_max={f_max} is above half of {sample_rate} Hz; set audio_encoder.frontend.f_max")
+        filter_rate = self.filter_rate or sample_rate
+        if f_max > filter_rate / 2:
+            raise ValueError(f"f_max={f_max} is above half of {filter_rate} Hz; set audio_encoder.frontend.f_max")
         if not 0 <= f_min < f_max:
             raise ValueError(f"f_min={f_min} is not between 0 and f_max={f_max}; set audio_encoder.frontend.f_min")
         if not amin > 0:

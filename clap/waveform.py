@@ -82,7 +82,7 @@ def check_samples(path: Path, waveform: np.ndarray) -> None:
     """AudioError if samples are not finite or far above full scale."""
     peak = max(waveform.max(), -waveform.min())
     if not np.isfinite(peak):
-        raise AudioError(f"{path}: contains NaN or infinite samples")
+        raise AudioError(f"{path}: holds NaN or infinite samples")
     if peak > MAX_PEAK:
         raise AudioError(f"{path}: samples reach {peak:.4g}, full scale is 1; rescale the file")
 
@@ -91,7 +91,7 @@ def check_header(path: Path, file: soundfile.SoundFile) -> None:
     """AudioError if a file is empty, too short, or shorter than the length in its header."""
     for announced, present in re.findall(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info):
         if int(present) < int(announced) < UNKNOWN_LENGTH:
-            raise AudioError(f"{path}: truncated, its header announces {announced} bytes, the file contains {present}")
+            raise AudioError(f"{path}: truncated, its header announces {announced} bytes and {present} are there")
     if file.format == "OGG" and not has_last_page(path):
         raise AudioError(f"{path}: truncated, its last Ogg page is missing")
     if file.frames == 0:

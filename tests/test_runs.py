@@ -79,6 +79,15 @@ def test_config_digest_ignores_seed_and_local_settings() -> None:
     assert run.config_digest == same.config_digest != other.config_digest
 
 
+def test_config_digest_is_the_same_for_a_class_that_has_moved() -> None:
+    frontend = "audio_encoder.frontend"
+    now = {"evaluation.retrieval._target_": "clap.evaluation.retrieval.Retrieval"}
+    now |= {f"{frontend}._target_": "clap.audio.LogMelSpectrogram"}
+    before = now | {"evaluation.retrieval._target_": "clap.evaluation.Retrieval", f"{frontend}.float64": "False"}
+    first, second = (Run("id", "name", "FINISHED", "0", {}, params=params) for params in (before, now))
+    assert first.config_digest == second.config_digest
+
+
 def test_newest_finished_run_of_a_seed_is_used(store: StudyStore) -> None:
     study = make_study("twice", seeds=["0"])
     sweep_id = store.add_sweep(study)

@@ -179,6 +179,13 @@ def test_resume_keeps_a_changed_param_as_a_tag(tracker: Tracker, store: str, tmp
     assert (data.params["trainer.max_epochs"], data.tags["resumed.trainer.max_epochs"]) == ("1", "2")
 
 
+def test_class_that_has_moved_is_not_a_changed_param(tracker: Tracker, store: str, tmp_path: Path):
+    tracker.log_params({"evaluation": {"_target_": "clap.evaluation.Retrieval"}})
+    resumed = Tracker(store, "clap", run_name="nano-s0", run_id=tracker.run_id, run_dir=tmp_path)
+    resumed.log_params({"evaluation": {"_target_": "clap.evaluation.retrieval.Retrieval"}})
+    assert not [name for name in read_run(resumed).data.tags if name.startswith("resumed.")]
+
+
 def test_resume_logs_new_params(tracker: Tracker, store: str, tmp_path: Path):
     tracker.log_params({"seed": 0})
     resumed = Tracker(store, "clap", run_name="nano-s0", run_id=tracker.run_id, run_dir=tmp_path)

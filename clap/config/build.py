@@ -25,7 +25,7 @@ MOVED = {
     "clap.evaluation.ZeroShot": "clap.evaluation.zero_shot.ZeroShot",
 }
 LOG_MEL = "clap.audio.LogMelSpectrogram"
-# Removed arguments: {argument: {repr of a value: the class with this behaviour}}.
+# Removed arguments: {argument: {value as text: the class with this behaviour}}.
 LOG_MEL_ARGUMENTS = {
     "float32_hann": {"False": LOG_MEL, "True": "clap.published.frontends.TorchaudioLogMel"},
     "float64": {"False": LOG_MEL, "True": "clap.published.frontends.TransformersLogMel"},
@@ -85,8 +85,8 @@ def update_node(node: Mapping[str, Any]) -> dict[str, Any]:
     node["_target_"] = update_target(node["_target_"])
     if node["_target_"] == LOG_MEL:
         for key, classes in LOG_MEL_ARGUMENTS.items():
-            if key in node and repr(node[key]) in classes:
-                moved = classes[repr(node.pop(key))]
+            if key in node and str(node[key]) in classes:  # MLflow stores text
+                moved = classes[str(node.pop(key))]
                 node["_target_"] = node["_target_"] if moved == LOG_MEL else moved
     return node
 

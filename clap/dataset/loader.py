@@ -88,9 +88,14 @@ class EpochSampler(Sampler):
 
     Args:
         shuffle: random order without the incomplete last batch; False: in order, and the last batch may be smaller.
+
+    Raises:
+        ValueError: batch_size is below 1.
     """
 
     def __init__(self, num_items: int, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
+        if batch_size < 1:
+            raise ValueError(f"dataset.batch_size={batch_size} must be 1 or more")
         self.num_items, self.batch_size = num_items, min(batch_size, num_items)
         self.shuffle, self.seed = shuffle, seed
         self.epoch, self.first_batch = 0, 0

@@ -29,7 +29,7 @@ def describe_split(clap: Clap, split: EmbeddedSplit) -> dict[str, Any]:
 
 
 def describe_other_splits(splits: Sequence[EmbeddedSplit]) -> dict[str, Any]:
-    """The splits that an evaluator reads besides the evaluated one; nothing where it reads none."""
+    """The splits that an evaluator reads besides the evaluated one; empty if there are none."""
     clips = {
         split.dataset.kind: {
             "clips": f"{len(split.index)} of {split.dataset.num_listed}",

@@ -1,4 +1,4 @@
-"""What the jobs of a study would download, or lack on this machine."""
+"""Missing files of the jobs of a study: weights, tokenizers and corpora."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt
 
 
 def list_missing(config: Mapping[str, Any]) -> Iterator[str]:
-    """What a run would download or ask for: weights and tokenizers that are not in the cache, a corpus."""
+    """Missing files of a run: weights and tokenizers that are not in the cache, a corpus."""
     text, audio = config["text_encoder"], config["audio_encoder"]
     source = choose_weights("text_encoder", text["pretrained"], text["name"])
     if source not in (None, "???") and not is_cached(source, WEIGHTS):
@@ -45,8 +45,7 @@ def list_missing(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def is_cached(name: str, files: Sequence[str]) -> bool:
-    """Is one of a hub name's files in the local cache, or is it a local path?"""
-
+    """Whether a file of a hub name is in the local cache, or the name is a local path."""
     if is_address(name):
         return find_cached(name).exists()
     repository, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
@@ -96,7 +95,6 @@ def open_train_set(config: Mapping[str, Any]) -> ClapDataset:
 
 def build_on_meta(config: Mapping[str, Any]) -> Clap:
     """The model with sizes but without weights, frozen parts included."""
-
     config = copy.deepcopy(dict(config))
     text = config["text_encoder"]
     source = choose_weights("text_encoder", text["pretrained"], text["name"])

@@ -24,7 +24,7 @@ SMALL = 50_000_000  # parameters: up to here a model is built and timed
 
 
 def estimate(config: dict[str, Any], *, ready: bool) -> tuple[float | None, str]:
-    """Seconds of a job's training and validation, and how they were found; None and the reason where they are unknown.
+    """Seconds of a job's training and validation, and the basis of the estimate; None and the reason if unknown.
 
     Args:
         ready: nothing is missing, so that the model can be built.
@@ -49,7 +49,7 @@ def estimate(config: dict[str, Any], *, ready: bool) -> tuple[float | None, str]
 
 
 def count_steps(config: Mapping[str, Any], dataset: ClapDataset) -> float:
-    """Training steps of a run, and a third of one for each batch of validation, which goes forward alone."""
+    """Training steps of a run, and a third of one for each batch of validation, which has no backward pass."""
     settings, trainer = config["dataset"], TrainerSettings(**config["trainer"])
     epoch = EpochSampler(len(dataset), settings["batch_size"], shuffle=True)
     steps = trainer.num_steps(epoch)
@@ -59,8 +59,7 @@ def count_steps(config: Mapping[str, Any], dataset: ClapDataset) -> float:
 
 
 def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
-    """Seconds of a training step of this very cell, from random weights, on a batch of its corpus."""
-
+    """Seconds of a training step of this cell, from random weights, on a batch of its corpus."""
     clap = Clap.from_config(config)
     clap.freeze(config["freeze"])
     clap.to(choose_device(config["device"]))
@@ -78,8 +77,7 @@ def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
 
 @functools.cache
 def measure_speed(device: str, precision: str) -> float:
-    """Operations a second in a training step of one transformer layer as wide as BERT's."""
-
+    """Operations per second in a training step of one transformer layer as wide as BERT's."""
     device = choose_device(device)
     layer = nn.TransformerEncoderLayer(768, nhead=12, dim_feedforward=3072, activation="gelu", batch_first=True)
     x = torch.randn(4 if device.type == "cpu" else 1024, 64, 768, device=device, requires_grad=True)
@@ -94,8 +92,7 @@ def measure_speed(device: str, precision: str) -> float:
 
 
 def time_calls(call: Callable[[], object], *, device: torch.device) -> float:
-    """Seconds of a call, the least of three after a first one that does not count."""
-
+    """Seconds of a call, the minimum of three after a warm-up."""
     seconds = []
     for _ in range(4):
         start = time.perf_counter()

@@ -11,7 +11,7 @@ import numpy as np
 
 from clap.evaluation.results import RecordedEvaluation, read_results
 from clap.study.factors import SEED, Study
-from clap.study.result_config import changes_result
+from clap.study.result_config import changes_result, update_settings
 from clap.study.scores import Column, RunScores, make_column
 from clap.tracking.store import MlflowClient, MlflowException, error_summary, open_store, resolve_uri, store_path
 from clap.tracking.store import Run as MlflowRun
@@ -55,7 +55,8 @@ class Run:
     @property
     def config_digest(self) -> str:
         """Digest of the settings that change the result, except the seed; equal for all runs of a cell."""
-        kept = {key: value for key, value in self.params.items() if key != SEED and changes_result(key)}
+        settings = update_settings(self.params)
+        kept = {key: value for key, value in settings.items() if key != SEED and changes_result(key)}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
 
 

@@ -124,7 +124,7 @@ def check_protocols(metric: str, protocols: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def describe_difference(field: str, protocols: Mapping[str, Mapping[str, Any]]) -> str:
-    """`code_version is "0.1" in a-s0, "0.2" in b-s0`; nothing where all agree."""
+    """`code_version is "0.1" in a-s0, "0.2" in b-s0`; empty if all agree."""
     values = {name: protocol.get(field, "absent") for name, protocol in protocols.items()}
     if all(isinstance(value, list) for value in values.values()):
         first, *rest = values.values()

@@ -40,6 +40,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402, F401
 from mlflow.tracking.context.registry import resolve_tags  # noqa: E402, F401
 
+from clap.config.build import update_target  # noqa: E402
 from clap.tracking.view import VIEW_TAG, pack_view  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,8 @@ def find_or_create_experiment(client: MlflowClient, name: str, *, uri: str) -> s
 def send_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
     """Log parameters; MLflow parameters are immutable, so a changed value becomes the tag `resumed.<name>`."""
     known = client.get_run(run_id).data.params
-    changed = {name: value for name, value in params.items() if known.get(name, value) != value}
+    both = known.keys() & params.keys()
+    changed = {name: params[name] for name in sorted(both) if update_target(known[name]) != update_target(params[name])}
     if changed:
         logger.warning("Run %s resumes with changed parameters, logged as tags: %s", run_id, ", ".join(changed))
     client.log_batch(

@@ -47,7 +47,7 @@ def peak_memory() -> int:
 
 
 def forward_flops(clap: Clap) -> int:
-    """Of a clip as long as the window and a caption of sixteen tokens: products and sums, without the STFT."""
+    """FLOPs of a clip as long as the window and a caption of sixteen tokens, without the STFT."""
     num_samples = round(clap.audio_encoder.window * clap.sample_rate)
     waveform = torch.zeros(1, num_samples, device=clap.device)
     tokens = torch.ones(1, 16, dtype=torch.long, device=clap.device)
@@ -56,7 +56,7 @@ def forward_flops(clap: Clap) -> int:
 
 
 def step_flops(clap: Clap, *, batch_size: int, max_duration: float) -> int:
-    """Of a training step on the meta device, forward and backward, without the spectrogram.
+    """FLOPs of a training step on the meta device, forward and backward, without the spectrogram.
 
     Args:
         max_duration: seconds that training reads of a clip.

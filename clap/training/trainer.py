@@ -41,7 +41,7 @@ class ClapTrainer:
         train_loader, val_loader, test_loader: over ClapDatasets; without validation the last checkpoint is the best.
         criterion: two embeddings, logit scale, clip ids -> loss.
         epochs: replaces `settings.max_epochs`.
-        scheduler: takes a step after each one of the optimizer.
+        scheduler: stepped after each optimizer step.
         evaluators: by name; retrieval if not given.
         settings: the options `trainer.*`; their defaults if not given.
         tracker: logs metrics and tags to MLflow; the run folder has them in any case.

@@ -93,7 +93,7 @@ def open_dataset(folder: Path, *, repeats: int = 1, cache: Path | None = None) -
 def make_collate(dataset: ClapDataset) -> Collate:
     tokenizer = Tokenizer("train", vocab_size=1000)
     tokenizer.train(dataset.captions)
-    tokenizer.remember(dataset.captions)  # like in training
+    tokenizer.cache_captions(dataset.captions)  # like in training
     return Collate(tokenizer)
 
 

@@ -95,6 +95,9 @@ class TimedTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.seconds.add(self.tracker.log_metrics, metrics, step)
 
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        self.seconds.add(self.tracker.set_tags, tags)
+
     def flush(self) -> None:
         self.seconds.add(self.tracker.flush)
 
