@@ -23,8 +23,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     }
     if absent := [group for group in ("dataset", "evaluation") if group not in config]:
         raise ValueError(
-            f"checkpoint={cfg.checkpoint} does not record a dataset and evaluation; give "
-            f"{' and '.join(f'{group}=...' for group in absent)}, such as dataset=esc50 'evaluation=[zero_shot]'"
+            f"checkpoint={cfg.checkpoint} is not a run or checkpoint folder that records a dataset and evaluation; "
+            f"correct the path, or for published weights give {' and '.join(f'{group}=...' for group in absent)}, "
+            "such as dataset=esc50 'evaluation=[zero_shot]'"
         )
     corpus, settings = open_corpus(config["dataset"]), read_dataset_settings(config["dataset"])
 

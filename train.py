@@ -20,7 +20,7 @@ from clap.study.run_job import run_job
 def train(cfg: DictConfig) -> float:
     """One run, from config to metrics; returns the metric that chose the best checkpoint, for a sweeper to use."""
     config, run_dir = read_config(cfg), Path(HydraConfig.get().runtime.output_dir)
-    corpus = open_corpus(config["dataset"])
+    corpus, data = open_corpus(config["dataset"]), read_dataset_settings(config["dataset"])
     splits = [kind for kind, count in count_clips(corpus).items() if count or kind == "train"]
 
     # These imports take seconds; mistakes in the command line and in index files are reported before them.
@@ -36,7 +36,6 @@ def train(cfg: DictConfig) -> float:
     set_seed(cfg.seed)
     clap = Clap.init_from(cfg.init_from, config, overrides=HydraConfig.get().overrides.task)
     clap = clap.freeze(cfg.freeze).to(choose_device(cfg.device))
-    data = read_dataset_settings(config["dataset"])
     loaders = {kind: open_loader(corpus, kind, settings=data, seed=cfg.seed, **clap.input_format) for kind in splits}
     evaluators = build_evaluators(config, [loaders[kind].dataset for kind in splits if kind != "train"])
     settings = TrainerSettings(**config["trainer"])

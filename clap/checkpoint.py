@@ -114,7 +114,7 @@ def find_file(folder: Path, name: str) -> Path:
     found = folder if folder.is_dir() else backup_folder(folder)
     if not found.is_dir():
         raise FileNotFoundError(
-            f"{folder}: no such checkpoint folder; give checkpoints/best or checkpoints/last of a run folder"
+            f"{folder}: no such checkpoint folder; give a run folder, or checkpoints/best or checkpoints/last of one"
         )
     path = found / name
     if not path.exists():

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
+from clap.audio_encoder.base import LogMelEncoder
 from clap.config import read_config
 from clap.config.build import build
 from clap.config.compose import find_conf_dir
@@ -52,7 +53,8 @@ def test_option_composes(group: str, option: str):
 @pytest.mark.parametrize(("group", "option"), every_option())
 def test_option_starts_with_a_comment(group: str, option: str):
     lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
-    assert all(line.startswith("# ") for line in lines[: 2 if lines[0].startswith("# @package") else 1])
+    first = lines[1 if lines[0].startswith("# @package") else 0]
+    assert first.startswith("# "), f"conf/{group}/{option}.yaml: begin with a comment that says what it is"
 
 
 @pytest.mark.parametrize("text_encoder", [name for name in options("text_encoder") if name != "auto"])
@@ -70,9 +72,13 @@ def test_audio_encoder_builds_on_the_meta_device_with_its_projection(audio_encod
     config = compose_plain([f"audio_encoder={audio_encoder}", "embed_dim=32"])
     with torch.device("meta"):
         encoder, _, projection, _ = build_parts(config)
-        waveform = torch.zeros(2, encoder.frontend.num_samples)
-        views = encoder.frontend(waveform)[:, None]
-        features = encoder.eval().encode(views, torch.zeros(2, dtype=torch.bool))
+        num_samples = round(encoder.window * encoder.sample_rate)
+        waveform = torch.zeros(2, num_samples)
+        if isinstance(encoder, LogMelEncoder):  # its fusion reads lengths, which have no values here
+            views = encoder.frontend(waveform)[:, None]
+            features = encoder.eval().encode(views, torch.zeros(2, dtype=torch.bool))
+        else:
+            features = encoder.eval()(waveform, torch.full((2,), num_samples))
         assert projection(features).shape == (2, 32)
 
 
@@ -97,11 +103,12 @@ def test_nano_options_take_a_training_step(audio_encoder: str, text_encoder: str
     stepper.step()
     after = dict(clap.named_parameters())
     moved = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
-    assert {"audio_encoder", "text_encoder", "audio_projection", "text_projection", "logit_scale"} <= moved
+    assert {"audio_encoder", "text_encoder", "audio_projection", "text_projection"} <= moved
+    assert "logit_scale" in moved or loss not in ("symmetric_cross_entropy", "sigmoid")
 
 
 def test_evaluators_build():
-    config = compose_plain(["evaluation=[retrieval,zero_shot]"])
+    config = compose_plain([f"evaluation=[{','.join(options('evaluation'))}]"])
     assert all(isinstance(build(node, Evaluator), Evaluator) for node in config["evaluation"].values())
 
 
@@ -120,4 +127,5 @@ def test_readme_and_docs_name_every_option():
     root = Path(__file__).parents[1]
     text = "\n".join(page.read_text() for page in (root / "README.md", *(root / "docs").glob("*.md")))
     for group in sorted(path.name for path in CONF.iterdir() if path.is_dir()):
-        assert all(f"`{option}`" in text for option in options(group)), group
+        absent = [option for option in options(group) if f"`{option}`" not in text]
+        assert not absent, f"{group}: name {', '.join(absent)} in docs/training.md"

@@ -87,11 +87,12 @@ def test_encoder_corpus_evaluator_loss_option_and_key_are_added_in_the_named_pla
 
     (checkout / "data" / "audio").mkdir(parents=True)
     for split in ("train", "val", "test"):
+        (checkout / "data" / f"{split}.csv").write_text("file,caption\n")
         for number, caption in enumerate(CAPTIONS[:8]):
             name = f"{split}{number}.wav"
             soundfile.write(checkout / "data" / "audio" / name, make_tone(200 * number + 200, 1.0), 16_000)
-            with (checkout / "data" / f"{split}.tsv").open("a") as file:
-                file.write(f"{name}\t{caption}\n")
+            with (checkout / "data" / f"{split}.csv").open("a") as file:
+                file.write(f'{name},"{caption}"\n')
 
     groups = ["audio_encoder=foo", "dataset=foo", "dataset.root=data", "evaluation=[foo]", "loss=foo"]
     log = train(checkout, *groups, "trainer.greeting=hello", "dataset.first_clip=2", "embed_dim=16")

@@ -273,6 +273,6 @@ def _comment(key: str, job: ComposedJob, files: Path) -> str:
     folder = files.joinpath(*group[:1])
     chosen = folder / f"{job.choices.get(folder.name)}.yaml"
     for file in sorted(folder.glob("*.yaml"), key=lambda file: (file != chosen, file)):
-        if found := re.search(rf"^ *{name}: *\?\?\? *# *(.+)$", file.read_text(), re.MULTILINE):
-            return f" ({found[1]})"
+        if found := re.search(rf"^ *{name}: *\?\?\? *(?:# *(.+))?$", file.read_text(), re.MULTILINE):
+            return f" ({found[1]})" if found[1] else ""
     return ""

@@ -50,8 +50,9 @@ def find_corpus(name: str, root: str | Path | None, options: Mapping | None = No
 
 
 def find_class(name: str) -> type[Corpus] | None:
-    """The Corpus class in clap/dataset/NAME.py whose `name` equals the module's, or None."""
-    if name not in list_modules():
+    """The Corpus class in clap/dataset/NAME.py whose `name` equals the module's, or None; underscores are optional."""
+    names = {module.replace("_", ""): module for module in list_modules()}
+    if (name := names.get(name.replace("_", ""))) is None:
         return None
     module = importlib.import_module(f"{__package__}.{name}")
     classes = (item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Corpus))
