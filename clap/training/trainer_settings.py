@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from clap.config.values import PRECISIONS
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast; fp32 needs none
 COUNTS = ("max_epochs", "max_steps", "patience", "eval_every", "log_every", "save_every")
 
 
@@ -60,6 +62,6 @@ def make_autocast(precision: str, device: torch.device) -> tuple[AbstractContext
     """
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("trainer.precision=fp16 needs a GPU; on a CPU set bf16 or fp32")
-    dtype = PRECISIONS[precision]
+    dtype = DTYPES.get(precision)
     autocast = nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
     return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16")
