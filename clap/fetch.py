@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -15,6 +16,7 @@ MAX_ATTEMPTS = 5  # requests in a row without a new byte
 RETRY_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505}  # HTTP statuses that may pass
 WAIT = 1.0  # seconds before a retry, doubled each time
 MAX_WAIT = 120.0  # seconds
+MAX_SIZE = 64e9  # bytes, more than any file of the corpora and published checkpoints
 
 
 class FetchError(OSError):
@@ -25,7 +27,14 @@ class Interrupted(FetchError):
     """The download was stopped; received bytes are kept."""
 
 
-def fetch(address: str, path: Path, *, checksum: str = "", stop: threading.Event | None = None) -> None:
+def fetch(
+    address: str,
+    path: Path,
+    *,
+    checksum: str = "",
+    max_size: float = MAX_SIZE,
+    stop: threading.Event | None = None,
+) -> None:
     """Download the file at an address to `path` unless it exists.
 
     Received bytes are in PATH.part and the version of the server's file in PATH.version: a later call resumes if the
@@ -33,16 +42,19 @@ def fetch(address: str, path: Path, *, checksum: str = "", stop: threading.Event
 
     Args:
         checksum: `md5:...` or `sha256:...` of the whole file.
+        max_size: bytes; a larger file is not downloaded.
         stop: set by another thread to stop the download.
 
     Raises:
-        FetchError: the server does not have the file or cannot be reached, or the checksum differs.
-        OSError: the file cannot be written.
+        FetchError: the server does not have the file or cannot be reached, the file is too large, or its checksum
+            differs.
+        OSError: the file cannot be written, or does not fit on the disk.
     """
     if path.exists() and (not checksum or matches_checksum(path, checksum)):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, stop = PartialFile(path, trusted=bool(checksum)), stop or threading.Event()
+    part = PartialFile(path, trusted=bool(checksum), max_size=max_size)
+    stop = stop or threading.Event()
     try:
         fetch_with_retries(address, part, stop)
         if checksum:
@@ -62,10 +74,11 @@ class PartialFile:
 
     Args:
         trusted: whether a checksum will be verified, so that a part of unknown version may be resumed.
+        max_size: bytes.
     """
 
-    def __init__(self, path: Path, *, trusted: bool) -> None:
-        self.target, self.trusted = path, trusted
+    def __init__(self, path: Path, *, trusted: bool, max_size: float) -> None:
+        self.target, self.trusted, self.max_size = path, trusted, max_size
         self.path, self.version = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.version")
 
     @property
@@ -93,6 +106,21 @@ class PartialFile:
         """Whether an answer has the version of the part; True if one of the versions is unknown."""
         version, own = read_file_version(answer), self.stored_version
         return not (version and own) or version == own
+
+    def check_size(self, address: str, size: int) -> None:
+        """Check the length that the server states, or the number of bytes received so far.
+
+        Raises:
+            FetchError: it is above the limit. OSError: the disk has too little space.
+        """
+        if size > self.max_size:
+            raise FetchError(
+                f"{address}: not downloaded (larger than {self.max_size / 1e9:g} GB); if it is the published file, "
+                "raise max_gigabytes"
+            )
+        free = shutil.disk_usage(self.path.parent).free
+        if size - self.size > free:
+            raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
 
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -164,12 +192,21 @@ def fetch_rest(address: str, part: PartialFile, stop: threading.Event) -> None:
         answer.raise_for_status()
         if answer.status_code != 206:
             part.restart(answer)
+        part.check_size(address, total or 0)
+        limit = part.max_size if total is None else total
         with part.path.open("ab") as file, make_progress_bar(part, total) as bar:
             for chunk in answer.iter_content(CHUNK):
                 if stop.is_set():
                     raise Interrupted(f"{address}: interrupted, {part.path} is kept")
                 file.write(chunk)
                 bar.update(len(chunk))
+                if file.tell() > limit:
+                    break
+    if part.size > limit:
+        size = part.size
+        part.delete()
+        part.check_size(address, size)
+        raise requests.ConnectionError(f"received more than {total} bytes")
     if total is not None and part.size != total:
         raise requests.ConnectionError(f"received {part.size} of {total} bytes")
 

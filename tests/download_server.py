@@ -16,7 +16,8 @@ class Handler(BaseHTTPRequestHandler):
     """Applies the next fault of a path, or serves the file if there is none.
 
     Faults: `cut` (connection closed after some bytes), `status`, `longer` or `shorter` (wrong Content-Length),
-    `other` (another content), `no_range` (ranges ignored), `no_etag`, `no_if_range` (If-Range ignored), `none`.
+    `other` (another content), `no_range` (ranges ignored), `no_etag`, `no_if_range` (If-Range ignored),
+    `no_length` (no Content-Length), `none`.
     """
 
     server: "FileServer"
@@ -28,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((name, self.headers.get("Range")))
         path = self.server.folder / name
         if fault == "status" or not path.is_file():
-            self.answer(value if fault == "status" else 404, b"", retry_after="0")
+            self.answer(value if fault == "status" else 404, b"", length=0, retry_after="0")
             return
         content = b"<html>log in</html>" if fault == "other" else path.read_bytes()
         self.send_file(content, fault, value)
@@ -41,17 +42,19 @@ class Handler(BaseHTTPRequestHandler):
         if asked and fault != "no_range" and (condition in (None, tag) or fault == "no_if_range"):
             first = int(asked.removeprefix("bytes=").partition("-")[0])
             if first >= len(content):
-                self.answer(416, b"", content_range=f"bytes */{len(content)}")
+                self.answer(416, b"", length=0, content_range=f"bytes */{len(content)}")
                 return
             headers["content_range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
         body = content[first:]
         length = len(body) + {"longer": 1000, "shorter": -1000}.get(fault, 0)
         sent = body[:value] if fault == "cut" else body[:length]
+        length = None if fault == "no_length" else length
         self.answer(206 if "content_range" in headers else 200, sent, length=length, **headers)
 
     def answer(self, status: int, body: bytes, *, length: int | None = None, **headers: str) -> None:
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
+        if length is not None:
+            self.send_header("Content-Length", str(length))
         for key, value in headers.items():
             self.send_header(key.replace("_", "-"), value)
         self.end_headers()

@@ -3,6 +3,7 @@
 import functools
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_file_with_wrong_checksum_does_not_stop_the_others(clotho: dict, tmp_pat
 def test_web_page_instead_of_an_archive_is_deleted(clotho: dict, file_server: FileServer, tmp_path: Path):
     file_server.faults["clotho_audio_evaluation.7z"] = [("other", None)]
     result = download("clotho", tmp_path, clotho)
-    assert "audio_evaluation is not a zip, tar or 7z archive; the archive is deleted" in result.failures[0]
+    assert "audio_evaluation is damaged or not a 7z archive" in result.failures[0]
     assert not download("clotho", tmp_path, clotho).failures
 
 
@@ -127,6 +128,23 @@ def test_download_of_another_split_keeps_partial_files(clotho: dict, file_server
     assert (tmp_path / "clotho" / ".download" / "audio_development.part").stat().st_size == 65_536
 
 
+def test_file_above_the_size_limit_is_not_downloaded(clotho: dict, tmp_path: Path):
+    result = download("clotho", tmp_path, clotho | {"max_gigabytes": 1e-6}, splits=["test"])
+    assert any(
+        "not downloaded (larger than 1e-06 GB); if it is the published file, raise" in f for f in result.failures
+    )
+
+
+def test_archive_does_not_write_the_manifest(clotho: dict, file_server: FileServer, tmp_path: Path):
+    with zipfile.ZipFile(file_server.folder / "all.zip", "w") as file:
+        for name in ("download.jsonl", ".download/a.wav", "audio/a.wav"):
+            file.writestr(name, b"{}")
+    corpus = {"files.all.address": f"{file_server.address}/all.zip", "files.all.contents": None}
+    download("esc50", tmp_path, corpus)
+    assert read_files(tmp_path / "esc50") == {"audio/a.wav": b"{}"}
+    assert "audio/a.wav" in (tmp_path / "esc50" / "download.jsonl").read_text()
+
+
 def test_web_page_instead_of_metadata_keeps_the_captions(clotho: dict, file_server: FileServer, tmp_path: Path):
     file_server.faults["clotho_metadata_evaluation.csv"] = [("other", None)]
     result = download("clotho", tmp_path, clotho, splits=["test"])
@@ -141,6 +159,9 @@ def test_corpus_in_a_single_archive_is_unpacked_into_its_folder(file_server: Fil
         shutil.move(tmp_path / "made" / name, tmp_path / "made" / "ESC-50")
     shutil.make_archive(str(file_server.folder / "master"), "zip", tmp_path / "made")
     overrides = {"files.all.address": f"{file_server.address}/master.zip"}
+    refused = download("esc50", tmp_path / "data", overrides)
+    assert "its meta/esc50.csv is not the published file, whose checksum is md5:54a0" in refused.failures[0]
+    overrides["files.all.contents"] = None  # five of 2,000 clips
     result = download("esc50", tmp_path / "data", overrides)
     assert result.clips["test"][:2] == (1, 1) and not result.failures
     assert read_files(tmp_path / "data" / "esc50") == read_files(tmp_path / "made" / "ESC-50")

@@ -92,3 +92,12 @@ def test_bad_video_does_not_write_a_clip(
 )
 def test_message_says_whether_a_video_is_gone(reason: str, gone: bool):
     assert videos.is_gone(reason) == gone
+
+
+def test_page_that_names_a_local_file_is_refused(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    soundfile.write(tmp_path / "private.wav", SOUND, RATE)
+    (server.folder / "list.m3u8").write_text(f"#EXTM3U\n#EXTINF:30,\nfile://{tmp_path}/private.wav\n#EXT-X-ENDLIST\n")
+    for url in (f"file:{tmp_path}/private.wav", f"concat:{tmp_path}/private.wav", f"{server.address}/list.m3u8"):
+        monkeypatch.setattr(videos, "find_stream", lambda address, cookies, url=url: {"url": url})
+        with pytest.raises(VideoError):
+            cut(server, tmp_path)

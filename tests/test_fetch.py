@@ -2,8 +2,10 @@
 
 import hashlib
 import resource
+import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from download_server import FileServer
@@ -157,6 +159,22 @@ def test_stop_keeps_received_bytes(server: FileServer, tmp_path: Path):
     with pytest.raises(Interrupted, match="a.bin.part is kept"):
         get(server, tmp_path, stop=stop)
     assert (tmp_path / "got" / "a.bin.part").stat().st_size == CHUNK
+
+
+@pytest.mark.parametrize("fault", ["none", "no_length"])
+def test_file_above_the_limit_is_not_downloaded(server: FileServer, tmp_path: Path, fault: str):
+    server.faults["a.bin"] = [(fault, None)]
+    with pytest.raises(FetchError, match="a.bin: not downloaded .larger than 0.0001 GB.; .* raise max_gigabytes"):
+        get(server, tmp_path, max_size=1e5)
+    assert not list((tmp_path / "got").glob("*.part"))
+
+
+def test_file_larger_than_the_free_space_is_not_downloaded(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match="a.bin.part: not written .*GB are free.; free space and run again"):
+        get(server, tmp_path)
 
 
 def test_full_disk_keeps_received_bytes(server: FileServer, tmp_path: Path):

@@ -11,11 +11,11 @@ from typing import Any
 from tqdm import tqdm
 
 from clap.corpus import AUDIO_SUFFIXES, Clip, Corpus
-from clap.download.manifest import Manifest, Status
+from clap.download.manifest import MANIFEST_NAME, Manifest, Status
 from clap.download.remote import RemoteFile, Result
 from clap.download.unpack import ArchiveError, join_parts, require_zip_program, unpack
 from clap.download.videos import VideoError, cut_video
-from clap.fetch import FetchError, fetch
+from clap.fetch import FetchError, fetch, matches_checksum
 
 SCRATCH = ".download"  # subfolder of the corpus for incomplete files
 MAX_FAILURES_IN_A_ROW = 10  # temporary failures after which the server is assumed to be blocking us
@@ -27,8 +27,8 @@ class Download:
     """Downloads one corpus into its folder; see `download_corpus` for the arguments.
 
     Args:
-        settings: `files` by name, see `RemoteFile`; for clips from videos, `videos` with address, cookies and pause,
-            and the `version` of the corpus.
+        settings: `files` by name, see `RemoteFile`; `max_gigabytes` of a file as received, and of an archive when
+            unpacked; for clips from videos, `videos` with address, cookies and pause, and the corpus's `version`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Download:
         self.open_corpus = open_corpus
         self.name, self.folder, self.splits, self.workers, self.again = name, folder, list(splits), workers, again
         self.files = [RemoteFile(key, **remote) for key, remote in settings["files"].items()]
-        self.videos = settings.get("videos")
+        self.videos, self.max_size = settings.get("videos"), 1e9 * settings["max_gigabytes"]
         self.options = {"version": settings["version"]} if "version" in settings else {}
         self.other_versions = tuple(
             f"{text}/" for name, text in settings.get("lists", {}).items() if name != settings["version"]
@@ -104,7 +104,7 @@ class Download:
 
     def fetch_index(self, remote: RemoteFile) -> list[Status]:
         downloaded, path = self.scratch / remote.key, self.folder / remote.to
-        fetch(remote.address, downloaded, checksum=remote.checksum, stop=self.stop)
+        fetch(remote.address, downloaded, checksum=remote.checksum, max_size=self.max_size, stop=self.stop)
         downloaded.replace(path)
         return [self.make_status(path, "here", origin=remote.address, size=path.stat().st_size)]
 
@@ -160,11 +160,14 @@ class Download:
         downloaded = []
         for address, name, checksum in remote.files():
             downloaded.append(self.scratch / name)
-            fetch(address, downloaded[-1], checksum=checksum, stop=self.stop)
+            fetch(address, downloaded[-1], checksum=checksum, max_size=self.max_size, stop=self.stop)
         joined, unpacked = (self.scratch / f"{remote.key}.{step}" for step in ("joined", "unpacked"))
         try:
-            files = unpack(join_parts(downloaded[-1], joined) if remote.parts else downloaded[-1], unpacked)
+            archive = join_parts(downloaded[-1], joined) if remote.parts else downloaded[-1]
+            files = unpack(archive, unpacked, kind=remote.kind, max_size=self.max_size)
+            check_contents(files, remote.contents or {})
             targets = {self.folder / remote.to / name: path for name, path in files.items()}
+            targets = {target: path for target, path in targets.items() if not self.is_own_file(target)}
             absent = self.find_clips_not_in_archive(remote, targets)
         except ArchiveError as error:
             delete_paths([*downloaded, joined, unpacked])
@@ -192,6 +195,10 @@ class Download:
         if held and not any(path in targets for path in held):
             raise ArchiveError(f"holds none of its {len(held)} listed clips, such as {held[0].name}")
         return [path for path in held if path not in targets and not self.manifest.is_intact(path)]
+
+    def is_own_file(self, path: Path) -> bool:
+        """Whether a path is that of the manifest, the lock or a scratch file, which no archive may write."""
+        return path.relative_to(self.folder).parts[0].startswith((MANIFEST_NAME, SCRATCH))
 
     def must_keep(self, path: Path) -> bool:
         """Whether an archive must not overwrite a file: an intact clip, or a list, which the user may have edited."""
@@ -313,6 +320,17 @@ class Download:
         """Why a missing clip is missing; None if it was never requested."""
         known = self.manifest[clip.path.with_suffix(".flac") if self.videos is not None else clip.path]
         return known if known is not None and known.status != "here" else None
+
+
+def check_contents(files: Mapping[str, Path], checksums: Mapping[str, str]) -> None:
+    """Compare files of an archive with their checksums.
+
+    Raises:
+        ArchiveError: a file is missing or different.
+    """
+    for name, checksum in checksums.items():
+        if name not in files or not matches_checksum(files[name], checksum):
+            raise ArchiveError(f"its {name} is not the published file, whose checksum is {checksum}")
 
 
 def delete_paths(paths: Iterable[Path]) -> None:

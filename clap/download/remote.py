@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clap.download.manifest import MANIFEST_NAME
+from clap.download.unpack import find_kind
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class RemoteFile:
         splits: splits that need the file.
         parts: {suffix: checksum} of the other parts of a split zip, whose last part is at the address.
         index: whether an archive holds index files and no clips.
+        contents: {path in the archive: checksum} of files in an archive whose own bytes may change.
+
+    Raises:
+        ValueError: the address of an archive does not have the suffix of one.
     """
 
     key: str
@@ -28,6 +33,16 @@ class RemoteFile:
     splits: Sequence[str]
     parts: Mapping[str, str] = field(default_factory=dict)
     index: bool = False
+    contents: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.is_archive and not self.parts:
+            find_kind(self.address)
+
+    @property
+    def kind(self) -> str:
+        """Kind of an archive, see `find_kind`; the parts of a split zip are joined to a zip."""
+        return "zip" if self.parts else find_kind(self.address)
 
     @property
     def is_archive(self) -> bool:

@@ -16,6 +16,7 @@ import yt_dlp
 TIMEOUT = 300.0  # seconds for one clip
 TOLERANCE = 0.5  # seconds; a clip may be this much shorter than requested
 RECONNECT = ("-reconnect", "1", "-reconnect_streamed", "1", "-reconnect_delay_max", "4")  # ffmpeg options
+PROTOCOLS = ("-protocol_whitelist", "http,https,tcp,tls,crypto,httpproxy")  # a page must not name local files
 UNAVAILABLE = (  # messages of yt-dlp for permanently unavailable videos
     "video unavailable",
     "private video",
@@ -107,7 +108,8 @@ def is_gone(reason: str) -> bool:
 def run_ffmpeg(stream: dict, part: Path, *, start: float, duration: float) -> None:
     """Decode a section of a stream into a file."""
     headers = "".join(f"{name}: {text}\r\n" for name, text in (stream.get("http_headers") or {}).items())
-    command = [find_ffmpeg(), "-nostdin", "-y", "-loglevel", "error", *RECONNECT, "-headers", headers]
+    command = [find_ffmpeg(), "-nostdin", "-y", "-loglevel", "error", *RECONNECT, *PROTOCOLS]
+    command += ["-headers", headers]
     command += ["-ss", f"{start:g}", "-t", f"{duration:g}", "-i", stream["url"], "-map", "0:a:0", "-sample_fmt", "s16"]
     command += ["-map_metadata", "-1", "-bitexact", f"file:{part}"]
     try:
