@@ -1,6 +1,7 @@
 """Waveforms to log-mel on the model's device: fill to the window, spectrogram, SpecAugment."""
 
-import librosa
+import warnings
+
 import numpy as np
 import torch
 import torchaudio
@@ -30,6 +31,52 @@ def fill_waveform(waveform: Tensor, lengths: Tensor, num_samples: int, mode: str
 def int16_round_trip(waveform: Tensor) -> Tensor:
     """Clip to [-1, 1] and truncate to 16 bits, as LAION-CLAP's file loader does."""
     return (waveform.clamp(-1, 1) * 32767).trunc() / 32767
+
+
+def mel_frequencies(count: int, *, f_min: float, f_max: float, mel_scale: str) -> np.ndarray:
+    """Frequencies in Hz (count,) that are evenly spaced in mel.
+
+    `htk` is logarithmic throughout (O'Shaughnessy 1987), `slaney` linear below 1 kHz (Slaney 1998).
+    """
+    ends = np.array([f_min, f_max], dtype=float)
+    if mel_scale == "htk":
+        low, high = 2595.0 * np.log10(1.0 + ends / 700.0)
+        return 700.0 * (10.0 ** (np.linspace(low, high, count) / 2595.0) - 1.0)
+    width, corner, step = 200.0 / 3, 1000.0, np.log(6.4) / 27.0  # Hz per mel below the corner, in Hz; log(Hz) per mel
+    above = corner / width + np.log(np.maximum(ends, corner) / corner) / step
+    low, high = np.where(ends >= corner, above, ends / width)
+    mels = np.linspace(low, high, count)
+    return np.where(mels >= corner / width, corner * np.exp(step * (mels - corner / width)), width * mels)
+
+
+def mel_filters(
+    sample_rate: int,
+    *,
+    n_fft: int,
+    n_mels: int,
+    f_min: float,
+    f_max: float,
+    mel_scale: str,
+    dtype: type[np.floating] = np.float32,
+) -> np.ndarray:
+    """Triangular mel filters (n_mels, n_fft // 2 + 1), bit for bit those of librosa, with which models are published.
+
+    librosa itself requires numba, which does not start where its files cannot be cached. `slaney` filters are
+    normalised to equal area, `htk` filters have a peak of 1.
+    """
+    bands = mel_frequencies(n_mels + 2, f_min=f_min, f_max=f_max, mel_scale=mel_scale)
+    ramps = bands[:, None] - np.fft.rfftfreq(n_fft, d=1.0 / sample_rate)
+    rising, falling = -ramps[:-2] / np.diff(bands)[:-1, None], ramps[2:] / np.diff(bands)[1:, None]
+    filters = np.maximum(0, np.minimum(rising, falling)).astype(dtype)
+    if mel_scale == "slaney":
+        filters = (filters * (2.0 / (bands[2:] - bands[:-2]))[:, None]).astype(dtype)
+    if num_empty := int((filters.max(axis=1) == 0).sum()):
+        warnings.warn(
+            f"{num_empty} of n_mels={n_mels} mel filters contain no bin of n_fft={n_fft}; "
+            "lower audio_encoder.frontend.n_mels or raise audio_encoder.frontend.n_fft",
+            stacklevel=2,
+        )
+    return filters
 
 
 class LogMelSpectrogram(nn.Module):
@@ -100,19 +147,17 @@ class LogMelSpectrogram(nn.Module):
 
     def make_window(self) -> Tensor:
         """Periodic Hann window (n_fft,)."""
-        return torch.tensor(librosa.filters.get_window("hann", self.n_fft))
+        return torch.tensor(0.5 + 0.5 * np.cos(np.linspace(-np.pi, np.pi, self.n_fft + 1)[:-1]))
 
     def make_filters(self) -> Tensor:
         """Mel filters (n_fft // 2 + 1, n_mels)."""
-        htk = self.mel_scale == "htk"
-        filters = librosa.filters.mel(
-            sr=self.filter_rate or self.sample_rate,
+        filters = mel_filters(
+            self.filter_rate or self.sample_rate,
             n_fft=self.n_fft,
             n_mels=self.n_mels,
-            fmin=self.f_min,
-            fmax=self.f_max,
-            htk=htk,
-            norm=None if htk else "slaney",
+            f_min=self.f_min,
+            f_max=self.f_max,
+            mel_scale=self.mel_scale,
             dtype=np.float64 if self.dtype == torch.float64 else np.float32,
         )
         return torch.tensor(filters.T.copy())

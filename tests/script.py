@@ -23,7 +23,6 @@ IMPORTS = [  # without clap.study.sweep, because Hydra reloads its sweepers
     "clap.audio_encoder.cnn14",
     "clap.audio_encoder.htsat",
     "clap.dataset.huggingface",
-    "librosa.filters",
     "mlflow.store.tracking.sqlalchemy_store",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.roberta.modeling_roberta",

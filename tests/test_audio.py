@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from clap.audio import FILL_MODES, LogMelSpectrogram, SpecAugment, fill_waveform, int16_round_trip
+from clap.audio import FILL_MODES, LogMelSpectrogram, SpecAugment, fill_waveform, int16_round_trip, mel_filters
 from clap.published.frontends import MSClap2023LogMel, TorchaudioLogMel
 
 RATE = 16000
@@ -78,6 +78,32 @@ def test_filling_equals_published(golden: Golden, mode: str) -> None:
     probe, expected = values["in/fill_probe"], values[f"out/fill_{mode.replace('_', '')}"]
     filled = fill_waveform(probe[None], torch.tensor([len(probe)]), len(expected), mode)
     assert_close(filled[0], expected, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Empty filters", "ignore:.*filters contain no bin")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("f_min", "f_max"), [(0.0, 8000.0), (50.0, 7999.0), (1000.0, 4000.0), (20.0, 900.0)])
+@pytest.mark.parametrize("mel_scale", ["slaney", "htk"])
+def test_mel_filters_equal_librosa_bit_for_bit(mel_scale: str, f_min: float, f_max: float, dtype: type) -> None:
+    for rate, n_fft, n_mels in [(16000, 512, 64), (32000, 1024, 64), (44100, 2048, 40), (48000, 1000, 16)]:
+        htk = mel_scale == "htk"
+        expected = librosa.filters.mel(
+            sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max, htk=htk,
+            norm=None if htk else "slaney", dtype=dtype,
+        )  # fmt: skip
+        settings = {"n_fft": n_fft, "n_mels": n_mels, "f_min": f_min, "f_max": f_max, "mel_scale": mel_scale}
+        np.testing.assert_array_equal(mel_filters(rate, **settings, dtype=dtype), expected, strict=True)
+
+
+@pytest.mark.parametrize("n_fft", [400, 511, 512, 1024])
+def test_window_is_that_of_librosa_bit_for_bit(n_fft: int) -> None:
+    expected = librosa.filters.get_window("hann", n_fft)
+    np.testing.assert_array_equal(make_frontend(n_fft=n_fft).make_window().numpy(), expected, strict=True)
+
+
+def test_empty_mel_filters_are_a_warning() -> None:
+    with pytest.warns(UserWarning, match="of n_mels=256 mel filters contain no bin of n_fft=512"):
+        make_frontend(n_fft=512, n_mels=256)
 
 
 @pytest.mark.parametrize(("mel_scale", "amin"), [("slaney", 1e-10), ("htk", 1e-10), ("slaney", 1e-3)])

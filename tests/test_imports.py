@@ -124,8 +124,8 @@ def test_only_config_study_and_the_entry_points_import_hydra():
             assert not [line for line, imported in imports_of(path) if imported.split(".")[0] == "hydra"], module
 
 
-@pytest.mark.parametrize("package", ["hydra", "mlflow"])
-def test_model_imports_without(package: str):
-    modules = "clap.model, clap.dataset.loader, clap.evaluation.evaluator"
-    code = f"import sys; sys.modules[{package!r}] = None; import {modules}"
+def test_model_imports_without_hydra_mlflow_and_numba():
+    """numba, which librosa requires, does not start where neither the packages nor the home folder are writable."""
+    modules = "clap.model, clap.dataset.loader, clap.evaluation.evaluator, clap.evaluation.run_plots"
+    code = f"import sys; sys.modules |= dict.fromkeys(['hydra', 'mlflow', 'numba']); import {modules}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import librosa.display
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -17,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
+from clap.audio import mel_frequencies
 from clap.audio_encoder.base import LogMelEncoder
 from clap.dataset.clips import ClapDataset, Item
 from clap.model import Clap
@@ -220,20 +220,16 @@ def plot_log_mels(
     for index, log_mel in enumerate(log_mels):
         row, column = divmod(index, columns)
         axes = figure.add_subplot(grid[2 * row, column])
-        mesh = librosa.display.specshow(
+        num_frames, n_mels = log_mel.shape
+        mesh = axes.pcolormesh(
+            np.arange(num_frames) * hop_length / sample_rate,
+            mel_frequencies(n_mels, f_min=f_min, f_max=f_max, mel_scale=mel_scale),
             as_array(log_mel).T,
-            ax=axes,
-            x_axis="time",
-            y_axis="mel",
-            sr=sample_rate,
-            hop_length=hop_length,
-            fmin=f_min,
-            fmax=f_max,
-            htk=mel_scale == "htk",
             vmin=loudest - RANGE_DB,
             vmax=loudest,
             cmap="magma",
         )
+        axes.set_yscale("symlog", linthresh=1000.0, base=2)  # linear below 1 kHz, as the mel scale nearly is
         axes.set_title(wrap(captions[index]), fontsize=10, color=INK, loc="left")
         label_log_mel(axes, f_min=f_min, f_max=f_max, is_first=column == 0)
         panels.append(axes)

@@ -42,7 +42,7 @@ EXPERIMENT = "clap"  # for models whose run is not in the store
 # Imports of the served code, pinned to the versions that are installed at registration.
 REQUIREMENTS = (
     *("mlflow", "torch", "torchaudio", "torchvision", "transformers", "tokenizers", "safetensors", "timm"),
-    *("librosa", "soundfile", "soxr", "numpy", "pandas", "tqdm", "omegaconf", "pyyaml", "psutil", "filelock"),
+    *("soundfile", "soxr", "numpy", "pandas", "tqdm", "omegaconf", "pyyaml", "psutil", "filelock"),
 )
 
 
