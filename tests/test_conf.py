@@ -6,12 +6,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from clap.audio_encoder.base import LogMelEncoder
-from clap.config import read_config
+from clap.config import flatten, read_config
 from clap.config.build import build
 from clap.config.compose import find_conf_dir
+from clap.config.values import CHOICES, TYPES
 from clap.evaluation.evaluator import Evaluator
 from clap.model import Clap
 from clap.parts import build_parts
@@ -105,6 +107,17 @@ def test_nano_options_take_a_training_step(audio_encoder: str, text_encoder: str
     moved = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
     assert {"audio_encoder", "text_encoder", "audio_projection", "text_projection"} <= moved
     assert "logit_scale" in moved or loss not in ("symmetric_cross_entropy", "sigmoid")
+
+
+def test_keys_without_a_value_have_a_type():
+    for path in sorted(CONF.rglob("*.yaml")):
+        group = path.parent.name if path.parent != CONF and path.parent.name != "experiment" else ""
+        for key, value in flatten(OmegaConf.to_container(OmegaConf.load(path)), group):
+            if value in (None, "???") and "defaults" not in key:
+                names = {key, key.rpartition(".")[2]}
+                assert names & (TYPES.keys() | CHOICES.keys()), (
+                    f"{path.name}: add {key} to TYPES in clap/config/values.py"
+                )
 
 
 def test_evaluators_build():

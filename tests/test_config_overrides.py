@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 from config_yamls import write_yamls
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from clap.config.overrides import check_overrides, name_folder
+from clap.config.overrides import VERSION_BASE, check_overrides, name_folder
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,7 @@ ACCEPTED = {
     "option that was null": ["experiment=debug"],
     "forced key that exists": ["++seed=3"],
     "key of the chosen option": ["optimizer=sgd", "optimizer.momentum=0.5"],
-    "required value": ["dataset=clips", "dataset.root=3"],
+    "required value": ["dataset=clips", "dataset.root=recordings"],
     "hydra's keys": ["hydra.run.dir=elsewhere", "hydra/launcher=basic"],
     "sweep of values": ["-m", "seed=0,1", "optimizer.lr=1,1e-2"],
     "sweep of ranges": ["-m", "seed=range(1,4)", "embed_dim=choice(4,8)", "optimizer.lr=interval(0,1)"],
@@ -87,6 +89,60 @@ def test_error_is_one_line(argv: list[str], conf: Path) -> None:
     with pytest.raises(ValueError) as error:
         check_overrides(argv, config_dir=conf, config_name="config")
     assert "\n" not in str(error.value)
+
+
+REQUIRED_OVER_A_VALUE = {
+    "experiment": ("experiment/fine_tune", "# @package _global_\nresume: ???  # a checkpoint folder", [],
+                   "resume must be set with experiment=fine_tune; add resume=VALUE (a checkpoint folder)"),
+    "nested": ("experiment/fine_tune", "# @package _global_\ntrainer: {max_steps: \"???\"}", [],
+               "trainer.max_steps must be set with experiment=fine_tune"),
+    "variant": ("audio_encoder/deep", "defaults: [large, _self_]\nwidth: ???", ["audio_encoder=deep"],
+                "audio_encoder.width must be set with audio_encoder=deep"),
+    "mapping": ("experiment/fine_tune", "# @package _global_\ntrainer: ???", [], "trainer must be set with"),
+    "sweep": ("experiment/fine_tune", "# @package _global_\nhydra: {sweeper: {params: {trainer.max_steps: \"???\"}}}",
+              ["-m"], "trainer.max_steps must be set with experiment=fine_tune; add trainer.max_steps=VALUE"),
+    "sweep that extends one": ("experiment/fine_tune", "# @package _global_\ndefaults: [study]\n"
+                               "hydra: {sweeper: {params: {seed: \"???\"}}}", [], "seed must be set with"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "argv", "message"), REQUIRED_OVER_A_VALUE.values(), ids=REQUIRED_OVER_A_VALUE
+)
+def test_option_requires_a_key_that_has_a_value(
+    option: str, text: str, argv: list[str], message: str, tmp_path: Path
+) -> None:
+    conf = write_yamls(tmp_path)
+    (conf / f"{option}.yaml").write_text(text)
+    argv = [*argv, *(["experiment=fine_tune"] if option.startswith("experiment") else [])]
+    with pytest.raises(ValueError) as error:
+        check_overrides(argv, config_dir=conf, config_name="config")
+    assert message in str(error.value)
+    key = message.split()[0]
+    value = {"resume": "x", "trainer": "{max_epochs: 1}"}.get(key, "1,2" if "-m" in argv else "1")
+    check_overrides([*argv, f"{key}={value}"], config_dir=conf, config_name="config")
+
+
+def test_later_yaml_sets_a_required_key(tmp_path: Path) -> None:
+    conf = write_yamls(tmp_path)
+    (conf / "audio_encoder" / "deep.yaml").write_text("defaults: [large, _self_]\nwidth: ???")
+    (conf / "experiment" / "wide.yaml").write_text("# @package _global_\naudio_encoder: {width: 3}")
+    check_overrides(["audio_encoder=deep", "experiment=wide"], config_dir=conf, config_name="config")
+
+
+def test_required_key_is_composed_without_a_value(tmp_path: Path) -> None:
+    conf = write_yamls(tmp_path)
+    (conf / "experiment" / "fine_tune.yaml").write_text("# @package _global_\nresume: ???")
+    with initialize_config_dir(str(conf), version_base=VERSION_BASE):
+        assert OmegaConf.is_missing(compose("config", ["experiment=fine_tune"]), "resume")
+        assert compose("config", ["experiment=fine_tune", "resume=x"]).resume == "x"
+
+
+def test_config_dir_option_requires_a_value(conf: Path, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nresume: ???  # a run\n")
+    with pytest.raises(ValueError, match=r"resume must be set with experiment=mine; add resume=VALUE \(a run\)"):
+        check_overrides(["--config-dir", str(tmp_path), "experiment=mine"], config_dir=conf, config_name="config")
 
 
 def test_config_dir_flag_adds_options(conf: Path, tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from clap.config.overrides import check_overrides
 
 @pytest.fixture(scope="module")
 def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_yamls(tmp_path_factory.mktemp("project"))
+    conf = write_yamls(tmp_path_factory.mktemp("project"))
+    (conf / "experiment" / "2024_05.yaml").write_text("# @package _global_\nseed: 1")
+    (conf / "experiment" / "number.yaml").write_text("# @package _global_\nresume: 2024_05")
+    return conf
 
 
 ACCEPTED = {
@@ -26,6 +29,7 @@ ACCEPTED = {
     "null for a nullable mapping": ["audio_encoder.spec_augment=null"],
     "path for pretrained": ["audio_encoder.pretrained=weights.pt"],
     "quoted number for a string": ["tracking.experiment='2024'"],
+    "quoted number for a path": ["resume='2024_05'", "audio_encoder.pretrained='1e3'"],
     "interpolation": ["embed_dim=${seed}"],
     "interpolation of the job": ["tracking.experiment=${hydra:job.name}"],
 }
@@ -44,6 +48,14 @@ REJECTED = {
     "list for int": (["seed=[1]"], "seed must be an integer"),
     "null": (["seed=null"], "seed must be an integer"),
     "number for string": (["tracking.experiment=2024"], "a string, such as \"clap\" in the yaml; write 'tracking."),
+    "underscores": (["tracking.experiment=2024_05"], "write 'tracking.experiment=\"2024_05\"'"),
+    "exponent for a path": (["resume=1e3"], "resume must be a string or null; write 'resume=\"1e3\"'"),
+    "number for a required path": (["dataset=clips", "dataset.root=2_1"], "a string; write 'dataset.root=\"2_1\"'"),
+    "bool for a path": (["dataset=clips", "dataset.root=true"], "dataset.root=\"true\"'"),
+    "list for a path": (["resume=[a, b]"], "write 'resume=\"[a, b]\"'"),
+    "number among paths": (["-m", "resume=a,1_0"], "write 'resume=\"1_0\"'"),
+    "number that is an option": (["experiment=2024_05"], "no option 202405; write 'experiment=\"2024_05\"'"),
+    "missing value": (["resume=???"], "resume=???: give a value"),
     "string for list": (["optimizer.betas=x"], "write 'optimizer.betas=[x]'"),
     "list item's type": (["audio_encoder.depths=[2,1.5]"], "a list with items of the same type, such as [2, 2]"),
     "value for mapping": (["trainer=3"], "trainer must be a mapping"),
@@ -64,3 +76,8 @@ def test_value_is_rejected(argv: list[str], message: str, conf: Path) -> None:
     with pytest.raises(ValueError) as error:
         check_overrides(argv, config_dir=conf, config_name="config")
     assert message in str(error.value)
+
+
+def test_number_for_a_path_in_a_yaml_is_rejected(conf: Path) -> None:
+    with pytest.raises(ValueError, match="resume: 202405 must be a string or null; quote it in the yaml"):
+        check_overrides(["experiment=number"], config_dir=conf, config_name="config")

@@ -26,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from clap.config import flatten
-from clap.config.values import LOCAL_KEYS, check_value, suggest, suggest_key
+from clap.config.required import MISSING
+from clap.config.values import LOCAL_KEYS, check_value, check_yaml_values, suggest, suggest_key
 
 
 def resolve_value(config: DictConfig, key: str) -> Any:
@@ -35,7 +36,7 @@ def resolve_value(config: DictConfig, key: str) -> Any:
         value = OmegaConf.select(config, key, throw_on_missing=True)
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException:
-        return "???"
+        return MISSING
 
 
 VERSION_BASE = "1.3"
@@ -69,6 +70,7 @@ def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> N
         raise ValueError(f"{unknown[0]}: {what}; --hydra-help lists the flags")
     if args.hydra_help or args.shell_completion or args.experimental_rerun:
         return
+    composes_only = bool(args.cfg or args.help or args.info)
     configs = Configs.open(args, config_dir=config_dir, config_name=config_name)
     overrides = configs.parse(args.overrides)
     hydra_lines = [override.input_line for override in overrides if _is_hydra(override)]
@@ -79,23 +81,32 @@ def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> N
     if args.multirun or main.mode == RunMode.MULTIRUN:
         given = {override.key_or_group for override in overrides}
         study = [f"{key}={value}" for key, value in main.sweep.items() if key not in given]
+        if not composes_only:
+            main.check_given([line.removesuffix(f"={MISSING}") for line in study if line.endswith(f"={MISSING}")])
         groups, values = configs.split(configs.parse(study) + overrides)
     else:
         _check_single(overrides)
     for job in _compose_jobs(configs, groups, hydra_lines=hydra_lines):
         config = _set_values(job, values)
-        if not (args.cfg or args.help or args.info):
-            _check_complete(config, job, files=config_dir)
+        if not composes_only:
+            flat = dict(flatten(OmegaConf.to_container(config)))
+            job.check_given([key for key, value in flat.items() if value == MISSING])
+            check_yaml_values(flat)
 
 
 @dataclass
 class ComposedJob:
-    """A composed config; of its `hydra` node only the mode, the sweep and the option of each group."""
+    """A composed config; of its `hydra` node only the mode, the sweep and the option of each group.
+
+    Attributes:
+        required: dotted key -> the option and the file that require it.
+    """
 
     config: DictConfig
     choices: dict[str, str]
     mode: RunMode | None
     sweep: dict[str, Any]
+    required: dict[str, tuple[str, Path]]
 
     def keys(self) -> dict[str, Any]:
         """Dotted key -> unresolved value, for mappings and for their items."""
@@ -105,6 +116,16 @@ class ComposedJob:
         """The text " with optimizer=adam" for a key of a group, else an empty string."""
         group = key.split(".")[0]
         return f" with {group}={self.choices[group]}" if self.choices.get(group) else ""
+
+    def check_given(self, missing: list[str]) -> None:
+        """Reject required keys without a value."""
+        if not missing:
+            return
+        key = missing[0]
+        option, file = self.required.get(key) or self.required.get(f"hydra.sweeper.params.{key}") or ("", None)
+        group = option.rpartition("/")[0]
+        chosen = f" with {group}={self.choices[group]}" if self.choices.get(group) else ""
+        raise ValueError(f"{' and '.join(missing)} must be set{chosen}; add {key}=VALUE{_find_comment(key, file)}")
 
 
 @dataclass
@@ -161,9 +182,10 @@ class Configs:
         for option in choices:
             folder, _, name = f"{group}/{option}".rpartition("/")
             if name not in self.options(folder):
-                raise ValueError(
-                    f"{line}: {group} has no option {option}{suggest(name, self.options(folder))}; options: {options}"
-                )
+                typed = dict(zip(map(str, _values(override)), _typed_values(override), strict=True)).get(name)
+                is_number = typed != name and typed in self.options(folder)
+                hint = f"; write '{group}=\"{typed}\"'" if is_number else suggest(name, self.options(folder))
+                raise ValueError(f"{line}: {group} has no option {option}{hint}; options: {options}")
 
     def compose(self, lines: list[str]) -> ComposedJob:
         """Compose the yamls with the chosen options, before values are set; cached by the options."""
@@ -173,7 +195,8 @@ class Configs:
         with open_dict(config):
             settings = config.pop("hydra")
         sweep = OmegaConf.to_container(settings.sweeper).get("params") or {}
-        job = ComposedJob(config, choices=dict(settings.runtime.choices), mode=settings.mode, sweep=sweep)
+        choices, required = dict(settings.runtime.choices), self.loader.required
+        job = ComposedJob(config, choices, mode=settings.mode, sweep=sweep, required=required)
         return self.composed.setdefault(tuple(lines), job)
 
 
@@ -205,6 +228,16 @@ def _values(override: Override) -> list[Any]:
     return [Override._convert_value(value) for value in override.sweep_iterator()]
 
 
+def _typed_values(override: Override) -> list[str | None]:
+    """The values of `_values` as they were typed, such as 2024_05, which Hydra reads as 202405; None if not known."""
+    count = len(_values(override))
+    if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP:
+        typed = override.get_value_string().split(",")
+        return typed if len(typed) == count else [None] * count
+    is_one = not override.is_sweep_override() and not override.is_delete()
+    return [override.get_value_string()] if is_one else [None] * count
+
+
 def _check_single(overrides: list[Override]) -> None:
     """Reject a sweep in a single run."""
     for override in overrides:
@@ -220,13 +253,14 @@ def _set_values(job: ComposedJob, overrides: list[Override]) -> DictConfig:
     keys, config = job.keys(), copy.deepcopy(job.config)
     references = []
     for override in overrides:
-        for value in _values(override):
+        for value, typed in zip(_values(override), _typed_values(override), strict=True):
             for key, item in _leaves(override.key_or_group, value, keys):
                 _check_key(override, key, keys, job)
                 if "${" in str(item):
                     references.append((override.input_line, key, item))
                 else:
-                    check_value(override.input_line, key, item, resolve_value(job.config, key))
+                    text = typed if key == override.key_or_group else None
+                    check_value(override.input_line, key, item, resolve_value(job.config, key), typed=text)
                 OmegaConf.update(config, key, item)
     for line, key, item in references:
         OmegaConf.update(config, key, item)
@@ -257,22 +291,10 @@ def _check_key(override: Override, key: str, keys: dict[str, Any], job: Composed
         raise ValueError(f"{line}: keys cannot be added; write {line[1:]}")
 
 
-def _check_complete(config: DictConfig, job: ComposedJob, *, files: Path) -> None:
-    """Reject a config that lacks a required value."""
-    missing = [key for key, value in flatten(OmegaConf.to_container(config)) if value == "???"]
-    if missing:
-        key = missing[0]
-        raise ValueError(
-            f"{' and '.join(missing)} must be set{job.describe_option(key)}; add {key}=VALUE{_comment(key, job, files)}"
-        )
-
-
-def _comment(key: str, job: ComposedJob, files: Path) -> str:
-    """The yaml comment of a required key, that of the chosen option first, as " (comment)"."""
-    *group, name = key.split(".")
-    folder = files.joinpath(*group[:1])
-    chosen = folder / f"{job.choices.get(folder.name)}.yaml"
-    for file in sorted(folder.glob("*.yaml"), key=lambda file: (file != chosen, file)):
-        if found := re.search(rf"^ *{name}: *\?\?\? *(?:# *(.+))?$", file.read_text(), re.MULTILINE):
-            return f" ({found[1]})" if found[1] else ""
-    return ""
+def _find_comment(key: str, file: Path | None) -> str:
+    """The yaml comment of a required key as " (comment)"."""
+    if file is None or not file.is_file():
+        return ""
+    name = re.escape(key.rpartition(".")[2])
+    found = re.search(rf"^ *{name}: *\?\?\? *# *(.+)$", file.read_text(), re.MULTILINE)
+    return f" ({found[1]})" if found else ""

@@ -9,6 +9,14 @@ from typing import Any
 # Keys that accept other types than that of their yaml value, by full name or last part.
 TYPES: dict[str, tuple[type, ...]] = {
     "pretrained": (bool, str),
+    "audio_encoder.name": (str, type(None)),
+    "text_encoder.name": (str, type(None)),
+    "text_encoder.tokenizer": (str, type(None)),
+    "text_encoder.model": (dict, type(None)),
+    "fusion.merge": (dict, type(None)),
+    "checkpoint": (str,),
+    "dataset.root": (str,),
+    "dataset.metadata": (str, dict),
     "resume": (str, type(None)),
     "init_from": (str, type(None)),
     "spec_augment": (dict, type(None)),
@@ -93,23 +101,41 @@ def choose_weights(part: str, pretrained: bool | str, name: str | None) -> str |
     return name if pretrained is True else pretrained or None
 
 
-def check_value(line: str, key: str, value: Any, current: Any) -> None:
-    """Reject a value whose type differs from that of the yaml value."""
+def check_yaml_values(config: dict[str, Any]) -> None:
+    """Reject a value of a composed config, by dotted key, that its key does not accept, such as `root: 2021`."""
+    for key, value in config.items():
+        types = TYPES.get(key) or TYPES.get(key.rpartition(".")[2])
+        if types and type(value) not in types and not str(value).startswith("${"):
+            allowed = " or ".join(TYPE_NAMES[kind] for kind in types)
+            quoted = "; quote it in the yaml" if str in types else ""
+            raise ValueError(f"{key}: {json.dumps(value)} must be {allowed}{quoted}")
+
+
+def check_value(line: str, key: str, value: Any, current: Any, *, typed: str | None = None) -> None:
+    """Reject a value whose type differs from that of the yaml value.
+
+    Args:
+        typed: the value as it was typed, for the hint how to quote it.
+    """
     if value == "???":
-        raise ValueError(f"{line}: the interpolation does not resolve; refer to a key that has a value")
+        problem = (
+            "the interpolation does not resolve; refer to a key that has a value" if "${" in line else "give a value"
+        )
+        raise ValueError(f"{line}: {problem}")
     last = key.rpartition(".")[2]
+    if current == "???" and value is None:
+        raise ValueError(f"{line}: {key} must not be null; give a value")
     if (choices := CHOICES.get(key) or CHOICES.get(last)) and value not in choices:
         raise ValueError(f"{line}: {key} must be one of {', '.join(choice or 'null' for choice in choices)}")
     types = TYPES.get(key) or TYPES.get(last)
     if types and type(value) not in types:
-        raise ValueError(f"{line}: {key} must be {' or '.join(TYPE_NAMES[kind] for kind in types)}")
-    if current == "???" and value is None:
-        raise ValueError(f"{line}: {key} must not be null; give a value")
+        allowed = " or ".join(TYPE_NAMES[kind] for kind in types)
+        raise ValueError(f"{line}: {key} must be {allowed}{_spelling(key, value, types, typed)}")
     if types or current in (None, "???") or _fits(value, current):
         return
     shown = json.dumps(list(current) if isinstance(current, dict) else current)
     wanted = f"{TYPE_NAMES[type(current)]}, such as {shown} in the yaml"
-    raise ValueError(f"{line}: {key} must be {wanted}{_spelling(key, value, current)}")
+    raise ValueError(f"{line}: {key} must be {wanted}{_spelling(key, value, (type(current),), typed)}")
 
 
 def _fits(value: Any, current: Any) -> bool:
@@ -119,10 +145,11 @@ def _fits(value: Any, current: Any) -> bool:
     return type(value) is type(current) or (type(value) is int and isinstance(current, float))
 
 
-def _spelling(key: str, value: Any, current: Any) -> str:
+def _spelling(key: str, value: Any, types: tuple[type, ...], typed: str | None) -> str:
     """How to write a number as a string or a single item as a list: Hydra infers the type from the spelling."""
-    if isinstance(current, str) and isinstance(value, int | float):
-        return f"; write '{key}=\"{json.dumps(value)}\"'"
-    if isinstance(current, list) and isinstance(value, str | int | float):
-        return f"; write '{key}=[{value}]'"
+    typed = json.dumps(value) if typed is None else typed
+    if str in types and not isinstance(value, str | dict | type(None)):
+        return f"; write '{key}=\"{typed}\"'"
+    if list in types and isinstance(value, str | int | float):
+        return f"; write '{key}=[{typed}]'"
     return ""
