@@ -67,6 +67,31 @@ def test_dataset_without_splits_is_divided(tmp_path: Path):
     assert sum(len(corpus.clips(split)) for split in SPLITS) == 40 and corpus.clips("val") and corpus.clips("test")
 
 
+def test_splits_do_not_depend_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = make_rows(30)
+    root = save(tmp_path / "data", rows)
+    expected = divide(root)
+    assert all(expected.values()) and expected == divide(root.rename(tmp_path / "renamed"))
+    (tmp_path / "link").symlink_to("renamed")
+    assert expected == divide(tmp_path / "link") == divide(f"{tmp_path}/renamed/")
+    monkeypatch.chdir(tmp_path / "renamed")
+    assert expected == divide(".") == divide("../renamed")
+
+
+def divide(root: Path | str) -> dict[str, list[str]]:
+    corpus = HuggingFace(root, val_fraction=0.3, test_fraction=0.3)
+    return {split: [clip.id for clip in corpus.clips(split)] for split in SPLITS}
+
+
+def test_absolute_paths_inside_the_folder_are_relative(tmp_path: Path):
+    rows = make_rows(2)
+    rows[0]["audio"] = {"bytes": None, "path": str(tmp_path / "data" / "audio" / "0.wav")}
+    root = save(tmp_path / "data", rows)
+    assert [clip.id for clip in HuggingFace(root, val_fraction=0, test_fraction=0).clips("train")] == [
+        "audio/0.wav", "1.wav"
+    ]  # fmt: skip
+
+
 def test_rows_of_one_recording_are_one_clip(tmp_path: Path):
     rows = make_rows(2) + make_rows(1)
     rows[2]["caption"] = "the same again"
@@ -100,7 +125,7 @@ def test_unreadable_row_is_named(tmp_path: Path):
     rows[1]["audio"]["bytes"] = b"not audio"
     root = save(tmp_path / "data", rows)
     dataset = ClapDataset(HuggingFace(root, val_fraction=0, test_fraction=0), "train", sample_rate=8_000)
-    assert dataset[0, 1].problem.startswith(f"{root}: data/1.wav: cannot be decoded")
+    assert dataset[0, 1].problem.startswith(f"{root}: 1.wav: cannot be decoded")
 
 
 def test_recording_can_be_outside_the_arrow_files(tmp_path: Path):

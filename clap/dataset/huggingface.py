@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ class HuggingFace(Corpus):
     """Clips from a saved Dataset or DatasetDict with an Audio column, and caption, caption_1 ... caption_n, or label.
 
     Recordings are read one row at a time from the memory-mapped Arrow files. Rows with the same file name and content
-    are one clip with several captions. A caption column may contain lists.
+    are one clip with several captions. A caption column may contain lists. Clip ids, and with them the splits of a
+    Dataset without splits, do not depend on the name and place of root.
 
     Layout of root: dataset_dict.json and a folder with state.json per split (DatasetDict), or state.json (Dataset).
 
@@ -60,17 +62,17 @@ class HuggingFace(Corpus):
     def clips(self, split: str) -> list[Clip]:
         check_split(split)
         if (self.root / "state.json").is_file():
-            return [clip for clip in self.read_clips(self.root) if assign_split(clip.id, self.fractions) == split]
+            return [clip for clip in self.read_clips(self.root, "") if assign_split(clip.id, self.fractions) == split]
         if not (self.root / "dataset_dict.json").is_file():
             raise FileNotFoundError(
                 f"dataset.root={self.root} contains neither state.json nor dataset_dict.json; set it to a folder "
                 "that save_to_disk wrote (parquet: load_dataset('parquet', data_dir=...).save_to_disk(...))"
             )
         folders = [self.root / name for name in SPLIT_FOLDERS[split] if (self.root / name / "state.json").is_file()]
-        return [clip for folder in folders for clip in self.read_clips(folder)]
+        return [clip for folder in folders for clip in self.read_clips(folder, f"{folder.name}/")]
 
-    def read_clips(self, folder: Path) -> list[Clip]:
-        """The clips of one saved Dataset."""
+    def read_clips(self, folder: Path, prefix: str) -> list[Clip]:
+        """The clips of one saved Dataset; their ids begin with `prefix`."""
         table = open_table(folder)
         column, classes = find_audio_column(folder, table.schema), read_class_names(table.schema)
         paths = pc.struct_field(table[column], "path").to_pylist()
@@ -80,15 +82,20 @@ class HuggingFace(Corpus):
             if classes and isinstance(row.get("label"), int):
                 row["label"] = name_class(row["label"], classes, where)
             label = read_text(row, "label", where)
-            key = f"{folder.name}/{paths[number] or number}"
+            key = f"{prefix}{self.name_recording(paths[number]) or number}"
             if key in clips and not self.has_same_audio(key, table[column][number]):
-                key = f"{folder.name}/{number}"
+                key = f"{prefix}{number}"
             captions = tuple(read_captions(row, label, where))
             if key in clips:
                 captions = tuple(dict.fromkeys(clips[key].captions + captions))
             self.rows.setdefault(key, (folder, number))
             clips[key] = Clip(key, captions, label=label)
         return list(clips.values())
+
+    def name_recording(self, path: str | None) -> str | None:
+        """The path of a row; an absolute one inside root is relative to root, so that the folder can be moved."""
+        root = Path(os.path.abspath(self.root))
+        return path if not path or not Path(path).is_relative_to(root) else Path(path).relative_to(root).as_posix()
 
     def has_same_audio(self, key: str, other: pa.StructScalar) -> bool:
         """Whether the audio of a row equals that of the clip with this id."""
