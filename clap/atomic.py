@@ -38,6 +38,6 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def read_json_lines(path: Path) -> Iterator[dict]:
     """Entries of a JSON Lines file, such as metrics.jsonl or download.jsonl, in order; a truncated line is skipped."""
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in Path(path).read_text(encoding="utf-8").split("\n"):  # JSON strings may contain other separators
         with suppress(json.JSONDecodeError):  # truncated by a kill; the resumed run writes the step again
             yield json.loads(line)

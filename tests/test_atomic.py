@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clap.atomic import read_json, write_atomic, write_json
+from clap.atomic import read_json, read_json_lines, write_atomic, write_json
 
 
 def test_json_is_read_as_written(tmp_path: Path):
@@ -30,3 +30,8 @@ def test_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="e.npz: not written .No space left on device.; an existing file is unchanged"):
         write_atomic(path, b"after")
     assert [item.name for item in tmp_path.iterdir()] == ["e.npz"] and path.read_bytes() == b"before"
+
+
+def test_only_line_breaks_end_an_entry(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "a\u2028b\x85"}\r\n{"id": "c"}\n{"id": ', encoding="utf-8")
+    assert list(read_json_lines(tmp_path / "a.jsonl")) == [{"id": "a\u2028b\x85"}, {"id": "c"}]

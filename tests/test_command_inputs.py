@@ -10,6 +10,7 @@ import pytest
 from conftest import CONF
 
 from clap.commands.inputs import find_files, read_texts
+from clap.commands.output import to_json
 
 
 def test_folders_and_patterns_yield_recordings(tmp_path, monkeypatch):
@@ -33,6 +34,18 @@ def test_captions_are_read_line_by_line(tmp_path):
     path = tmp_path / "captions.txt"
     path.write_text("\ufeffa dog barks\r\nregen fällt\n\n", encoding="utf-8")
     assert read_texts(["wind"], path, "caption") == ["wind", "a dog barks", "regen fällt"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0b", "\x0c", "\x1e"])
+def test_only_line_breaks_end_a_caption(tmp_path, separator):
+    path = tmp_path / "captions.txt"
+    path.write_text(f"a{separator}dog\nrain", encoding="utf-8")
+    assert read_texts([], path, "caption") == [f"a{separator}dog", "rain"]
+
+
+def test_json_lines_are_lines_for_every_reader():
+    entries = [{"file": "a\u2028b\x85.wav", "text": "é\x0b"}, {"file": "c.wav"}]
+    assert [json.loads(line) for line in to_json(entries, "jsonl").decode().splitlines()] == entries
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,15 @@ def test_quoted_caption_can_contain_commas_and_line_breaks(tmp_path):
     assert clips["a.wav"].captions == ('a dog, then\na "cat"',)
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0b", "\x0c"])
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_only_line_breaks_end_a_row(tmp_path, separator, name):
+    row = {"path": f"a{separator}b.wav", "caption": f"a{separator}dog"}
+    text = json.dumps(row, ensure_ascii=False) if name.endswith("l") else "\n".join(map(",".join, (row, row.values())))
+    clip = all_clips(read(tmp_path, text, name))[row["path"]]
+    assert clip.captions == (row["caption"],)
+
+
 def test_windows_line_ends_and_blank_lines_are_accepted(tmp_path):
     assert len(all_clips(read(tmp_path, "path, caption\r\na.wav,x\r\n\r\nb.wav,y\r\n"))) == 2
 

@@ -22,7 +22,7 @@ def as_line(text: str) -> str:
 
 
 def test_only_the_report_block_is_replaced() -> None:
-    note = f"# Mine\n\n{BEGIN}\nold\n{END}\n\n**Answer.** Yes.\n"
+    note = f"# Mine\u2028too\n\n{BEGIN}\nold\n{END}\n\n**Answer.** Yes.\n"
     assert replace_block(note, f"{BEGIN}\nnew\n{END}", NOTE) == note.replace("old", "new")
 
 

@@ -113,11 +113,12 @@ def read_texts(texts: Sequence[str], path: Path | None, what: str) -> list[str]:
     if path is None:
         return list(texts)
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        content = path.read_text(encoding="utf-8-sig").rstrip()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; write one {what} per line") from None
-    if not lines:
+    if not content:
         raise ValueError(f"{path} is empty; write one {what} per line")
+    lines = content.split("\n")  # str.splitlines also splits at characters within a text, such as U+2028
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise ValueError(f"{path}: line {number} is blank; write one {what} per line")

@@ -17,6 +17,7 @@ from clap.atomic import write_atomic
 
 FORMATS = ("table", "json", "jsonl", "npz")
 SUFFIXES = {".txt": "table", ".json": "json", ".jsonl": "jsonl", ".npz": "npz"}
+ESCAPED_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # str.splitlines splits there
 TOP = 5  # rows per file in a table
 
 
@@ -90,8 +91,8 @@ def to_table(files: Sequence[str], ranking: Sequence[Mapping[str, float]], name:
 
 
 def to_json(entries: Sequence[Mapping[str, Any]], form: str) -> bytes:
-    """A JSON list, or one JSON object per line."""
-    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    """A JSON list, or one JSON object per line; other line separators of Unicode are escaped."""
+    lines = [json.dumps(entry, ensure_ascii=False).translate(ESCAPED_SEPARATORS) for entry in entries]
     return encode_utf8("\n".join(lines) + "\n" if form == "jsonl" else "[\n" + ",\n".join(lines) + "\n]\n")
 
 

@@ -46,7 +46,7 @@ def replace_block(note: str, block: str, path: Path) -> str:
     Raises:
         ValueError: the note does not have one begin and one end line.
     """
-    lines = note.splitlines()
+    lines = note.removesuffix("\n").split("\n")
     marks = [line.strip() for line in lines]
     if marks.count(BEGIN) != 1 or marks.count(END) != 1 or marks.index(BEGIN) > marks.index(END):
         raise ValueError(
