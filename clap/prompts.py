@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 TEMPLATE = "this is a sound of {}."  # as in LAION-CLAP and MS-CLAP
 TEMPLATES = ("the sound of {}",)  # for captions from labels, evaluation and serving
+CLASS_TEMPLATES = (*TEMPLATES, "a recording of {}", "this is a sound of {}", "{}")  # for training on a single label
 
 
 def check_templates(templates: Sequence[str], *, what: str, key: str) -> list[str]:

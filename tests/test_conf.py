@@ -1,11 +1,13 @@
 """Every yaml of conf/ composes, and its classes build."""
 
+import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -14,6 +16,8 @@ from clap.config import flatten, read_config
 from clap.config.build import build
 from clap.config.compose import find_conf_dir
 from clap.config.values import CHOICES, TYPES
+from clap.dataset.dataset_settings import DatasetSettings
+from clap.dataset.folds import Folds
 from clap.evaluation.evaluator import Evaluator
 from clap.model import Clap
 from clap.parts import build_parts
@@ -142,3 +146,20 @@ def test_readme_and_docs_name_every_option():
     for group in sorted(path.name for path in CONF.iterdir() if path.is_dir()):
         absent = [option for option in options(group) if f"`{option}`" not in text]
         assert not absent, f"{group}: name {', '.join(absent)} in docs/training.md"
+
+
+@pytest.mark.parametrize("dataset", options("dataset"))
+def test_corpus_and_settings_have_the_defaults_of_the_yaml(dataset: str):
+    config = compose_plain([f"dataset={dataset}", *REQUIRED.get(dataset, [])])["dataset"]
+    corpus_class = get_class(config["_target_"])
+    defaults = {name: found.default for name, found in inspect.signature(corpus_class).parameters.items()}
+    if issubclass(corpus_class, Folds):  # None stands for these
+        *train, test = range(1, corpus_class.num_folds + 1)
+        defaults |= {"train_folds": train, "test_folds": [test], "max_duration": corpus_class.max_duration}
+    defaults |= {field.name: field.default for field in fields(DatasetSettings)}
+    free = [name for name, default in defaults.items() if default is inspect.Parameter.empty]
+    free += ["num_workers"] * (dataset == "synthetic") + ["weights"] * (dataset == "clotho_audiocaps")
+    expected = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+    assert {key: config[key] for key in config if key not in ("_target_", *free)} == {
+        name: value for name, value in expected.items() if name not in free
+    }

@@ -8,7 +8,7 @@ import pytest
 from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
-from clap.dataset.exclude import read_exclusions, write_exclusions
+from clap.dataset.exclude import is_excluded, read_exclusions, write_exclusions
 
 
 class Three(Corpus):
@@ -39,6 +39,33 @@ def test_written_list_is_read_back(tmp_path):
     names = {"a #1.wav": "caption of b.wav:\ta dog", "é.wav": ""}
     write_exclusions(tmp_path / "list.txt", names, comment="made for a test")
     assert read_exclusions(tmp_path / "list.txt") == {"a #1.wav": "caption of b.wav: a dog", "é.wav": ""}
+
+
+AWKWARD = [
+    " lead.wav", "trail.wav ", "tab\t.wav", "line\n.wav", "return\r.wav", "sep\u2028.wav", "nel\x85.wav", "# 1.wav",
+    "#", "nbsp\xa0", '"quoted"', '"half', "\ud83d.wav", "é.wav", " ", "plain.wav",
+]  # fmt: skip
+
+
+def test_any_name_survives_writing_and_reading(tmp_path):
+    write_exclusions(tmp_path / "list.txt", dict.fromkeys(AWKWARD, "why"), comment="c")
+    assert read_exclusions(tmp_path / "list.txt") == dict.fromkeys(AWKWARD, "why")
+
+
+def test_quoted_name_excludes_only_itself(tmp_path):
+    names = read_exclusions(write(tmp_path, '" a.wav"\tsilent\n'))
+    assert [is_excluded(Clip(name, ("x",)), names) for name in (" a.wav", "a.wav")] == [True, False]
+
+
+def test_list_of_an_earlier_version_excludes_names_with_spaces(tmp_path, caplog):
+    path = write(tmp_path, " train #1.wav\tsilent\n  train #2.wav  \n")
+    assert [clip.id for clip in make(path).clips] == ["train #0.wav"] and "match no" not in caplog.text
+    assert is_excluded(Clip(" train #1.wav", ("x",)), read_exclusions(path))
+
+
+def test_path_may_be_spelled_relative_to_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_excluded(Clip("same id", ("x",), Path("data/a.wav")), {str(tmp_path / "data" / "a.wav")})
 
 
 def test_missing_list_is_named(tmp_path):

@@ -111,7 +111,7 @@ def open_index(folder: Path, name: str, lines: list[bytes]) -> Corpus:
     path.write_bytes(b"\n".join(lines))
     if name in ("csv", "jsonl"):
         return CSV(folder, path)
-    return find_corpus(name, folder, {"subsets": ["FreeSound"]} if name == "wavcaps" else None)
+    return find_corpus(name, folder, {"subsets": ["FreeSound"], "exclusion_lists": []} if name == "wavcaps" else None)
 
 
 def read_clips(folder: Path, name: str, lines: list[bytes]) -> list[Clip]:

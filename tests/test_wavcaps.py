@@ -1,20 +1,24 @@
 """WavCaps in its published layout: subsets, exclusion lists, and invalid entries."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 from replicas import write_wavcaps
 
+from clap.corpus import SPLITS
 from clap.dataset.clips import ClapDataset
+from clap.dataset.mixture import Mixture
+from clap.dataset.registry import open_corpus
 from clap.dataset.wavcaps import SIZES, WavCaps
 
-LISTS = [f"json_files/blacklist/blacklist_exclude_{name}.json" for name in ("all_ac", "ub8k_esc50_vggsound")]
+EXCLUDED = {"FreeSound/12", "FreeSound/14", "AudioSet_SL/Ybbbbbbbbbb2.wav"}
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_wavcaps(tmp_path_factory.mktemp("wavcaps"))
+    return write_wavcaps(tmp_path_factory.mktemp("data") / "wavcaps")
 
 
 def ids(corpus: WavCaps, split: str = "train") -> list[str]:
@@ -22,7 +26,7 @@ def ids(corpus: WavCaps, split: str = "train") -> list[str]:
 
 
 def test_replica_is_read(root: Path, caplog):
-    dataset = ClapDataset(WavCaps(root, val_fraction=0.0), "train", sample_rate=8_000)
+    dataset = ClapDataset(WavCaps(root, exclusion_lists=[], val_fraction=0.0), "train", sample_rate=8_000)
     assert len(dataset) == dataset.num_listed == 10
     assert all(dataset[i].problem is None for i in range(10))
     assert "fsd_final.json lists 4 of 262300 published clips" in caplog.text
@@ -40,13 +44,38 @@ def test_subsets_are_chosen(root: Path):
     assert ids(WavCaps(root, subsets=["SoundBible"], val_fraction=0.0)) == ["SoundBible/2219", "SoundBible/2218"]
 
 
-def test_exclusion_lists_remove_clips(root: Path):
-    left = ids(WavCaps(root, exclusion_lists=LISTS, val_fraction=0.0))
-    assert len(left) == 7 and not {"FreeSound/12", "FreeSound/14", "AudioSet_SL/Ybbbbbbbbbb2.wav"} & set(left)
+@pytest.mark.parametrize("open_it", ["class", "name", "mixture", "config"])
+def test_published_lists_exclude_clips_however_the_corpus_is_opened(root: Path, open_it: str, caplog):
+    caplog.set_level(logging.INFO)
+    if open_it == "name":
+        clips = ClapDataset(["WavCaps"], "train", root, sample_rate=8_000).clips
+    else:
+        config = {"_target_": "clap.dataset.wavcaps.WavCaps", "root": str(root)}
+        corpus = {
+            "class": lambda: WavCaps(root),
+            "mixture": lambda: Mixture(root.parent, corpora={"wavcaps": {}}),
+            "config": lambda: open_corpus(config),
+        }[open_it]()
+        clips = [clip for split in SPLITS for clip in corpus.clips(split)]
+    found = {clip.id for clip in clips}
+    assert found and not EXCLUDED & found
+    assert "wavcaps: skipped 3 of 10 clips, dataset.exclusion_lists=" in caplog.text
+
+
+def test_without_lists_all_clips_are_kept_with_a_warning(root: Path, caplog):
+    assert EXCLUDED < set(ids(WavCaps(root, exclusion_lists=[], val_fraction=0.0)))
+    assert "wavcaps: skipped 0 of 10 clips, dataset.exclusion_lists=[]" in caplog.text
+
+
+def test_list_without_a_known_key_is_an_error(tmp_path: Path):
+    write_wavcaps(tmp_path)
+    (tmp_path / "list.json").write_text(json.dumps({"Freesound": ["12"]}))
+    with pytest.raises(ValueError, match="list.json: no key FreeSound or AudioSet"):
+        WavCaps(tmp_path, exclusion_lists=["list.json"]).clips("train")
 
 
 def test_validation_is_held_out(root: Path):
-    corpus = WavCaps(root, val_fraction=0.5)
+    corpus = WavCaps(root, exclusion_lists=[], val_fraction=0.5)
     assert len(ids(corpus)) + len(ids(corpus, "val")) == 10 and ids(corpus, "val") and not ids(corpus, "test")
 
 
@@ -71,6 +100,7 @@ def test_invalid_entry_names_file_and_entry(tmp_path: Path, text: str, message: 
 
 
 def test_invalid_exclusion_list_is_an_error(tmp_path: Path):
+    write_wavcaps(tmp_path)
     (tmp_path / "list.json").write_text(json.dumps(["12"]))
     with pytest.raises(ValueError, match="list.json: FreeSound is not a list of ids"):
         WavCaps(tmp_path, exclusion_lists=["list.json"]).clips("train")

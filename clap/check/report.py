@@ -1,6 +1,7 @@
 """The report of a check, as Markdown and CSV: statistics of a corpus, its faults and the overlap of its splits."""
 
 import csv
+import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -148,7 +149,7 @@ class Report:
     def find_blocked_clips(self, kinds: Sequence[str]) -> dict[str, str]:
         """Training clips that overlap with an evaluation split, {name: reason}.
 
-        A name is the id of a clip, or its path if several clips have this id.
+        A name is the id of a clip, or its absolute path if several clips have this id.
 
         Args:
             kinds: kinds of overlap that count.
@@ -159,7 +160,7 @@ class Report:
             for match in overlap.matches if overlap.split.split == "train" else ():
                 clip = match.entry.clip
                 if match.kind in kinds:
-                    name = clip.id if ids[clip.id] == 1 or clip.path is None else str(clip.path)
+                    name = clip.id if ids[clip.id] == 1 or clip.path is None else os.path.abspath(clip.path)
                     reasons.setdefault(name, f"{match.kind} of {match.others[0].place}: {match.detail}")
         return reasons
 
@@ -186,7 +187,7 @@ def format_counts(values: Iterable[int | None], most: int = 4) -> str:
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table with columns padded to their widest cell, except a last column of long texts."""
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
+    cells = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     widths[-1] = max(widths[-1] if widths[-1] <= MAX_LAST_COLUMN else len(header[-1]), 3)
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]

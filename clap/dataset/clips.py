@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ from clap.config import read_config
 from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.cache import WaveformCache
 from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
-from clap.dataset.exclude import is_excluded, read_exclusions
+from clap.dataset.exclude import find_unknown, is_excluded, read_exclusions
 from clap.dataset.keywords import fill_keyword_templates
 from clap.dataset.registry import check_weights, download_named, find_corpus, open_corpus
 from clap.waveform import AudioError
@@ -205,11 +206,10 @@ class ClapDataset(Dataset):
             raise ValueError(
                 f"dataset.exclude={exclude} names all {num_listed} training clips of {self.name}; shorten the list"
             )
-        known = {name for own in clips for clip in own for name in (clip.id, str(clip.path))}
-        if unknown := [name for name in names if name not in known]:
+        if unknown := find_unknown(names, itertools.chain(*clips)):
             log.warning(
                 "%d of %d names in dataset.exclude=%s match no training clip of %s, the first is %s",
-                *(len(unknown), len(names), exclude, self.name, unknown[0]),
+                *(len(unknown), len({name.strip() for name in names}), exclude, self.name, unknown[0]),
             )
         return kept
 

@@ -1,6 +1,9 @@
 """Block lists: text files with the clips that training skips, one per line, and the reason for each."""
 
-from collections.abc import Collection, Mapping
+import contextlib
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +14,9 @@ if TYPE_CHECKING:
 def read_exclusions(path: str | Path) -> dict[str, str]:
     """{clip id or path: reason} from a text file with lines of NAME, or NAME, a tab and REASON.
 
-    Blank lines and lines that start with "# " are comments; any other # is part of the name (Clotho has such names).
+    NAME in double quotes is a JSON string, as `write_exclusions` writes a name with spaces at its ends, tabs or line
+    breaks. Of any other name with spaces at its ends, the spellings with and without them are returned. Blank lines and
+    lines that start with "# " are comments; any other # is part of the name (Clotho has such names).
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -24,26 +29,58 @@ def read_exclusions(path: str | Path) -> dict[str, str]:
             "`python -m clap check` writes"
         )
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # names may contain the separators of str.splitlines
     except UnicodeDecodeError:
         raise ValueError(f"dataset.exclude={path} is not UTF-8; save the file in that encoding") from None
-    exclusions = {}
+    exclusions: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
-        name, _, reason = (part.strip() for part in line.partition("\t"))
         if not line.strip() or line.startswith("# ") or line.strip() == "#":
             continue
-        if not name:
+        names, reason = parse_line(line)
+        if "" in names:
             raise ValueError(f"{path}, line {number}: no clip name before the tab; write NAME, a tab, REASON")
-        exclusions[name] = reason
+        exclusions |= dict.fromkeys(names, reason)
     return exclusions
+
+
+def parse_line(line: str) -> tuple[set[str], str]:
+    """The spellings of the name, one if it is quoted, and the reason."""
+    if line.startswith('"'):
+        with contextlib.suppress(json.JSONDecodeError):
+            name, end = json.JSONDecoder().raw_decode(line)
+            gap, _, reason = line[end:].partition("\t")
+            if not gap.strip():  # else a plain name that begins with a quoted word
+                return {name}, reason.strip()
+    name, _, reason = line.partition("\t")
+    return {name, name.strip()}, reason.strip()
+
+
+def list_names(clip: "Clip") -> set[str]:
+    """The names by which a block list can have a clip: its id, its path, and its absolute path."""
+    return {clip.id} if clip.path is None else {clip.id, str(clip.path), os.path.abspath(clip.path)}
 
 
 def is_excluded(clip: "Clip", names: Collection[str]) -> bool:
     """Whether the id or path of a clip is in `names`."""
-    return clip.id in names or str(clip.path) in names
+    return any(name in names for name in list_names(clip))
+
+
+def find_unknown(names: Iterable[str], clips: Iterable["Clip"]) -> list[str]:
+    """The names that no clip has; spaces at their ends are ignored, since both spellings may be among them."""
+    known = {name.strip() for clip in clips for name in list_names(clip)}
+    return [name for name in dict.fromkeys(name.strip() for name in names) if name not in known]
 
 
 def write_exclusions(path: Path, exclusions: Mapping[str, str], *, comment: str) -> None:
     """Write a file for `read_exclusions`, with `comment` in the first line."""
-    lines = [f"# {comment}", *(f"{name}\t{' '.join(reason.split())}" for name, reason in exclusions.items())]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = [
+        f"# {comment}",
+        *(f"{quote_name(name)}\t{' '.join(reason.split())}" for name, reason in exclusions.items()),
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+
+
+def quote_name(name: str) -> str:
+    """The name as in a block list; a JSON string if it would not be read back as it is."""
+    is_plain = name.isprintable() and name == name.strip() and not name.startswith(('"', "# ")) and name != "#"
+    return name if is_plain else json.dumps(name)

@@ -10,7 +10,7 @@ from clap.corpus import Clip, Corpus
 from clap.dataset.csv import check_fractions, read_csv
 from clap.dataset.index import check_has_letters, check_number, check_recording, check_unique, find_index, shorten_repr
 from clap.dataset.keywords import fill_keyword_templates
-from clap.prompts import TEMPLATES, check_templates
+from clap.prompts import CLASS_TEMPLATES, check_templates
 
 
 class Folds(Corpus):
@@ -44,7 +44,7 @@ class Folds(Corpus):
         val_folds: Sequence[int] = (),
         test_folds: Sequence[int] | None = None,
         val_fraction: float = 0.1,
-        templates: Sequence[str] = TEMPLATES,
+        templates: Sequence[str] = CLASS_TEMPLATES,
         max_duration: float | None = None,
     ) -> None:
         self.root, self.val_fraction = Path(root), val_fraction

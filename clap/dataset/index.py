@@ -20,12 +20,13 @@ def require_root(corpus: Corpus) -> None:
         )
 
 
-def find_index(corpus: Corpus, name: str) -> Path:
-    """The path of an index file below the root of the corpus; FileNotFoundError if it is missing."""
+def find_index(corpus: Corpus, name: str, *, remedy: str = "") -> Path:
+    """The path of an index file below the root of the corpus; FileNotFoundError, with `remedy`, if it is missing."""
     path = corpus.root / name
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing; dataset.root={corpus.root} must be the folder that contains {name}"
+            + (f", {remedy}" if remedy else "")
             + describe_source(corpus)
         )
     return path

@@ -19,6 +19,10 @@ INDEXES = {
     "AudioSet_SL": "json_files/AudioSet_SL/as_final.json",
 }
 SIZES = {"FreeSound": 262_300, "BBC_Sound_Effects": 31_201, "SoundBible": 1_232, "AudioSet_SL": 108_317}
+EXCLUSION_LISTS = (  # published with the corpus: clips of AudioCaps and Clotho; of UrbanSound8K, ESC-50 and VGGSound
+    "json_files/blacklist/blacklist_exclude_all_ac.json",
+    "json_files/blacklist/blacklist_exclude_ub8k_esc50_vggsound.json",
+)
 EXCLUSION_KEYS = {"FreeSound": "FreeSound", "AudioSet_SL": "AudioSet"}  # subset -> key in an exclusion list
 UNPACKED = "mnt/fast/nobackup/scratch4weeks/xm00178/WavCaps/data/waveforms"  # path inside the published zips
 FOLDERS = ("{}_flac", "waveforms/{}_flac", "Audio/{}", f"{UNPACKED}/{{}}_flac")
@@ -33,7 +37,8 @@ class WavCaps(Corpus):
     Args:
         subsets: one or more of FreeSound, BBC_Sound_Effects, SoundBible, AudioSet_SL.
         exclusion_lists: JSON files relative to root, {"FreeSound": [ids], "AudioSet": [ids]}, with the ids of clips to
-            skip, so that evaluation sets share no clip with training.
+            skip, so that evaluation sets share no clip with training; by default the two published lists. Without lists
+            all clips are kept, with a warning. BBC_Sound_Effects and SoundBible have no excluded clips.
         val_fraction: share of the clips for validation, chosen by a hash of their ids.
         max_duration: seconds; training reads only this much of a longer clip.
 
@@ -55,7 +60,7 @@ class WavCaps(Corpus):
         root: str | Path,
         *,
         subsets: Sequence[str] = tuple(INDEXES),
-        exclusion_lists: Sequence[str] = (),
+        exclusion_lists: Sequence[str] = EXCLUSION_LISTS,
         val_fraction: float = 0.01,
         max_duration: float = 30.0,
     ) -> None:
@@ -72,15 +77,34 @@ class WavCaps(Corpus):
 
     @functools.cached_property
     def all_clips(self) -> list[Clip]:
+        listed = {subset: self.read_subset(subset) for subset in self.subsets}
+        if not EXCLUSION_KEYS.keys() & listed.keys():
+            return [clip for clips in listed.values() for clip in clips.values()]
         excluded = self.read_exclusion_lists()
-        return [clip for subset in self.subsets for clip in self.read_subset(subset, excluded[subset])]
+        kept = [
+            clip for subset, clips in listed.items() for name, clip in clips.items() if name not in excluded[subset]
+        ]
+        num_listed = sum(map(len, listed.values()))
+        log.log(
+            logging.INFO if len(kept) < num_listed else logging.WARNING,  # evaluation sets share clips with WavCaps
+            "wavcaps: skipped %d of %d clips, dataset.exclusion_lists=%s",
+            *(num_listed - len(kept), num_listed, self.exclusion_lists),
+        )
+        return kept
 
     def read_exclusion_lists(self) -> dict[str, set[str]]:
-        """{subset: ids of the clips to skip}."""
+        """{subset: ids of the clips to skip}.
+
+        Raises:
+            FileNotFoundError: a list is missing.
+            ValueError: a list is invalid.
+        """
         excluded: dict[str, set[str]] = {subset: set() for subset in INDEXES}
         for name in self.exclusion_lists:
-            path = find_index(self, name)
+            path = find_index(self, name, remedy="or set dataset.exclusion_lists=[] to keep the clips that it names")
             found = read_json_index(path)
+            if isinstance(found, Mapping) and not set(EXCLUSION_KEYS.values()) & found.keys():
+                raise ValueError(f"{path}: no key {' or '.join(EXCLUSION_KEYS.values())}; write {{KEY: [ids]}}")
             for subset, key in EXCLUSION_KEYS.items():
                 ids = found.get(key, []) if isinstance(found, Mapping) else None
                 if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids):
@@ -88,7 +112,8 @@ class WavCaps(Corpus):
                 excluded[subset] |= set(ids)
         return excluded
 
-    def read_subset(self, subset: str, excluded: set[str]) -> list[Clip]:
+    def read_subset(self, subset: str) -> dict[str, Clip]:
+        """{id in the index: clip}."""
         path = find_index(self, INDEXES[subset])
         found = read_json_index(path)
         entries = found.get("data") if isinstance(found, Mapping) else found
@@ -98,13 +123,12 @@ class WavCaps(Corpus):
             log.warning("%s lists %d of %d published clips", path, len(entries), SIZES[subset])
         folder = next((known for known in self.list_folders(subset) if known.is_dir()), self.list_folders(subset)[0])
         seen: dict[str, str] = {}
-        clips = []
+        clips = {}
         for number, entry in enumerate(entries, start=1):
             where = f"{path}, entry {number}"
             name = check_name(require_text(entry, "id", where), "id", where)
             check_unique(seen, name, "id", where)
-            if name not in excluded:
-                clips.append(make_clip(subset, name, entry, folder, where))
+            clips[name] = make_clip(subset, name, entry, folder, where)
         return clips
 
     def list_folders(self, subset: str) -> list[Path]:
