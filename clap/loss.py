@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5; training clips exp(logit_scale) to it
+
 
 class SymmetricCrossEntropyLoss(nn.Module):
     """Cross entropy over the batch, audio to text and text to audio, averaged.
@@ -23,7 +25,7 @@ class SymmetricCrossEntropyLoss(nn.Module):
 
     def __init__(self, *, init_logit_scale: float = 14.2857) -> None:
         super().__init__()
-        self.init_logit_scale = init_logit_scale
+        self.init_logit_scale = check_logit_scale(init_logit_scale)
 
     def forward(self, audio_embedding: Tensor, text_embedding: Tensor, logit_scale: Tensor, clip_ids: Tensor) -> Tensor:
         positives = _find_positives(audio_embedding, text_embedding, clip_ids)
@@ -48,13 +50,22 @@ class SigmoidLoss(nn.Module):
 
     def __init__(self, *, init_logit_scale: float = 10.0, init_logit_bias: float = -10.0) -> None:
         super().__init__()
-        self.init_logit_scale = init_logit_scale
+        self.init_logit_scale = check_logit_scale(init_logit_scale)
         self.logit_bias = nn.Parameter(torch.tensor(init_logit_bias))
 
     def forward(self, audio_embedding: Tensor, text_embedding: Tensor, logit_scale: Tensor, clip_ids: Tensor) -> Tensor:
         positives = _find_positives(audio_embedding, text_embedding, clip_ids)
         logits = logit_scale * audio_embedding @ text_embedding.T + self.logit_bias  # (batch, batch)
         return -F.logsigmoid((2 * positives - 1) * logits).sum() / len(logits)
+
+
+def check_logit_scale(value: float) -> float:
+    """Return an initial exp(logit_scale); ValueError unless it is above 0 and at most MAX_LOGIT_SCALE."""
+    if not 0 < value <= MAX_LOGIT_SCALE:
+        raise ValueError(
+            f"init_logit_scale={value} must be above 0 and at most {MAX_LOGIT_SCALE:g}; set loss.init_logit_scale"
+        )
+    return value
 
 
 def _find_positives(audio_embedding: Tensor, text_embedding: Tensor, clip_ids: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from clap.audio_encoder.base import AudioEncoder
 from clap.config import read_config
 from clap.config.values import WINDOW_POLICIES
 from clap.dataset.loader import Collate
+from clap.loss import MAX_LOGIT_SCALE, check_logit_scale
 from clap.parts import PARTS, build_parts, load_part, model_config, parts_to_rebuild, read_saved_config
 from clap.prompts import TEMPLATE, check_prompts, fill_templates
 from clap.published.hub import is_published
@@ -30,7 +31,6 @@ from clap.tokenizer import Tokenizer
 from clap.waveform import AudioError
 
 log = logging.getLogger(__name__)
-MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5
 
 
 class MLPProjection(nn.Module):
@@ -92,7 +92,7 @@ class Clap(nn.Module):
         self.text_encoder = text_encoder
         self.audio_projection = audio_projection
         self.text_projection = text_projection
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))  # a logarithm
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(check_logit_scale(init_logit_scale))))  # a logarithm
         self.frozen: list[str] = []
         self._windows: str | None = None
 

@@ -1,5 +1,6 @@
 """Parameter groups (a learning rate per encoder, no weight decay on norms and biases) and learning-rate schedule."""
 
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from clap.config.values import SCHEDULES
+
+log = logging.getLogger(__name__)
 
 
 def build_optimizer(
@@ -35,7 +38,7 @@ def build_optimizer(
         schedule: `cosine` decay to zero at `total_steps`, or `constant`.
 
     Raises:
-        ValueError: the schedule is unknown, a number is negative, or no parameter is trainable.
+        ValueError: the schedule is unknown, a number is negative or not finite, or no parameter is trained.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"optimizer.schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
@@ -46,10 +49,18 @@ def build_optimizer(
         "weight_decay": weight_decay,
         "warmup_steps": warmup_steps,
     }
-    if negative := [name for name, value in numbers.items() if value < 0]:
-        raise ValueError(f"optimizer.{negative[0]}={numbers[negative[0]]} must not be negative")
+    if wrong := [name for name, value in numbers.items() if not 0 <= value < math.inf]:
+        raise ValueError(f"optimizer.{wrong[0]}={numbers[wrong[0]]} must be a number from 0 on, and finite")
+    if warmup_steps >= total_steps > 0:
+        log.warning(
+            "optimizer.warmup_steps=%d is not shorter than the training of %d steps, which ends at %.3g of the peak "
+            "learning rate; lower optimizer.warmup_steps or train longer",
+            *(warmup_steps, total_steps, total_steps / warmup_steps),
+        )
     rates = {"audio_encoder": audio_encoder_lr, "text_encoder": text_encoder_lr}
     groups = parameter_groups(clap, criterion, rates=rates, lr=lr, weight_decay=weight_decay)
+    if not any(group["lr"] for group in groups):
+        raise ValueError(f"optimizer.lr={lr}: all trained parts have the learning rate 0; raise it")
     optimizer = algorithm(groups)
     factor = partial(learning_rate_factor, warmup_steps=warmup_steps, total_steps=total_steps, schedule=schedule)
     return optimizer, LambdaLR(optimizer, factor)

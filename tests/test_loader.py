@@ -54,6 +54,12 @@ def test_collate_skips_and_reports_bad_clips():
     assert batch.index.tolist() == [4, 9] and batch.problems == {7: "7.wav: empty"}
 
 
+def test_batch_larger_than_the_training_split_is_reported(ramps, caplog):
+    for batch_size in (10, 11):
+        make_loader(make_dataset(ramps, "train"), Collate(tokenize), batch_size=batch_size, num_workers=0, shuffle=True)
+        assert ("dataset.batch_size=11 is more than the 10 training clips" in caplog.text) == (batch_size == 11)
+
+
 def test_batch_without_a_good_clip_is_empty():
     batch = Collate(tokenize)([make_item(7, 3, problem="7.wav: empty")])
     assert len(batch) == 0 and batch.problems == {7: "7.wav: empty"}

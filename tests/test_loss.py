@@ -144,3 +144,10 @@ def test_duplicates_equal_mean_over_choices_of_label(golden) -> None:
         single_label.append(single_label_loss(similarity, labels))
     loss = SymmetricCrossEntropyLoss()(similarity, torch.eye(12), torch.tensor(1.0), clip_ids)
     assert_close(loss, torch.stack(single_label).mean())
+
+
+@pytest.mark.parametrize("loss", [SymmetricCrossEntropyLoss, SigmoidLoss])
+@pytest.mark.parametrize("scale", [0.0, -1.0, 101.0, float("nan")])
+def test_initial_logit_scale_outside_of_its_range_is_refused(loss, scale) -> None:
+    with pytest.raises(ValueError, match="must be above 0 and at most 100; set loss.init_logit_scale"):
+        loss(init_logit_scale=scale)

@@ -121,10 +121,27 @@ def test_unknown_schedule_lists_the_allowed_values(clap):
         build(clap, schedule="linear")
 
 
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["lr", "audio_encoder_lr", "weight_decay", "warmup_steps"])
-def test_negative_value_is_named(clap, name):
-    with pytest.raises(ValueError, match=f"optimizer.{name}=-1 must not be negative"):
-        build(clap, **{name: -1})
+def test_value_that_is_negative_or_not_finite_is_named(clap, name, value):
+    with pytest.raises(ValueError, match=f"optimizer.{name}={value} must be a number from 0 on"):
+        build(clap, **{name: value})
+
+
+def test_learning_rates_of_zero_are_refused(clap, tiny_clap):
+    rates = {"lr": 0.0, "audio_encoder_lr": 0.0, "text_encoder_lr": 0.0}
+    with pytest.raises(ValueError, match="all trained parts have the learning rate 0"):
+        build(clap, **rates)
+    build(clap, **rates | {"text_encoder_lr": 0.1})
+    frozen = tiny_clap().freeze(["text_encoder"])
+    with pytest.raises(ValueError, match="all trained parts have the learning rate 0"):
+        build(frozen, **rates | {"text_encoder_lr": 0.1})
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(9, False), (10, True), (40, True)])
+def test_warmup_as_long_as_the_training_is_reported(clap, steps, warned, caplog):
+    build(clap, warmup_steps=steps, total_steps=10)
+    assert (f"optimizer.warmup_steps={steps} is not shorter than the training of 10 steps" in caplog.text) == warned
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])

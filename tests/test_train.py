@@ -249,7 +249,9 @@ def train_odd(folder: Path, *arguments: str, ok: bool) -> subprocess.CompletedPr
 def test_bad_clips_are_named_and_counted_beside_every_number(odd_folder: Path):
     index = (odd_folder / "clips.csv").read_bytes()
     result = train_odd(odd_folder, "dataset.max_bad_fraction=0.1", ok=True)
-    assert result.stdout.count("/0.wav: cannot be decoded") == result.stdout.count("/3.wav: cannot be decoded") == 1
+    assert result.stdout.count("/0.wav: cannot be decoded") == 1
+    assert result.stdout.count("/3.wav: cannot be decoded") == 2  # before training, and at the test
+    assert result.stdout.index("test split: ") < result.stdout.index("skipped in training: ")
     assert "1 of 20 training clips were skipped" in result.stdout
     numbers = [line for line in result.stdout.splitlines() if re.search(r"- (val|test)/csv/\S+ +\d", line)]
     assert [line.rpartition("  ")[2] for line in numbers] == [*["10 of 10 clips"] * 10, *["9 of 10 clips"] * 10]
@@ -260,7 +262,7 @@ def test_too_many_bad_clips_stop_the_run_in_one_line(odd_folder: Path):
     result = train_odd(odd_folder, ok=False)
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert "1 of 20 training clips" in line
+    assert "1 of 10 clips of csv (test) cannot be used" in line
     assert "dataset.max_bad_fraction" in line
     assert "Traceback" not in result.stderr
 

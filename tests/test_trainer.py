@@ -1,6 +1,7 @@
 """ClapTrainer in Python: training, choosing the best checkpoint, stopping and resuming."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from clap import ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
 from clap.dataset.loader import make_loader
 from clap.dataset.synthetic import Synthetic
 from clap.evaluation.zero_shot import ZeroShot
+from clap.training.finite import MIN_LOSS_SCALE
+from clap.training.preflight import log_ineffective_settings
 from clap.training.trainer_settings import TrainerSettings
 
 
@@ -154,6 +157,100 @@ def test_bad_loss_names_step_and_clips_and_keeps_the_checkpoint(make_trainer: Ca
     with pytest.raises(ValueError, match=r"loss is nan at step 3 \(epoch 2, batch 1: train-"):
         trainer.fit(tmp_path)
     assert (tmp_path / "checkpoints" / "last" / "model.safetensors").read_bytes() == before
+
+
+def spoil_gradient(trainer: ClapTrainer, value: float) -> str:
+    """Set a gradient of the text projection to a value in each backward pass; returns the parameter's name."""
+    weight = trainer.clap.text_projection.linear2.weight
+    weight.register_hook(lambda gradient: torch.full_like(gradient, value))
+    return "text_projection.linear2.weight"
+
+
+def test_gradient_that_is_not_finite_stops_before_the_weights(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer()
+    before = {name: tensor.clone() for name, tensor in trainer.clap.named_parameters()}
+    trainer.optimizer.param_groups[0]["name"] = "rest/decay"
+    name = spoil_gradient(trainer, math.nan)
+    with pytest.raises(ValueError, match=rf"the gradient of {name} is nan \(parameter group rest/decay\) at step 1 "):
+        trainer.fit(tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.clap.named_parameters())
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_norm_of_gradients_beyond_float32_stops_the_run(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer()
+    spoil_gradient(trainer, 1e30)
+    with pytest.raises(ValueError, match="the norm of the gradients exceeds float32 at step 1 "):
+        trainer.fit(tmp_path)
+
+
+def test_scaler_skips_infinite_gradients_until_its_scale_is_used_up(make_trainer: Callable, tmp_path: Path):
+    trainer, scale = make_trainer(epochs=9), [4 * MIN_LOSS_SCALE]
+    trainer.scaler = SimpleNamespace(
+        is_enabled=lambda: True, get_scale=lambda: scale[-1], scale=lambda loss: loss, unscale_=lambda optimizer: None,
+        step=lambda optimizer: None, update=lambda: scale.append(scale[-1] / 2), state_dict=dict,
+    )  # fmt: skip
+    spoil_gradient(trainer, math.inf)
+    with pytest.raises(ValueError, match=r"the gradient of .* is inf at step 3 "):
+        trainer.fit(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=1)
+    trainer.fit(tmp_path)
+    trainer.clap.audio_encoder.bn0.running_var[0] = math.inf
+    for name in ("last", "best"):
+        saved = (tmp_path / "checkpoints" / name / "model.safetensors").read_bytes()
+        with pytest.raises(ValueError, match="audio_encoder.bn0.running_var is inf after step 2; checkpoints stay"):
+            trainer.save(name)
+        assert (tmp_path / "checkpoints" / name / "model.safetensors").read_bytes() == saved
+
+
+def test_gradients_are_not_clipped_without_a_norm(make_trainer: Callable, tmp_path: Path):
+    norms = []
+    for max_norm in (None, 1e-3):
+        trainer = make_trainer(epochs=1, max_steps=1, max_grad_norm=max_norm)
+        trainer.fit(tmp_path / str(max_norm))
+        gradients = [p.grad for p in trainer.clap.parameters() if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+    assert norms[0] > 0.01 and norms[1] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_settings_without_effect_are_reported(make_trainer: Callable, tmp_path: Path, caplog):
+    trainer = make_trainer(epochs=2, eval_every=3, log_every=9)
+    trainer.test_loader = None
+    dataset = trainer.train_loader.dataset
+    trainer.train_loader = DataLoader(dataset, batch_size=11, shuffle=True, collate_fn=trainer.clap.collate)
+    log_ineffective_settings(trainer)
+    trainer.val_loader = None
+    log_ineffective_settings(trainer)
+    for words in (
+        "eval_every=3 epochs is longer",
+        "log_every=9 is more than the 4",
+        "single clip",
+        "no test",
+        "no val",
+    ):
+        assert words in caplog.text
+    caplog.clear()
+    log_ineffective_settings(make_trainer(epochs=5))
+    assert not caplog.text
+
+
+def test_epoch_without_a_batch_is_refused(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer()
+    dataset, collate = trainer.train_loader.dataset, trainer.clap.collate
+    trainer.train_loader = DataLoader(dataset, batch_size=13, drop_last=True, collate_fn=collate)
+    with pytest.raises(ValueError, match="an epoch of 12 training clips has no batch"):
+        trainer.fit(tmp_path)
+
+
+@pytest.mark.parametrize("option", [{"monitor": "val/synthetic/text_to_audio/recall_at_1"}, {"patience": 2}])
+def test_monitor_and_patience_without_validation_are_refused(make_trainer: Callable, option: dict):
+    trainer = make_trainer()
+    loaders = (trainer.train_loader, None, trainer.test_loader)
+    with pytest.raises(ValueError, match="need a validation split, and the dataset has none"):
+        ClapTrainer(*loaders, trainer.clap, trainer.optimizer, trainer.criterion, settings=TrainerSettings(**option))
 
 
 def test_frozen_text_encoder_stays_as_it_was(make_trainer: Callable, tmp_path: Path):

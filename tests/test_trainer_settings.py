@@ -23,6 +23,12 @@ def test_options_below_one_are_refused(option: str):
         TrainerSettings(**{option: 0})
 
 
+@pytest.mark.parametrize("norm", [0, -1.0, float("nan")])
+def test_gradient_norm_that_stops_learning_is_refused(norm: float):
+    with pytest.raises(ValueError, match=r"trainer.max_grad_norm=.* must be above 0, or null"):
+        TrainerSettings(max_grad_norm=norm)
+
+
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="trainer.precision='fp8' is not one of fp32, bf16, fp16"):
         TrainerSettings(precision="fp8")

@@ -24,6 +24,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "tracking.uri": (str, type(None)),
     "trainer.monitor": (str, type(None)),
     "trainer.max_steps": (int, type(None)),
+    "trainer.max_grad_norm": (float, int, type(None)),
     "trainer.patience": (int, type(None)),
     "trainer.save_every": (int, type(None)),
     "dataset.max_clips": (int, type(None)),

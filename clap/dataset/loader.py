@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from clap.corpus import Corpus
 from clap.dataset.clips import ClapDataset, Item
 from clap.dataset.dataset_settings import DatasetSettings
 
+log = logging.getLogger(__name__)
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # of workers; joblib sets another default
 
@@ -152,6 +154,10 @@ def make_loader(
         raise ValueError(
             f"dataset.batch_size={batch_size}, {len(dataset)} training clips: a contrastive batch needs two clips or "
             "more"
+        )
+    if shuffle and batch_size > len(dataset):
+        log.warning(
+            "dataset.batch_size=%d is more than the %d training clips, which are one batch", batch_size, len(dataset)
         )
     return DataLoader(
         dataset,

@@ -67,7 +67,8 @@ def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
     batch_size = config["dataset"]["batch_size"]
     loader = make_loader(dataset, clap.collate, batch_size=batch_size, num_workers=0, shuffle=True)
     criterion = build_module(config["loss"]).to(clap.device)
-    optimizer, _ = instantiate(config["optimizer"])(clap, criterion, total_steps=3)
+    total_steps = TrainerSettings(**config["trainer"]).num_steps(loader)
+    optimizer, _ = instantiate(config["optimizer"])(clap, criterion, total_steps=total_steps)
     settings = TrainerSettings(precision=config["trainer"]["precision"])
     trainer = ClapTrainer(loader, None, None, clap, optimizer, criterion, settings=settings)
     batch = next(iter(loader)).to(clap.device)

@@ -27,7 +27,9 @@ from clap.model import Clap
 from clap.run_folder import COST, METRICS, count_clips, describe_clips, find_count, read_counts
 from clap.tracking.tracker import Tracker
 from clap.training.cost import measure_cost, reset_peak_memory
+from clap.training.finite import ADVICE, MIN_LOSS_SCALE, describe_gradients, find_non_finite
 from clap.training.interrupt import stop_on_signal
+from clap.training.preflight import check_run
 from clap.training.state import collect_state, restore_state
 from clap.training.trainer_settings import TrainerSettings, make_autocast
 
@@ -98,9 +100,10 @@ class ClapTrainer:
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM arrived; the `last` checkpoint is of the step in which it did.
-            ValueError: a loss is not finite, or too many clips cannot be used.
+            ValueError: a loss, gradient or weight is not finite, or too many clips cannot be used.
         """
         self.checkpoints = Path(out_path) / "checkpoints"
+        check_run(self)
         self.fit_start = time.perf_counter()
         reset_peak_memory()
         self.clap.tokenizer.cache_captions(getattr(self.train_loader.dataset, "captions", []))  # a Subset has none
@@ -139,12 +142,16 @@ class ClapTrainer:
             audio, text, logit_scale = self.clap(batch.waveform, batch.lengths, batch.token_ids, batch.token_mask)
         loss = self.criterion(audio.float(), text.float(), logit_scale, batch.clip_ids)
         if not torch.isfinite(loss):
-            self.stop_at_bad_loss(loss, batch)
+            self.stop(f"the loss is {loss.item()}", batch)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not torch.isfinite(norm) and not self.skips_step():
+            self.stop(describe_gradients(self.optimizer, self.named_parameters()), batch)
+        if self.settings.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scheduler is not None:
@@ -166,7 +173,14 @@ class ClapTrainer:
             self.tracker.flush()
 
     def save(self, name: str) -> None:
-        """Write checkpoints/<name>; only `last` holds what resuming needs."""
+        """Write checkpoints/<name>; only `last` holds what resuming needs.
+
+        Raises:
+            ValueError: a weight is not finite. OSError: the folder cannot be written.
+        """
+        weights = [*self.clap.state_dict().items(), *self.criterion.state_dict(prefix="loss.").items()]
+        if found := find_non_finite(weights):
+            raise ValueError(f"{found} after step {self.step}; {ADVICE}")
 
         def write(folder: Path) -> None:
             self.clap.save(folder, self.saved_config)
@@ -217,12 +231,22 @@ class ClapTrainer:
         """Seconds of training and validation so far, those before a resume included."""
         return self.seconds_before + time.perf_counter() - self.fit_start
 
-    def stop_at_bad_loss(self, loss: Tensor, batch: Batch) -> None:
+    def skips_step(self) -> bool:
+        """Whether the scaler of fp16 skips a step with infinite gradients and tries a smaller scale of the loss."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > MIN_LOSS_SCALE
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and parameters of the model, then of the loss."""
+        yield from self.clap.named_parameters()
+        yield from self.criterion.named_parameters(prefix="loss")
+
+    def stop(self, problem: str, batch: Batch) -> None:
+        """ValueError that names the step and clips of a problem."""
         dataset = self.train_loader.dataset
         names = ", ".join(dataset.clips[i].id for i in batch.index.tolist()[:4])
         raise ValueError(
-            f"the loss is {loss.item()} at step {self.step + 1} (epoch {self.epoch + 1}, batch {self.step_in_epoch}: "
-            f"{names}, ...); checkpoints stay as they were; lower optimizer.lr or set trainer.precision=fp32"
+            f"{problem} at step {self.step + 1} (epoch {self.epoch + 1}, batch {self.step_in_epoch}: {names}, ...); "
+            f"{ADVICE}"
         )
 
     def check_problems(self, batch: Batch) -> None:
@@ -283,9 +307,15 @@ class ClapTrainer:
 
     def find_monitors(self) -> list[str]:
         """Full names of the metrics whose mean chooses the best checkpoint; none without validation."""
+        monitor, patience = self.settings.monitor, self.settings.patience
+        if self.val_loader is None and (monitor or patience):
+            raise ValueError(
+                f"trainer.monitor={monitor} and trainer.patience={patience} need a validation split, and the dataset "
+                "has none; set both to null, or give a dataset with a validation split"
+            )
         if self.val_loader is None:
             return []
-        dataset, monitor = self.val_loader.dataset, self.settings.monitor
+        dataset = self.val_loader.dataset
         names = [name for name in name_metrics(dataset, self.evaluators) if not name.endswith("median_rank")]
         if monitor is not None and monitor not in names:
             raise ValueError(f"trainer.monitor={monitor} is not one of {', '.join(names)}")

@@ -19,7 +19,7 @@ class TrainerSettings:
     Args:
         max_epochs, max_steps: training ends after the one that comes first.
         precision: `fp32`, `bf16` or `fp16` (GPU only) for the two encoders; log-mel and loss stay float32.
-        max_grad_norm: gradients are clipped to this norm.
+        max_grad_norm: gradients are clipped to this norm; None: not clipped.
         monitor: metric, higher is better, that chooses the best checkpoint; None for the first evaluator's first
             metric, averaged over corpora.
         patience: validations without a better monitor before training stops; None trains to the end.
@@ -34,7 +34,7 @@ class TrainerSettings:
     max_epochs: int = 10
     max_steps: int | None = None
     precision: str = "fp32"
-    max_grad_norm: float = 1.0
+    max_grad_norm: float | None = 1.0
     monitor: str | None = None
     patience: int | None = None
     eval_every: int = 1
@@ -45,6 +45,10 @@ class TrainerSettings:
         for name in COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"trainer.{name}={value} must be at least 1")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(
+                f"trainer.max_grad_norm={self.max_grad_norm} must be above 0, or null for gradients without clipping"
+            )
         if self.precision not in PRECISIONS:
             raise ValueError(f"trainer.precision={self.precision!r} is not one of {', '.join(PRECISIONS)}")
 

@@ -1,0 +1,89 @@
+"""Before training: settings without effect are logged, recordings of the evaluated splits are checked."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from clap.corpus import Clip
+from clap.dataset.clips import ClapDataset
+from clap.waveform import AudioError, open_recording
+
+if TYPE_CHECKING:  # the trainer imports this module
+    from clap.training.trainer import ClapTrainer
+
+log = logging.getLogger(__name__)
+MOST_HEADERS = 10_000  # recordings of a split that are checked, evenly spaced; a header takes about 1 ms
+THREADS = 8
+
+
+def check_run(trainer: "ClapTrainer") -> None:
+    """Log settings that have no effect, and check the recordings of the validation and test split.
+
+    Raises:
+        ValueError: an epoch has no batch, or more recordings than `max_bad_fraction` allows cannot be read.
+    """
+    log_ineffective_settings(trainer)
+    for loader in filter(None, (trainer.val_loader, trainer.test_loader)):
+        check_recordings(loader.dataset)
+
+
+def log_ineffective_settings(trainer: "ClapTrainer") -> None:
+    """Warn of splits that do not exist and of intervals longer than the training."""
+    loader, settings = trainer.train_loader, trainer.settings
+    if not len(loader):
+        raise ValueError(
+            f"an epoch of {len(loader.dataset)} training clips has no batch; lower the batch size, or keep the last "
+            "incomplete batch (drop_last=False)"
+        )
+    steps = settings.num_steps(loader)
+    if trainer.val_loader is None:
+        log.warning("there is no validation split: checkpoints/best is the last checkpoint")
+    elif settings.eval_every > 1 and settings.eval_every * len(loader) > steps:
+        log.warning(
+            "trainer.eval_every=%d epochs is longer than the training: the only validation is at its end",
+            settings.eval_every,
+        )
+    if trainer.test_loader is None:
+        log.warning("there is no test split: metrics.json has no test metrics")
+    if settings.log_every > steps:
+        log.warning(
+            "trainer.log_every=%d is more than the %d steps of the training: no loss is logged",
+            settings.log_every,
+            steps,
+        )
+    if loader.batch_size and not loader.drop_last and len(loader.dataset) % loader.batch_size == 1:
+        log.warning("the last batch of each epoch has a single clip and is skipped; set drop_last=True")
+
+
+def check_recordings(dataset: ClapDataset) -> None:
+    """Read the headers of a split's recordings and log those that cannot be read.
+
+    A recording that is damaged behind its header is found when it is decoded. Of a split with more than MOST_HEADERS
+    recordings, this many are checked.
+
+    Raises:
+        ValueError: more recordings than `max_bad_fraction` allows cannot be read.
+    """
+    clips = [clip for clip in dataset.clips if clip.path is not None]
+    chosen = clips[:: -(-len(clips) // MOST_HEADERS) or 1]
+    with ThreadPoolExecutor(THREADS) as threads:
+        found = threads.map(find_problem, chosen)
+        problems = {clip.id: problem for clip, problem in zip(chosen, found, strict=True) if problem}
+    for problem in problems.values():
+        log.warning("%s split: %s", dataset.kind, problem)
+    count = len(problems) + len(dataset.missing)
+    if problems and count > dataset.max_bad_fraction * dataset.num_listed:
+        clip_id, problem = next(iter(problems.items()))
+        raise ValueError(
+            f"{count} of {dataset.num_listed} clips of {dataset.name} ({dataset.kind}) cannot be used, the first is "
+            f"{clip_id} ({problem}); fix them or raise dataset.max_bad_fraction, now {dataset.max_bad_fraction:g}"
+        )
+
+
+def find_problem(clip: Clip) -> str | None:
+    """Why the recording of a clip cannot be read, from its header."""
+    try:
+        with open_recording(clip.path):
+            return None
+    except AudioError as error:
+        return str(error)
