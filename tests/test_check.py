@@ -11,6 +11,7 @@ from conftest import make_tone
 
 from clap.__main__ import main
 from clap.check.limits import Limits
+from clap.check.report import format_share
 from clap.check.survey import check_corpus, make_report, make_split
 from clap.commands.check import compose_dataset
 from clap.commands.synthesize import synthesize
@@ -144,7 +145,7 @@ def planted(tmp_path_factory) -> tuple[Path, Counter]:
 def test_folder_without_faults_has_no_findings(tmp_path: Path, capsys: pytest.CaptureFixture):
     write_index(tmp_path, sound_rows(tmp_path))
     assert run_check(tmp_path) == []
-    assert "exclude.txt (0 clips)" in capsys.readouterr().out
+    assert "exclude.txt (0 clips, recording not compared)" in capsys.readouterr().out
 
 
 def test_every_planted_fault_is_found_and_nothing_else(planted):
@@ -198,6 +199,62 @@ def test_no_audio_checks_captions_without_files(tmp_path: Path):
     write_index(tmp_path, [("a.wav", "a dog", "train"), ("b.wav", "A dog!", "test")])
     (row,) = run_check(tmp_path, "--no-audio")
     assert (row["kind"], row["clip"]) == ("overlap: caption", "a.wav")
+
+
+def read_cells(folder: Path, label: str) -> list[str]:
+    """The cells of a row of the report, without its label."""
+    lines = (folder / "out" / "report.md").read_text().splitlines()
+    return [cell.strip() for cell in next(line for line in lines if line.startswith(f"| {label}")).split("|")[2:-1]]
+
+
+def test_what_is_not_looked_at_is_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_index(tmp_path, [("a.wav", "a dog", "train"), ("b.wav", "A cat!", "test"), ("c.wav", "...", "test")])
+    run_check(tmp_path, "--no-audio")
+    assert read_cells(tmp_path, "csv train") == ["csv test", "-", "-", "0 [100 %, 50 %]", "0 [100 %, 50 %]"]
+    assert read_cells(tmp_path, "empty caption")[:3] == ["0", "-", "1"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "- not checked: missing, unreadable, too short, too long, silent, clipped, duplicate audio\n" in report
+    assert "(0 clips, recording not compared, audio not compared)" in capsys.readouterr().out
+    assert "; not compared: recording, audio\n" in (tmp_path / "out" / "exclude.txt").read_text()
+
+
+def test_share_of_compared_recordings_is_shown(tmp_path: Path):
+    soundfile.write(tmp_path / "zeros.wav", np.zeros(RATE), RATE)
+    names = ["r1nicOVtvkQ_130.wav", "zeros.wav", "train a.wav", "Yr1nicOVtvkQ.wav"]
+    for name in (names[0], *names[2:]):
+        write_tone(tmp_path, name)
+    splits = ["train", "train", "train", "test"]
+    write_index(
+        tmp_path, [(name, f"number {i}", split) for i, (name, split) in enumerate(zip(names, splits, strict=True))]
+    )
+    run_check(tmp_path)
+    assert read_cells(tmp_path, "csv train")[1:3] == ["1 (1) [33 %, 100 %]", "0 [67 %, 100 %]"]
+
+
+def test_faults_of_samples_are_not_counted_where_nothing_was_decoded(tmp_path: Path):
+    soundfile.write(tmp_path / "zeros.wav", np.zeros(RATE), RATE)
+    write_index(tmp_path, [("zeros.wav", "a dog", "train"), ("gone.wav", "a cat", "test")])
+    run_check(tmp_path)
+    assert read_cells(tmp_path, "silent")[:3] == ["1", "-", "-"] and read_cells(tmp_path, "missing")[:3] == [
+        "0",
+        "-",
+        "1",
+    ]
+    assert read_cells(tmp_path, "hours")[2] == "-"
+
+
+def test_empty_split_of_another_corpus_has_a_row(tmp_path: Path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder in (own, other):
+        folder.mkdir()
+        write_index(folder, [("a.wav", "a dog", "train")])
+    run_check(own, "--no-audio", "--against", " ".join(overrides(other, "dataset.name=held_out")))
+    assert read_cells(own, "csv train") == ["held_out val", "-", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 %"), (1, "<1 %"), (500, "50 %"), (999, ">99 %"), (1000, "100 %")])
+def test_share_is_0_or_100_percent_only_if_exact(count: int, text: str):
+    assert format_share(count, 1000) == text
 
 
 def test_block_list_removes_the_overlap(tmp_path: Path):

@@ -106,11 +106,12 @@ def plot_rates(axes: Axes, splits: Sequence[CheckedSplit]) -> None:
 
 
 def plot_findings(axes: Axes, report: Report) -> None:
-    """Number of findings of each kind, stacked by the split of the clip."""
+    """Number of findings of each kind, stacked by the split of the clip; a dash for kinds that were not checked."""
     findings = [*report.findings, *(finding for overlap in report.overlaps for finding in overlap.findings())]
     counts = Counter((finding.kind, finding.split) for finding in findings)
     known = [*FAULTS, *(f"overlap: {kind}" for kind in OVERLAPS)]
-    kinds = [kind for kind in known if any(found == kind for found, _ in counts)]
+    unchecked = report.unchecked
+    kinds = [kind for kind in known if kind in unchecked or any(found == kind for found, _ in counts)]
     left = np.zeros(len(kinds))
     for split, color in COLORS.items():
         widths = np.array([counts[kind, split] for kind in kinds])
@@ -119,11 +120,12 @@ def plot_findings(axes: Axes, report: Report) -> None:
     style_axes(axes, xlabel="findings", ylabel="")
     axes.grid(axis="y", visible=False)
     axes.set_yticks(range(len(kinds)), kinds)
-    axes.set_xlim(0, 1.08 * max(left, default=1))
+    axes.set_xlim(0, 1.08 * max([*left, 1]))
     axes.set_ylim(max(len(kinds), MIN_ROWS) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    for row, total in enumerate(left):
-        axes.annotate(f"{total:.0f}", (total, row), xytext=(4, 0), textcoords="offset points", va="center",
+    for row, (kind, total) in enumerate(zip(kinds, left, strict=True)):
+        text = "– not checked" if kind in unchecked else f"{total:.0f}"
+        axes.annotate(text, (total, row), xytext=(4, 0), textcoords="offset points", va="center",
                       color=INK, fontsize=9)  # fmt: skip
     if not kinds:
         axes.set_axis_off()

@@ -16,6 +16,8 @@ FAULTS = {  # kind -> meaning, in the order of the report
     "repeated caption": "a clip has a caption twice, ignoring case and punctuation",
     "shared caption": "several clips of a split have the same caption, except clips of one label",
 }
+FILE_FAULTS = ("missing", "unreadable")  # are looked for if audio is checked
+SAMPLE_FAULTS = ("too short", "too long", "silent", "clipped", "duplicate audio")  # and the recording can be decoded
 OVERLAPS = {  # kind -> meaning
     "recording": "cut from the same recording on YouTube or Freesound",
     "audio": "the same samples",

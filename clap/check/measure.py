@@ -13,6 +13,7 @@ from clap.corpus import Clip, Corpus
 from clap.waveform import AudioError, check_samples, mix_down, open_recording
 
 WINDOW = 0.1  # seconds over which the level is averaged
+FULL_SCALE = 32767 / 32768  # largest sample of 16 bits
 PIECE = 100  # windows decoded at once; memory does not grow with the duration
 RENDER_RATE = 16_000  # Hz, for clips that their corpus renders
 
@@ -68,7 +69,7 @@ def measure_file(path: Path) -> Measures:
     """
     with open_recording(path) as file:
         window = max(1, round(WINDOW * file.samplerate))
-        full_scale = 127 / 128 if file.subtype == "PCM_U8" else 32767 / 32768
+        full_scale = 127 / 128 if file.subtype == "PCM_U8" else FULL_SCALE
         digest, frames, clipped, power = hashlib.blake2b(digest_size=16), 0, 0, 0.0
         while len(piece := file.read(PIECE * window, dtype="float32", always_2d=True)):
             mono = mix_down(piece)
@@ -90,7 +91,8 @@ def measure_rendered(corpus: Corpus, clip: Clip) -> Measures:
     waveform = corpus.load(clip, sample_rate=RENDER_RATE, max_duration=None)
     level = to_decibels(max_window_power(waveform, round(WINDOW * RENDER_RATE)))
     digest = hashlib.blake2b(waveform.tobytes(), digest_size=16).hexdigest()
-    return Measures(len(waveform) / RENDER_RATE, None, None, level, 0.0, digest)
+    clipped = float(np.mean(np.abs(waveform) >= FULL_SCALE))
+    return Measures(len(waveform) / RENDER_RATE, None, None, level, clipped, digest)
 
 
 def max_window_power(waveform: np.ndarray, window: int) -> float:

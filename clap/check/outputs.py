@@ -15,10 +15,12 @@ def write_outputs(report: Report, folder: Path, *, block: Sequence[str]) -> int:
         block: kinds of overlap that put a training clip on the block list.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+    (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8", errors="backslashreplace")
     report.write_csv(folder / "findings.csv")
     plot_report(report, folder / "report.png")
     blocked = report.find_blocked_clips(block)
     comment = f"training clips of {report.name} that share {' or '.join(block)} with an evaluation split"
+    if uncompared := report.find_uncompared(block):
+        comment += f"; not compared: {', '.join(uncompared)}"
     write_exclusions(folder / "exclude.txt", blocked, comment=comment)
     return len(blocked)

@@ -19,6 +19,17 @@ class Match:
     detail: str
 
 
+def count_comparable(entries: Sequence[Entry], limits: Limits) -> dict[str, int]:
+    """{kind: clips that can be compared}: of a known recording; decoded and not silent; with a word in a caption."""
+    with_words = sum(any(entry.texts) for entry in entries)
+    return {
+        "recording": sum(entry.source is not None for entry in entries),
+        "audio": sum(audio_digest(entry, limits) is not None for entry in entries),
+        "caption": with_words,
+        "near-caption": with_words,
+    }
+
+
 def find_overlap(entries: Sequence[Entry], others: Sequence[Entry], limits: Limits) -> list[Match]:
     """Overlap of each of `entries` with `others`, at most one match per kind and clip.
 

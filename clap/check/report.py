@@ -4,12 +4,12 @@ import csv
 import os
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 from clap.check.findings import Entry, Finding
-from clap.check.limits import FAULTS, OVERLAPS, Limits
+from clap.check.limits import FAULTS, FILE_FAULTS, OVERLAPS, SAMPLE_FAULTS, Limits
 from clap.check.near_captions import find_words
 from clap.check.overlap import Match
 
@@ -36,14 +36,25 @@ class CheckedSplit:
         """Number of words of each caption."""
         return [len(text.split()) for entry in self.entries for text in entry.texts]
 
+    def is_checked(self, kind: str) -> bool:
+        """Whether this kind of fault was looked for in at least one clip."""
+        if kind == "count":
+            return self.published is not None
+        if kind in SAMPLE_FAULTS:
+            return bool(self.durations)
+        if kind in FILE_FAULTS:
+            return any(entry.audio or entry.problem is not None for entry in self.entries)
+        return bool(self.entries)
+
 
 @dataclass
 class Overlap:
-    """Overlap of the clips of one split with those of another."""
+    """Overlap of the clips of one split with those of another; `comparable` is {kind: clips} of each."""
 
     split: CheckedSplit
     other: CheckedSplit
     matches: list[Match]
+    comparable: tuple[Mapping[str, int], Mapping[str, int]]
 
     def findings(self) -> Iterator[Finding]:
         for match in self.matches:
@@ -52,10 +63,24 @@ class Overlap:
             kind, other = f"overlap: {match.kind}", others[0].place + more
             yield Finding(kind, entry.dataset, entry.split, entry.clip.id, match.detail, other)
 
+    def is_compared(self, kind: str) -> bool:
+        """Whether a clip of each split can be compared."""
+        return all(counts[kind] for counts in self.comparable)
+
     def count_clips(self, kind: str) -> str:
-        """Number of clips with a match of this kind, and in brackets that of the matched clips of the other split."""
+        """Number of clips with a match of this kind, and in brackets that of the matched clips of the other split.
+
+        The shares of the clips of both splits that could be compared follow unless both are 1; "-" if one is 0.
+        """
+        if not self.is_compared(kind):
+            return "-"
         matches = [match for match in self.matches if match.kind == kind]
-        return f"{len(matches)} ({len({id(other) for m in matches for other in m.others})})" if matches else "0"
+        text = f"{len(matches)} ({len({id(other) for m in matches for other in m.others})})" if matches else "0"
+        own, other = (counts[kind] for counts in self.comparable)
+        totals = len(self.split.entries), len(self.other.entries)
+        if (own, other) == totals:
+            return text
+        return f"{text} [{format_share(own, totals[0])}, {format_share(other, totals[1])}]"
 
 
 @dataclass
@@ -68,6 +93,20 @@ class Report:
     splits: list[CheckedSplit]
     findings: list[Finding] = field(default_factory=list)
     overlaps: list[Overlap] = field(default_factory=list)
+
+    @property
+    def unchecked(self) -> list[str]:
+        """Kinds of faults and overlap that were looked for in no split; "count" only applies to published corpora."""
+        faults = [
+            kind for kind in FAULTS if kind != "count" and not any(split.is_checked(kind) for split in self.splits)
+        ]
+        kinds = [kind for kind in OVERLAPS if not any(overlap.is_compared(kind) for overlap in self.overlaps)]
+        return faults + [f"overlap: {kind}" for kind in kinds]
+
+    def find_uncompared(self, kinds: Sequence[str]) -> list[str]:
+        """The kinds of overlap for which training could not be compared with any evaluation split."""
+        overlaps = [overlap for overlap in self.overlaps if overlap.split.split == "train"]
+        return [kind for kind in kinds if not any(overlap.is_compared(kind) for overlap in overlaps)]
 
     def to_markdown(self) -> str:
         parts = [
@@ -87,7 +126,7 @@ class Report:
         if self.with_audio:
             rows |= {
                 "decoded": lambda split: str(len(split.durations)),
-                "hours": lambda split: f"{sum(split.durations) / 3600:.2f}",
+                "hours": lambda split: f"{sum(split.durations) / 3600:.2f}" if split.durations else "-",
                 "seconds per clip": lambda split: format_range(split.durations, digits=1),
                 "rates, Hz": lambda split: format_counts(e.audio.rate for e in split.entries if e.audio),
                 "channels": lambda split: format_counts(e.audio.channels for e in split.entries if e.audio),
@@ -113,15 +152,21 @@ class Report:
         counts = Counter((finding.kind, finding.split) for finding in self.findings)
         kinds = [kind for kind in FAULTS if kind in first]
         rows = [
-            [kind, *(str(counts[kind, split.split]) for split in self.splits), format_example(first[kind])]
+            [
+                kind,
+                *(str(counts[kind, split.split]) if split.is_checked(kind) else "-" for split in self.splits),
+                format_example(first[kind]),
+            ]
             for kind in kinds
         ]
+        unchecked = [kind for kind in self.unchecked if kind in FAULTS]
         limits = ", ".join(f"--{option.name} {getattr(self.limits, option.name):g}" for option in fields(self.limits))
         return "\n".join(
             [
                 markdown_table(["", *(split.split for split in self.splits), "example"], rows) if rows else "none",
                 "",
                 *(f"- {kind}: {FAULTS[kind]}" for kind in kinds),
+                *([f"- not checked: {', '.join(unchecked)}"] if unchecked else []),
                 f"- limits: {limits}",
             ]
         )
@@ -135,13 +180,17 @@ class Report:
         if not rows:
             return "There is only one split; nothing to compare."
         kinds = [f"- {kind}: {meaning}" for kind, meaning in OVERLAPS.items()]
-        note = "- 12 (3): 12 clips of the first split match 3 clips of the second"
-        return "\n".join([markdown_table(["clips of", "compared with", *OVERLAPS], rows), "", *kinds, note])
+        notes = [
+            "- 12 (3): 12 clips of the first split match 3 clips of the second",
+            "- [90 %, 40 %]: shares of the clips of both splits that could be compared; without brackets, all",
+            "- `-`: not compared; one of the splits has no clip with a known recording, decoded audio, or a caption",
+        ]
+        return "\n".join([markdown_table(["clips of", "compared with", *OVERLAPS], rows), "", *kinds, *notes])
 
     def write_csv(self, path: Path) -> None:
         """Write one row per finding, faults first."""
         rows = [*self.findings, *(finding for overlap in self.overlaps for finding in overlap.findings())]
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow([column.name for column in fields(Finding)])
             writer.writerows(map(astuple, rows))
@@ -168,6 +217,14 @@ class Report:
 def format_example(finding: Finding) -> str:
     text = ": ".join(part for part in (finding.clip, finding.detail) if part)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def format_share(count: int, total: int) -> str:
+    """Percent, 0 % and 100 % only if exact."""
+    if 0 < count < total:
+        percent = 100 * count / total
+        return "<1 %" if percent < 1 else ">99 %" if percent > 99 else f"{percent:.0f} %"
+    return "100 %" if count else "0 %"
 
 
 def format_range(values: Sequence[float], *, digits: int) -> str:

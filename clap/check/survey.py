@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from clap.check.findings import Entry, Finding, find_faults
 from clap.check.limits import Limits
 from clap.check.measure import Measures, measure_all
-from clap.check.overlap import find_overlap
+from clap.check.overlap import count_comparable, find_overlap
 from clap.check.report import CheckedSplit, Overlap, Report
 from clap.check.sources import infer_sources
 from clap.corpus import SPLITS, Clip, Corpus
@@ -34,11 +34,15 @@ def make_report(
 ) -> Report:
     """Find faults within splits, and the overlap of each pair of own splits and of training with other corpora."""
     findings = [finding for split in own for finding in find_split_faults(split, limits)]
-    pairs = [*itertools.combinations(own, 2), *((own[0], other) for other in others)]
+    pairs = [pair for pair in itertools.combinations(own, 2) if all(split.entries for split in pair)]
+    pairs += [(own[0], other) for other in others]  # an empty one too: its row says that nothing was compared
+    comparable = {id(split): count_comparable(split.entries, limits) for split in (*own, *others)}
     overlaps = [
-        Overlap(split, other, find_overlap(split.entries, other.entries, limits))
+        Overlap(
+            *(split, other, find_overlap(split.entries, other.entries, limits)),
+            comparable=(comparable[id(split)], comparable[id(other)]),
+        )
         for split, other in pairs
-        if split.entries and other.entries
     ]
     return Report(own[0].dataset, limits, with_audio, list(own), findings, overlaps)
 

@@ -61,7 +61,10 @@ def run(args: argparse.Namespace) -> None:
     report = survey.check_corpus(own, against, limits=limits, workers=0 if args.no_audio else args.workers)
     folder = args.output or Path("outputs") / "check" / report.name
     num_blocked = outputs.write_outputs(report, folder, block=args.block)
-    print(f"{report.to_markdown()}\n{folder}: report.md, report.png, findings.csv, exclude.txt ({num_blocked} clips)")
+    blocked = ", ".join(
+        [f"{num_blocked} clips", *(f"{kind} not compared" for kind in report.find_uncompared(args.block))]
+    )
+    print(f"{report.to_markdown()}\n{folder}: report.md, report.png, findings.csv, exclude.txt ({blocked})")
     if num_blocked:
         print(f"to exclude these clips from training: dataset.exclude={folder / 'exclude.txt'}")
 
