@@ -30,6 +30,8 @@ class Clip:
         label: the class, for zero-shot classification; None for a clip without a class or with several.
         keywords: all tags or labels.
         source: the published recording that the clip is cut from, `youtube:ID@SECONDS` or `freesound:NUMBER`, if known.
+        captions_from_labels: the captions are labels in templates; clips with equal captions are then right answers of
+            each other in retrieval.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Clip:
     label: str | None = None
     keywords: tuple[str, ...] = ()
     source: str | None = None
+    captions_from_labels: bool = False
 
 
 class Corpus:

@@ -140,6 +140,17 @@ def test_evaluate_requires_only_a_checkpoint():
     assert not {"dataset", "evaluation"} & set(config)
 
 
+@pytest.mark.parametrize("dataset", options("dataset"))
+def test_dataset_chooses_its_evaluators_unless_they_are_given(dataset: str):
+    overrides = [f"dataset={dataset}", *REQUIRED.get(dataset, [])]
+    from_labels = dataset in ("esc50", "urbansound8k")
+    assert list(compose_plain(overrides)["evaluation"]) == ["zero_shot" if from_labels else "retrieval"]
+    given = compose_plain(["checkpoint=x", "evaluation=[zero_shot]", *overrides], name="evaluate")
+    assert list(given["evaluation"]) == ["zero_shot"]
+    if dataset not in ("csv", "huggingface"):  # own data is evaluated as the checkpoint was
+        assert len(compose_plain(["checkpoint=x", *overrides], name="evaluate")["evaluation"]) == 1
+
+
 def test_readme_and_docs_name_every_option():
     root = Path(__file__).parents[1]
     text = "\n".join(page.read_text() for page in (root / "README.md", *(root / "docs").glob("*.md")))

@@ -83,7 +83,13 @@ def test_added_clip_does_not_move_other_clips(tmp_path):
 
 def test_label_alone_makes_a_caption(tmp_path):
     clip = all_clips(read(tmp_path, "path,label\na.wav,dog\n"))["a.wav"]
-    assert clip.captions == ("the sound of dog",) and clip.label == "dog"
+    assert clip.captions == ("the sound of dog",) and clip.label == "dog" and clip.captions_from_labels
+
+
+def test_written_captions_are_not_from_labels(tmp_path):
+    assert not all_clips(read(tmp_path, "path,caption,label\na.wav,x,dog\n"))["a.wav"].captions_from_labels
+    rows = '{"path": "a.wav", "label": "dog"}\n{"path": "a.wav", "label": "dog", "caption": "a dog barks"}\n'
+    assert not all_clips(read(tmp_path, rows, name="clips.jsonl"))["a.wav"].captions_from_labels
 
 
 def test_blank_label_is_none(tmp_path):

@@ -103,7 +103,7 @@ def test_split_is_the_same_on_every_call(root):
 def test_captions_are_made_by_templates(root):
     clip = ESC50(root, templates=["the sound of {}", "{}, and {}"]).clips("test")[0]
     assert clip.captions == (f"the sound of {clip.label}", f"{clip.label}, and {clip.label}")
-    assert "_" not in clip.label
+    assert "_" not in clip.label and clip.captions_from_labels
 
 
 def test_braces_in_a_template_are_text(root):

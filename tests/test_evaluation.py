@@ -103,12 +103,55 @@ def test_audio_to_text_takes_the_best_caption_and_all_for_precision(clap, clips)
     assert result.metrics["audio_to_text/mean_average_precision_at_10"] == pytest.approx(np.mean(precisions))
 
 
+def label_captions(clips: list[Clip], *, from_labels: bool) -> list[Clip]:
+    captions = [(f"the sound of {clip.label}",) for clip in clips]
+    return [
+        Clip(clip.id, own, clip.path, clip.label, captions_from_labels=from_labels)
+        for clip, own in zip(clips, captions, strict=True)
+    ]
+
+
 def test_equal_captions_of_other_clips_count_against_the_model(clap, clips):
-    """Captions made from labels: the protocol has the number of clips that share them."""
-    labelled = [Clip(clip.id, (f"the sound of {clip.label}",), clip.path, clip.label) for clip in clips]
-    result = Retrieval()(clap, embedded(clap, labelled))
+    """The published definition; the protocol has the number of captions that clips share."""
+    result = Retrieval()(clap, embedded(clap, label_captions(clips, from_labels=False)))
     assert (result.per_query["audio_to_text_best_rank"] > 1).all()
     assert result.protocol["captions_of_several_clips"] == 3
+    assert "captions_from_labels" not in result.protocol
+
+
+def test_clips_with_equal_captions_from_labels_are_all_right(clap, clips):
+    splits = embedded(clap, label_captions(clips, from_labels=True))
+    splits.evaluated.audio_embedding = clap.get_text_embeddings([f"the sound of {clip.label}" for clip in clips])
+    result = Retrieval()(clap, splits)
+    assert set(result.metrics.values()) == {1.0}
+    assert result.protocol["captions_from_labels"] == 8
+    assert "all clips with an equal caption from labels are right" in result.protocol["text_to_audio"]
+
+
+def test_retrieval_over_captions_from_labels_is_that_of_a_loop(clap, clips):
+    labelled = label_captions(clips, from_labels=True)
+    result = Retrieval()(clap, embedded(clap, labelled))
+    names = ["dog", "rain", "siren"]
+    audio = clap.get_audio_embeddings([clip.path for clip in clips])
+    scores = audio @ clap.get_text_embeddings([f"the sound of {name}" for name in names]).T
+    first, precisions = [], []
+    for clip in clips:
+        order = scores[:, names.index(clip.label)].argsort(descending=True).tolist()
+        found = [rank for rank, row in enumerate(order, start=1) if clips[row].label == clip.label]
+        first.append(found[0])
+        precisions.append(np.mean([(i + 1) / rank for i, rank in enumerate(found)]))
+    assert result.metrics["text_to_audio/recall_at_1"] == pytest.approx(np.mean(np.array(first) == 1))
+    assert result.metrics["text_to_audio/median_rank"] == pytest.approx(np.median(first))
+    assert result.metrics["text_to_audio/mean_average_precision_at_10"] == pytest.approx(np.mean(precisions))
+    hits = scores.argmax(dim=1) == torch.tensor([names.index(clip.label) for clip in clips])
+    assert result.metrics["audio_to_text/recall_at_1"] == pytest.approx(hits.double().mean().item())
+    assert_array_equal(result.scores["text_to_audio/recall_at_1"].clips, range(8))
+
+
+def test_other_captions_keep_their_definition_next_to_captions_from_labels(clap, clips):
+    mixed = [*label_captions(clips[:3], from_labels=True), *label_captions(clips[3:], from_labels=False)]
+    result = Retrieval()(clap, embedded(clap, mixed))
+    assert result.per_query["text"].tolist() == list(range(8))
 
 
 # Zero-shot

@@ -22,6 +22,7 @@ def test_captions_name_all_labels(tmp_path: Path):
     clips = FSD50K(write_fsd50k(tmp_path), templates=["the sound of {}", "{}"]).clips("train")
     assert clips[1].captions == ("the sound of bark, dog and animal", "bark, dog and animal")
     assert clips[0].captions == ("the sound of rain", "rain")
+    assert clips[0].captions_from_labels
     assert (clips[1].keywords, clips[1].source) == (("bark", "dog", "animal"), "freesound:102")
 
 

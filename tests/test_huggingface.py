@@ -57,6 +57,7 @@ def test_splits_of_a_dataset_dict_are_read(tmp_path: Path):
     for split, first in zip(SPLITS, (0, 4, 8), strict=True):
         clips = corpus.clips(split)
         assert [clip.captions for clip in clips] == [(f"sound {i}",) for i in range(first, first + 4)]
+        assert not any(clip.captions_from_labels for clip in clips)
         dataset = ClapDataset(corpus, split, sample_rate=8_000)
         (tmp_path / "same.wav").write_bytes(encode(first))
         assert_array_equal(dataset[0].waveform, load_waveform(tmp_path / "same.wav", 8_000))
@@ -112,6 +113,7 @@ def test_class_labels_have_names(tmp_path: Path):
     assert [(clip.label, *clip.captions) for clip in corpus.clips("train")][:2] == [
         ("dog", "the sound of dog"), ("rain", "the sound of rain")
     ]  # fmt: skip
+    assert all(clip.captions_from_labels for clip in corpus.clips("train"))
 
 
 def test_class_that_does_not_exist_names_its_row(tmp_path: Path):

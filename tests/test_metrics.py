@@ -1,9 +1,12 @@
 """Ranks, recall and mAP@10 against plain loops and stored brute-force values."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
-from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import clap.evaluation.metrics
 from clap.evaluation.metrics import (
@@ -17,6 +20,11 @@ from clap.evaluation.metrics import (
     retrieval_ranks,
     zero_shot_hits,
 )
+
+
+def rank_matrix(similarity: Tensor, pair_clips: Tensor, pair_texts: Tensor | None = None) -> RetrievalRanks:
+    """Ranks of a similarity matrix (clips, texts): its rows are the cosines with unit vectors, exactly."""
+    return retrieval_ranks(similarity, torch.eye(similarity.shape[1]), pair_clips, pair_texts)
 
 
 def make_retrieval(num_clips: int = 7, num_texts: int = 25) -> tuple[Tensor, Tensor]:
@@ -53,38 +61,111 @@ def loop_metrics(similarity: list[list[float]], text_to_clip: list[int]) -> dict
 @pytest.mark.parametrize(("num_clips", "num_texts"), [(7, 25), (1, 1), (3, 60), (12, 12)])
 def test_retrieval_metrics_equal_loop(num_clips: int, num_texts: int) -> None:
     similarity, text_to_clip = make_retrieval(num_clips, num_texts)
-    metrics = retrieval_metrics(retrieval_ranks(similarity, text_to_clip))
+    metrics = retrieval_metrics(rank_matrix(similarity, text_to_clip))
     assert metrics == pytest.approx(loop_metrics(similarity.tolist(), text_to_clip.tolist()))
 
 
-def test_chunks_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    similarity, text_to_clip = make_retrieval()
-    whole = retrieval_ranks(similarity, text_to_clip)
-    monkeypatch.setattr(clap.evaluation.metrics, "CHUNK_SIZE", 4)
-    parts = retrieval_ranks(similarity, text_to_clip)
-    assert_close(parts.text_to_audio, whole.text_to_audio)
-    assert_close(parts.audio_to_text, whole.audio_to_text)
+def count_ranks(scores: Tensor, pair_clips: Tensor, pair_texts: Tensor) -> tuple[list[int], list[int]]:
+    """Both ranks of every pair, one comparison at a time; of relevant items with equal scores the first is ahead."""
+    pairs = list(zip(pair_clips.tolist(), pair_texts.tolist(), strict=True))
+    relevant, ranks = {pair: place for place, pair in enumerate(pairs)}, ([], [])
+    for place, (clip, text) in enumerate(pairs):
+        queries = [[(c, text) for c in range(len(scores))], [(clip, t) for t in range(scores.shape[1])]]
+        for direction, items in enumerate(queries):
+            own, ahead = scores[clip, text], [(scores[item], relevant.get(item, -1)) for item in items]
+            ranks[direction].append(sum(score > own or (score == own and tie <= place) for score, tie in ahead))
+    return ranks
+
+
+def make_ties(num_clips: int, num_texts: int, *, several: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Embeddings of small integers, whose products are exact and often equal, and pairs in any order."""
+    generator = torch.Generator().manual_seed(0)
+    audio, text = (torch.randint(-1, 2, (n, 4), generator=generator).float() for n in (num_clips, num_texts))
+    pairs = torch.cat(
+        [torch.arange(num_clips), torch.randint(num_clips, (num_texts - num_clips,), generator=generator)]
+    )
+    pairs = torch.stack([pairs, torch.arange(num_texts)])
+    if several:
+        pairs = torch.cat([pairs, torch.stack([torch.arange(num_clips), torch.arange(num_clips).flip(0)])], dim=1)
+        pairs = pairs.unique(dim=1)
+    return audio, text, *pairs[:, torch.randperm(pairs.shape[1], generator=generator)]
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one clip a text", "several clips a text"])
+@pytest.mark.parametrize("block", [1, 4, 7, 512])
+def test_ranks_in_blocks_are_those_of_single_comparisons(
+    monkeypatch: pytest.MonkeyPatch, block: int, several: bool
+) -> None:
+    monkeypatch.setattr(clap.evaluation.metrics, "BLOCK_SIZE", block)
+    monkeypatch.setattr(clap.evaluation.metrics, "MAX_PAIRS", 5)
+    audio, text, pair_clips, pair_texts = make_ties(13, 30, several=several)
+    ranks = retrieval_ranks(audio, text, pair_clips, pair_texts)
+    expected = count_ranks((audio.double() @ text.double().T).long(), pair_clips, pair_texts)
+    assert (ranks.text_to_audio.tolist(), ranks.audio_to_text.tolist()) == expected
+
+
+def test_equal_embeddings_tie_in_any_place_of_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of another shape may round differently; those of all blocks have one shape."""
+    monkeypatch.setattr(clap.evaluation.metrics, "BLOCK_SIZE", 64)
+    torch.manual_seed(0)
+    audio, text = torch.randn(10, 300).repeat(15, 1), torch.randn(10, 300).repeat(15, 1)
+    ranks = retrieval_ranks(audio, text, torch.arange(150))
+    scores = (audio[:10].double() @ text[:10].double().T).repeat(15, 15)
+    own = scores.diagonal()
+    assert ranks.text_to_audio.tolist() == (scores >= own).sum(dim=0).tolist()
+    assert ranks.audio_to_text.tolist() == (scores >= own[:, None]).sum(dim=1).tolist()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the largest number of elements of a result."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
+        result = func(*args, **(kwargs or {}))
+        self.size = max([self.size, *(item.numel() for item in tree_leaves(result) if isinstance(item, Tensor))])
+        return result
+
+
+def test_similarity_matrix_is_never_whole() -> None:
+    """Of 16 million cosines, at most a block or the pairs that are compared with it are held."""
+    embedding = torch.randn(4000, 8)
+    with LargestTensor() as largest:
+        retrieval_ranks(embedding, embedding, torch.arange(4000))
+    assert largest.size <= clap.evaluation.metrics.BLOCK_SIZE * clap.evaluation.metrics.MAX_PAIRS
+
+
+def test_several_relevant_clips_of_a_text() -> None:
+    """Two clips share text 0: both are relevant, the better one gives the rank of its two queries."""
+    similarity = torch.tensor([[0.2, 0.9], [0.8, 0.3], [0.5, 0.1]])
+    ranks = rank_matrix(similarity, torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0]))
+    assert ranks.text_to_audio.tolist() == [3, 2, 2]
+    metrics = retrieval_metrics(ranks)
+    assert metrics["text_to_audio/median_rank"] == 2
+    precisions = [(1 / 2 + 2 / 3) / 2, 1 / 2, (1 / 2 + 2 / 3) / 2]
+    assert metrics["text_to_audio/mean_average_precision_at_10"] == pytest.approx(sum(precisions) / 3)
+    assert metrics["audio_to_text/recall_at_1"] == pytest.approx(1 / 3)
 
 
 def test_perfect_similarity_scores_one() -> None:
     text_to_clip = torch.arange(4).repeat_interleave(3)
-    metrics = retrieval_metrics(retrieval_ranks(torch.eye(4)[:, text_to_clip], text_to_clip))
+    metrics = retrieval_metrics(rank_matrix(torch.eye(4)[:, text_to_clip], text_to_clip))
     assert set(metrics.values()) == {1.0}
 
 
 def test_equal_embeddings_rank_last() -> None:
-    ranks = retrieval_ranks(torch.zeros(4, 4), torch.arange(4))
+    ranks = rank_matrix(torch.zeros(4, 4), torch.arange(4))
     assert ranks.text_to_audio.tolist() == ranks.audio_to_text.tolist() == [4, 4, 4, 4]
 
 
 def test_equal_captions_of_one_clip_do_not_hurt_one_another() -> None:
     similarity = torch.tensor([[0.9, 0.9, 0.1], [0.2, 0.2, 0.8]])
-    assert retrieval_ranks(similarity, torch.tensor([0, 0, 1])).audio_to_text.tolist() == [1, 2, 1]
+    assert rank_matrix(similarity, torch.tensor([0, 0, 1])).audio_to_text.tolist() == [1, 2, 1]
 
 
 def test_clip_has_the_rank_of_its_best_caption() -> None:
     similarity = torch.tensor([[0.1, 0.9, 0.5], [0.6, 0.7, 0.8]])
-    assert retrieval_ranks(similarity, torch.tensor([0, 0, 1])).best_caption.tolist() == [1, 1]
+    assert rank_matrix(similarity, torch.tensor([0, 0, 1])).best_text.tolist() == [1, 1]
 
 
 def test_average_precision_is_cut_at_k() -> None:
@@ -119,11 +200,12 @@ def test_accuracy_is_a_fraction() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_similarity_that_is_not_finite_is_refused(value: float) -> None:
-    similarity, text_to_clip = make_retrieval()
-    similarity[3, 5] = value
-    with pytest.raises(ValueError, match=r"similarity\[3, 5\]"):
-        retrieval_ranks(similarity, text_to_clip)
+@pytest.mark.parametrize("item", ["clip", "text"])
+def test_embedding_that_is_not_finite_is_refused(value: float, item: str) -> None:
+    embeddings = {"clip": torch.ones(7, 4), "text": torch.ones(7, 4)}
+    embeddings[item][3, 2] = value
+    with pytest.raises(ValueError, match=rf"the embedding of {item} 3 is not finite \(1 of 7 are not\); look for"):
+        retrieval_ranks(*embeddings.values(), torch.arange(7))
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
@@ -132,23 +214,29 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text_to_clip", "message"),
-    [([0, 1], "do not belong together"), ([0, 1, 2], "runs from 0 to 2"), ([0, 0, 0], "clip 1 .* has no text")],
+    ("pair_clips", "pair_texts", "message"),
+    [
+        ([0, 1], None, "do not belong together"),
+        ([0, 1, 2], None, "pair_clips runs from 0 to 2; there are the clips 0 to 1"),
+        ([0, 0, 0], None, r"clip 1 \(of 1 such\) is not in pair_clips"),
+        ([0, 1, 1], [0, 2, 2], r"text 1 \(of 1 such\) is not in pair_texts"),
+        ([0, 1, 1, 1], [0, 1, 2, 2], "a pair twice"),
+    ],
 )
-def test_wrong_text_to_clip_is_refused(text_to_clip: list[int], message: str) -> None:
+def test_wrong_pairs_are_refused(pair_clips: list[int], pair_texts: list[int] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        retrieval_ranks(torch.zeros(2, 3), torch.tensor(text_to_clip))
+        rank_matrix(torch.zeros(2, 3), torch.tensor(pair_clips), pair_texts and torch.tensor(pair_texts))
 
 
 def golden_ranks(tensors: dict[str, Tensor]) -> RetrievalRanks:
-    return retrieval_ranks(tensors["in/similarity_audio_by_text"], torch.arange(185) // 5)
+    return rank_matrix(tensors["in/similarity_audio_by_text"], torch.arange(185) // 5)
 
 
 def test_golden_ranks_are_exact(golden) -> None:
     _, tensors = golden("retrieval")
     ranks = golden_ranks(tensors)
     assert ranks.text_to_audio.tolist() == tensors["out/t2a_rank"].tolist()
-    assert ranks.best_caption.tolist() == tensors["out/a2t_best_rank"].tolist()
+    assert ranks.best_text.tolist() == tensors["out/a2t_best_rank"].tolist()
     each_caption = tensors["out/a2t_rank_of_each_caption"].sort(dim=1).values
     assert ranks.audio_to_text.view(37, 5).sort(dim=1).values.tolist() == each_caption.tolist()
 
@@ -172,4 +260,4 @@ def test_golden_mean_average_precision_is_not_the_unsorted_one(golden) -> None:
 
 def test_every_retrieval_metric_is_announced():
     similarity, text_to_clip = make_retrieval()
-    assert set(retrieval_metrics(retrieval_ranks(similarity, text_to_clip))) == set(RETRIEVAL_METRICS)
+    assert set(retrieval_metrics(rank_matrix(similarity, text_to_clip))) == set(RETRIEVAL_METRICS)

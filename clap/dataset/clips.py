@@ -294,4 +294,9 @@ def use_keyword_captions(clips: Sequence[Clip], name: str) -> list[Clip]:
     if not count:
         raise ValueError(f"no clip of {name} has keywords; set dataset.captions to sample or all")
     log.info("captions are made from the keywords of %d of %d clips of %s", count, len(clips), name)
-    return [replace(clip, captions=fill_keyword_templates(clip.keywords)) if clip.keywords else clip for clip in clips]
+    return [
+        replace(clip, captions=fill_keyword_templates(clip.keywords), captions_from_labels=True)
+        if clip.keywords
+        else clip
+        for clip in clips
+    ]

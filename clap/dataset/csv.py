@@ -31,6 +31,7 @@ class IndexEntry:
     captions: list[str]
     label: str | None
     where: str
+    from_labels: bool = False
 
 
 class CSV(Corpus):
@@ -77,7 +78,13 @@ class CSV(Corpus):
 
     def clips(self, split: str) -> list[Clip]:
         return [
-            Clip(name, tuple(dict.fromkeys(entry.captions)), self.root / name, entry.label)
+            Clip(
+                name,
+                tuple(dict.fromkeys(entry.captions)),
+                self.root / name,
+                entry.label,
+                captions_from_labels=entry.from_labels,
+            )
             for name, entry in self.entries.items()
             if entry.split == split
         ]
@@ -92,7 +99,8 @@ class CSV(Corpus):
             name = self.resolve_name(read_text(row, "path", where), where)
             split = file_split or (read_split(row, where) if has_split else assign_split(name, self.fractions))
             label = read_text(row, "label", where)
-            self.merge_row(name, IndexEntry(split, read_captions(row, label, where), label, where))
+            entry = IndexEntry(split, read_captions(row, label, where), label, where, not find_caption_columns(row))
+            self.merge_row(name, entry)
 
     def merge_row(self, name: str, entry: IndexEntry) -> None:
         """Append the captions of a row to those of earlier rows of the path; split and label must be equal."""
@@ -104,6 +112,7 @@ class CSV(Corpus):
             if new != old:
                 raise ValueError(f"{entry.where}: {name} has {column} {new}, but {old} in {known.where}; choose one")
         known.captions += entry.captions
+        known.from_labels &= entry.from_labels
 
     def resolve_name(self, name: str | None, where: str) -> str:
         """The normalized path relative to root, with forward slashes; absolute paths must be inside root."""
@@ -158,7 +167,7 @@ def read_captions(row: Mapping, label: str | None, where: str) -> list[str]:
     Raises:
         ValueError: the row has neither a caption nor a label.
     """
-    columns = [name for name in row if name == "caption" or re.fullmatch(r"caption_\d+", name)]
+    columns = find_caption_columns(row)
     if not columns and label:
         return [f"the sound of {label}"]
     if not columns:
@@ -172,6 +181,11 @@ def read_captions(row: Mapping, label: str | None, where: str) -> list[str]:
     if not captions:
         raise ValueError(f"{where}: the caption is empty; write one, or delete the row")
     return captions
+
+
+def find_caption_columns(row: Mapping) -> list[str]:
+    """The columns caption and caption_1 ... caption_n of a row; without any, its caption is made from its label."""
+    return [name for name in row if name == "caption" or re.fullmatch(r"caption_\d+", name)]
 
 
 def read_text(row: Mapping, column: str, where: str) -> str | None:

@@ -132,7 +132,15 @@ class Folds(Corpus):
         label = row[self.label_column].replace("_", " ")
         source = f"freesound:{row[self.recording_column]}"
         captions = fill_keyword_templates((label,), self.templates)
-        return Clip(row[self.file_column], captions, self.find_path(row), label, keywords=(label,), source=source)
+        return Clip(
+            row[self.file_column],
+            captions,
+            self.find_path(row),
+            label,
+            keywords=(label,),
+            source=source,
+            captions_from_labels=True,
+        )
 
 
 def choose_val_recordings(

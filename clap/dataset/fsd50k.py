@@ -78,4 +78,5 @@ class FSD50K(Corpus):
         path = self.root / f"FSD50K.{part}_audio" / f"{number}.wav"
         label = words[0] if len(words) == 1 else None
         captions = fill_keyword_templates(words, self.templates)
-        return Clip(number, captions, path, label, keywords=words, source=f"freesound:{number}")
+        source = f"freesound:{number}"
+        return Clip(number, captions, path, label, keywords=words, source=source, captions_from_labels=True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clap.corpus import Clip, Corpus, check_split
-from clap.dataset.csv import assign_split, check_fractions, read_captions, read_text
+from clap.dataset.csv import assign_split, check_fractions, find_caption_columns, read_captions, read_text
 from clap.dataset.index import require_root
 from clap.waveform import AudioError
 
@@ -89,7 +89,7 @@ class HuggingFace(Corpus):
             if key in clips:
                 captions = tuple(dict.fromkeys(clips[key].captions + captions))
             self.rows.setdefault(key, (folder, number))
-            clips[key] = Clip(key, captions, label=label)
+            clips[key] = Clip(key, captions, label=label, captions_from_labels=not find_caption_columns(row))
         return list(clips.values())
 
     def name_recording(self, path: str | None) -> str | None:

@@ -8,8 +8,6 @@ import torch
 from clap.evaluation.metrics import RETRIEVAL_METRICS, RetrievalRanks, retrieval_scores
 from clap.evaluation.query_scores import QueryScores
 
-RANKS = ("text_clip", "text_to_audio_rank", "audio_to_text_rank", "audio_to_text_best_rank")
-
 
 def read_legacy_scores(arrays: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], dict[str, QueryScores]]:
     """Names of the metrics behind a file's arrays, without `<split>/<dataset>/`, and their per-query scores."""
@@ -18,6 +16,9 @@ def read_legacy_scores(arrays: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...
         scores = {"zero_shot/accuracy": QueryScores(hits, np.arange(len(hits)))}
         return ("zero_shot/accuracy", "zero_shot/log_likelihood"), scores
     if "text_clip" in arrays:
-        ranks = RetrievalRanks(*(torch.from_numpy(arrays[key]) for key in RANKS))
+        clips, *ranks = (
+            torch.from_numpy(arrays[key]) for key in ("text_clip", "text_to_audio_rank", "audio_to_text_rank")
+        )
+        ranks = RetrievalRanks(clips, torch.arange(len(clips)), *ranks)
         return RETRIEVAL_METRICS, retrieval_scores(ranks)
     return (), {}

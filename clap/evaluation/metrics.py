@@ -1,7 +1,7 @@
 """recall@k, mAP@10, median rank, accuracy: functions from tensors to per-query values and metrics.
 
 A rank starts at 1. A tie with a wrong answer counts against the model, so that equal embeddings earn nothing.
-A clip may have any number of captions (Clotho and the AudioCaps test set have five).
+A clip may have any number of texts (Clotho and the AudioCaps test set have five), a text any number of clips.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from clap.evaluation.query_scores import QueryScores
 
@@ -17,43 +18,74 @@ RETRIEVAL_METRICS = tuple(
     for direction in ("text_to_audio", "audio_to_text")
     for name in ("mean_average_precision_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "median_rank")
 )
-CHUNK_SIZE = 512  # texts compared at a time: 512 x 20000 float32 are 41 MB
+BLOCK_SIZE = 512  # clips and texts whose cosines are held at a time: 1 MB
+MAX_PAIRS = 4096  # that are compared with a block at a time: 8 MB
+NOT_FINITE = "look for clips or weights that are not finite, and whether optimizer.lr is too high"
 
 
 @dataclass
 class RetrievalRanks:
-    """Rank of every relevant item, in both directions.
+    """Rank of every relevant pair of a clip and a text, in both directions.
 
     Attributes:
-        text_to_clip: (texts,) row of the clip that a text describes.
-        text_to_audio: (texts,) rank of its clip among all clips, for the text as query.
-        audio_to_text: (texts,) rank of the text among all texts, for its clip as query.
-        best_caption: (clips,) rank of the best of a clip's own texts, for the clip as query.
+        pair_clips: (pairs,) row of the clip.
+        pair_texts: (pairs,) row of the text; a text without a second clip occurs once.
+        text_to_audio: (pairs,) rank of the clip among all clips, for the text as query.
+        audio_to_text: (pairs,) rank of the text among all texts, for the clip as query.
     """
 
-    text_to_clip: Tensor
+    pair_clips: Tensor
+    pair_texts: Tensor
     text_to_audio: Tensor
     audio_to_text: Tensor
-    best_caption: Tensor
+
+    @property
+    def best_clip(self) -> Tensor:
+        """(texts,) rank of the best clip of a text, for the text as query."""
+        return best_of_each(self.text_to_audio, self.pair_texts)
+
+    @property
+    def best_text(self) -> Tensor:
+        """(clips,) rank of the best text of a clip, for the clip as query."""
+        return best_of_each(self.audio_to_text, self.pair_clips)
 
 
-def retrieval_ranks(similarity: Tensor, text_to_clip: Tensor) -> RetrievalRanks:
-    """Ranks by counting the items that are at least as similar, without sorting.
+def retrieval_ranks(
+    audio_embedding: Tensor, text_embedding: Tensor, pair_clips: Tensor, pair_texts: Tensor | None = None
+) -> RetrievalRanks:
+    """Ranks by counting the items that are at least as similar, without sorting and without the similarity matrix.
+
+    The cosines are computed in blocks of one shape, of which a few MB are held at a time, on the embeddings' device.
 
     Args:
-        similarity: (clips, texts), larger is nearer.
-        text_to_clip: (texts,) int64, row of the clip that a text describes.
+        audio_embedding: (clips, embed_dim), unit norm.
+        text_embedding: (texts, embed_dim), unit norm.
+        pair_clips: (pairs,) int64, row of the clip of each relevant pair.
+        pair_texts: (pairs,) int64, row of its text; None: every text describes one clip, and pair i is of text i.
 
     Raises:
-        ValueError: similarity is not finite, or the shapes do not match.
+        ValueError: an embedding is not finite, the shapes do not match, a clip or text is in no pair, or a pair is
+            given twice.
     """
-    _check_retrieval(similarity, text_to_clip)
-    chunks = torch.arange(len(text_to_clip), device=similarity.device).split(CHUNK_SIZE)
-    text_to_audio = torch.cat([_rank_clips(similarity, text_to_clip, chunk) for chunk in chunks])
-    audio_to_text = torch.cat([_rank_texts(similarity, text_to_clip, chunk) for chunk in chunks])
-    best_caption = torch.full((len(similarity),), len(text_to_clip), device=similarity.device)
-    best_caption = best_caption.scatter_reduce(0, text_to_clip, audio_to_text, "amin")
-    return RetrievalRanks(text_to_clip, text_to_audio, audio_to_text, best_caption)
+    if pair_texts is None:
+        pair_texts = torch.arange(len(text_embedding), device=text_embedding.device)
+    _check_retrieval(audio_embedding, text_embedding, pair_clips, pair_texts)
+    own = _score_pairs(audio_embedding, text_embedding, pair_clips, pair_texts)  # (pairs,)
+    text_to_audio, audio_to_text = torch.zeros_like(pair_clips), torch.zeros_like(pair_clips)
+    pairs_of_clips, pairs_of_texts = _group_by_block(pair_clips), _group_by_block(pair_texts)
+    for i, chosen_by_clip in enumerate(pairs_of_clips):
+        for j, chosen_by_text in enumerate(pairs_of_texts):
+            scores = _score_block(audio_embedding, text_embedding, i, j)
+            for chosen in chosen_by_text.split(MAX_PAIRS):
+                columns = scores.index_select(1, pair_texts[chosen] - j * BLOCK_SIZE)
+                text_to_audio[chosen] += (columns >= own[chosen]).float().sum(dim=0).long()
+            for chosen in chosen_by_clip.split(MAX_PAIRS):
+                rows = scores[pair_clips[chosen] - i * BLOCK_SIZE]
+                audio_to_text[chosen] += (rows >= own[chosen, None]).sum(dim=1)
+    # A pair counts itself, so that 1 is the best rank. Relevant items with equal scores do not hurt one another.
+    text_to_audio -= _count_later_ties(own, pair_texts)
+    audio_to_text -= _count_later_ties(own, pair_clips)
+    return RetrievalRanks(pair_clips, pair_texts, text_to_audio, audio_to_text)
 
 
 def hits_at(ranks: Tensor, k: int) -> Tensor:
@@ -92,8 +124,8 @@ def average_precisions_at(ranks: Tensor, queries: Tensor, k: int) -> Tensor:
 def retrieval_metrics(ranks: RetrievalRanks) -> dict[str, float]:
     """Metrics of both directions, `text_to_audio/recall_at_1` and so on.
 
-    Text to audio, every text is a query with one relevant clip. Audio to text, recall and median rank take the best of
-    a clip's texts, mean average precision all of them.
+    Text to audio, the text of every pair is a query; audio to text, every clip is one. Recall and median rank take the
+    best of the relevant items of a query, mean average precision all of them.
     """
     metrics = {}
     for direction, best, _, values in _each_direction(ranks):
@@ -118,7 +150,7 @@ def zero_shot_hits(logits: Tensor, targets: Tensor) -> Tensor:
             f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} do not belong together; give "
             "(clips, classes) and (clips,)"
         )
-    _check_finite(logits, "logits")
+    _check_finite(logits)
     own = logits.gather(1, targets[:, None])  # (clips, 1)
     return (logits >= own).sum(dim=1) == 1
 
@@ -128,56 +160,98 @@ def accuracy(hits: Tensor) -> float:
     return hits.double().mean().item()
 
 
+def best_of_each(ranks: Tensor, queries: Tensor) -> Tensor:
+    """Best rank of each query, (items,) -> (queries,); every number from 0 on occurs in queries (items,) int64."""
+    best = torch.full((int(queries.max()) + 1,), torch.iinfo(ranks.dtype).max, dtype=ranks.dtype, device=ranks.device)
+    return best.scatter_reduce(0, queries, ranks, "amin")
+
+
 def _each_direction(ranks: RetrievalRanks) -> Iterator[tuple[str, Tensor, Tensor, dict[str, Tensor]]]:
     """Direction, best rank and clip of each query, and the values (queries,) of metrics that are means over queries."""
-    texts = torch.arange(len(ranks.text_to_clip), device=ranks.text_to_clip.device)
-    clips = torch.arange(len(ranks.best_caption), device=ranks.best_caption.device)
+    texts, clips = ranks.pair_texts, torch.arange(len(ranks.best_text), device=ranks.pair_clips.device)
     for direction, best, query_clips, precisions in (
-        ("text_to_audio", ranks.text_to_audio, ranks.text_to_clip, (ranks.text_to_audio, texts)),
-        ("audio_to_text", ranks.best_caption, clips, (ranks.audio_to_text, ranks.text_to_clip)),
+        (
+            "text_to_audio",
+            ranks.best_clip[texts],
+            ranks.pair_clips,
+            average_precisions_at(ranks.text_to_audio, texts, 10)[texts],
+        ),
+        ("audio_to_text", ranks.best_text, clips, average_precisions_at(ranks.audio_to_text, ranks.pair_clips, 10)),
     ):
         values = {f"recall_at_{k}": hits_at(best, k) for k in (1, 5, 10)}
-        values["mean_average_precision_at_10"] = average_precisions_at(*precisions, 10)
+        values["mean_average_precision_at_10"] = precisions
         yield direction, best, query_clips, values
 
 
-def _rank_clips(similarity: Tensor, text_to_clip: Tensor, chunk: Tensor) -> Tensor:
-    """(chunk,) rank of each text's clip among all clips."""
-    own = similarity[text_to_clip[chunk], chunk]
-    return (similarity[:, chunk] >= own).sum(dim=0)  # the clip counts itself: 1 is the best
+def _score_block(audio_embedding: Tensor, text_embedding: Tensor, i: int, j: int) -> Tensor:
+    """Cosines (clips, texts) of block i of the clips and block j of the texts.
+
+    Every product has the full size of a block: libraries choose another order of summation for another shape, and equal
+    embeddings would differ in the last bit.
+    """
+    blocks = audio_embedding.split(BLOCK_SIZE)[i], text_embedding.split(BLOCK_SIZE)[j]
+    padded = [F.pad(block, (0, 0, 0, BLOCK_SIZE - len(block))) for block in blocks]
+    return (padded[0] @ padded[1].T)[: len(blocks[0]), : len(blocks[1])]
 
 
-def _rank_texts(similarity: Tensor, text_to_clip: Tensor, chunk: Tensor) -> Tensor:
-    """(chunk,) rank of each text among all texts, for its clip; equal captions of one clip do not hurt one another."""
-    scores = similarity[text_to_clip[chunk]]  # (chunk, texts)
-    own = scores.gather(1, chunk[:, None])
-    each_text = torch.arange(scores.shape[1], device=scores.device)
-    behind = (text_to_clip[chunk, None] == text_to_clip) & (each_text > chunk[:, None])
-    return ((scores > own) | ((scores == own) & ~behind)).sum(dim=1)
+def _score_pairs(audio_embedding: Tensor, text_embedding: Tensor, pair_clips: Tensor, pair_texts: Tensor) -> Tensor:
+    """(pairs,) cosines of relevant pairs, from the same products as those of all other pairs."""
+    own = audio_embedding.new_empty(len(pair_clips))
+    for i, of_clips in enumerate(_group_by_block(pair_clips)):
+        found = pair_texts[of_clips] // BLOCK_SIZE
+        for j in found.unique().tolist():
+            chosen = of_clips[found == j]
+            scores = _score_block(audio_embedding, text_embedding, i, j)
+            own[chosen] = scores[pair_clips[chosen] - i * BLOCK_SIZE, pair_texts[chosen] - j * BLOCK_SIZE]
+    return own
 
 
-def _check_retrieval(similarity: Tensor, text_to_clip: Tensor) -> None:
-    if similarity.ndim != 2 or text_to_clip.shape != similarity.shape[1:]:
+def _group_by_block(rows: Tensor) -> list[Tensor]:
+    """For each block of rows, the indices of the pairs in it: (pairs,) -> (pairs of the block,) each."""
+    blocks = rows // BLOCK_SIZE
+    return list(blocks.argsort(stable=True).split(blocks.bincount().tolist()))
+
+
+def _count_later_ties(scores: Tensor, queries: Tensor) -> Tensor:
+    """For each item, the number of later items of the same query with an equal score; all (items,)."""
+    order = scores.argsort(stable=True)
+    order = order[queries[order].argsort(stable=True)]  # by query, then by score, then by place
+    pairs = torch.stack([queries[order].double(), scores[order].double()])
+    _, run, lengths = pairs.unique_consecutive(dim=1, return_inverse=True, return_counts=True)
+    place = torch.arange(len(order), device=order.device)
+    return torch.empty_like(order).index_copy(0, order, lengths.cumsum(0)[run] - 1 - place)
+
+
+def _check_retrieval(audio_embedding: Tensor, text_embedding: Tensor, pair_clips: Tensor, pair_texts: Tensor) -> None:
+    shapes = [tuple(x.shape) for x in (audio_embedding, text_embedding, pair_clips, pair_texts)]
+    if [len(shape) for shape in shapes] != [2, 2, 1, 1] or shapes[0][1] != shapes[1][1] or shapes[2] != shapes[3]:
         raise ValueError(
-            f"similarity {tuple(similarity.shape)} and text_to_clip {tuple(text_to_clip.shape)} do not belong "
-            "together; give (clips, texts) and (texts,)"
+            "audio_embedding {}, text_embedding {}, pair_clips {} and pair_texts {} do not belong together; give "
+            "(clips, embed_dim), (texts, embed_dim), (pairs,) and (pairs,)".format(*shapes)
         )
-    _check_finite(similarity, "similarity")
-    if text_to_clip.min() < 0 or text_to_clip.max() >= len(similarity):
-        raise ValueError(
-            f"text_to_clip runs from {text_to_clip.min()} to {text_to_clip.max()}; similarity has the rows "
-            f"0 to {len(similarity) - 1}"
-        )
-    silent = (text_to_clip.bincount(minlength=len(similarity)) == 0).nonzero()
-    if len(silent):
-        raise ValueError(f"clip {silent[0].item()} (of {len(silent)} such) has no text in text_to_clip; drop its row")
+    for name, rows, item, embedding in (
+        ("pair_clips", pair_clips, "clip", audio_embedding),
+        ("pair_texts", pair_texts, "text", text_embedding),
+    ):
+        count = len(embedding)
+        bad = (~embedding.sum(dim=1).isfinite()).nonzero()  # (bad, 1)
+        if len(bad):
+            raise ValueError(
+                f"the embedding of {item} {bad[0].item()} is not finite ({len(bad)} of {count} are not); {NOT_FINITE}"
+            )
+        if rows.min() < 0 or rows.max() >= count:
+            raise ValueError(f"{name} runs from {rows.min()} to {rows.max()}; there are the {item}s 0 to {count - 1}")
+        unused = (rows.bincount(minlength=count) == 0).nonzero()
+        if len(unused):
+            raise ValueError(f"{item} {unused[0].item()} (of {len(unused)} such) is not in {name}; drop its embedding")
+    if len((pair_clips * len(text_embedding) + pair_texts).unique()) < len(pair_clips):
+        raise ValueError("pair_clips and pair_texts have a pair twice; give each pair of a clip and a text once")
 
 
-def _check_finite(scores: Tensor, name: str) -> None:
-    bad = (~scores.isfinite()).nonzero()
+def _check_finite(logits: Tensor) -> None:
+    bad = (~logits.isfinite()).nonzero()
     if len(bad):
         row, column = bad[0].tolist()
         raise ValueError(
-            f"{name}[{row}, {column}] is {scores[row, column].item()} ({len(bad)} entries are not finite); look for "
-            "clips or weights that are not finite, and whether optimizer.lr is too high"
+            f"logits[{row}, {column}] is {logits[row, column].item()} ({len(bad)} entries are not finite); {NOT_FINITE}"
         )

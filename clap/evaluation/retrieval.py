@@ -1,48 +1,87 @@
 """Retrieval in both directions, any number of captions a clip (Koepke et al. 2022)."""
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from clap.corpus import Clip
 from clap.evaluation.embedded_split import Splits
 from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.metrics import RETRIEVAL_METRICS, retrieval_metrics, retrieval_ranks, retrieval_scores
 from clap.evaluation.results import Evaluation
 from clap.model import Clap
 
+OWN_CLIP = {
+    "text_to_audio": "every caption is a query; its own clip is the one right answer among all clips",
+    "audio_to_text": "every clip is a query; recall and median rank take the best of its captions, "
+    "mAP@10 divides by the number of its captions, at most 10",
+}
+EQUAL_CAPTIONS = {  # where they are made from labels
+    "definition": 2,
+    "text_to_audio": "every caption is a query; all clips with an equal caption from labels are right answers among "
+    "all clips; recall and median rank take the best of them, mAP@10 divides by their number, at most 10",
+    "audio_to_text": "every clip is a query; equal captions from labels are one text; recall and median rank take the "
+    "best of its captions, mAP@10 divides by the number of its captions, at most 10",
+}
+
 
 class Retrieval(Evaluator):
-    """Text to audio and audio to text over the whole split, every caption of every clip."""
+    """Text to audio and audio to text over the whole split, every caption of every clip.
+
+    Equal captions of two clips are two texts, each with one right clip, as published for Clotho and AudioCaps. Where
+    captions are made from labels, equal captions are one text, and all their clips are right.
+    """
 
     metric_names = RETRIEVAL_METRICS
 
     def __call__(self, clap: Clap, splits: Splits) -> Evaluation:
         split = splits.evaluated
         clips = split.clips
-        captions = [caption for clip in clips for caption in clip.captions]
-        counts = torch.tensor([len(clip.captions) for clip in clips])
-        text_to_clip = torch.arange(len(clips)).repeat_interleave(counts).to(split.audio_embedding.device)
-        similarity = split.audio_embedding @ clap.get_text_embeddings(captions).T  # (clips, texts)
-        ranks = retrieval_ranks(similarity, text_to_clip)
+        texts, *pairs = list_pairs(clips)
+        pair_clips, pair_texts = (torch.tensor(rows, device=split.audio_embedding.device) for rows in pairs)
+        ranks = retrieval_ranks(split.audio_embedding, clap.get_text_embeddings(texts), pair_clips, pair_texts)
         per_query = {
-            "text_clip": text_to_clip.cpu().numpy(),
+            "text_clip": ranks.pair_clips.cpu().numpy(),
+            "text": ranks.pair_texts.cpu().numpy(),
             "text_to_audio_rank": ranks.text_to_audio.cpu().numpy(),
             "audio_to_text_rank": ranks.audio_to_text.cpu().numpy(),
-            "audio_to_text_best_rank": ranks.best_caption.cpu().numpy(),
-        }
-        clips_of_caption = Counter(caption for clip in clips for caption in set(clip.captions))
-        protocol = {
-            "captions_per_clip": sorted(set(counts.tolist())),
-            "captions_of_several_clips": sum(count > 1 for count in clips_of_caption.values()),
-            "text_to_audio": "every caption is a query; its own clip is the one right answer among all clips",
-            "audio_to_text": "every clip is a query; recall and median rank take the best of its captions, "
-            "mAP@10 divides by the number of its captions, at most 10",
-            "ties": "count against the model",
+            "audio_to_text_best_rank": ranks.best_text.cpu().numpy(),
         }
         return Evaluation(
             retrieval_metrics(ranks),
             [clip.id for clip in clips],
             scores=retrieval_scores(ranks),
             per_query=per_query,
-            protocol=protocol,
+            protocol=describe_captions(clips),
         )
+
+
+def list_pairs(clips: Sequence[Clip]) -> tuple[list[str], list[int], list[int]]:
+    """The texts of a gallery, and for each caption of each clip the row of the clip and of its text.
+
+    Equal captions that are made from labels are one text; of other captions each is a text of its own.
+    """
+    texts, pair_clips, pair_texts = [], [], []
+    known: dict[str, int] = {}  # caption made from labels -> row of its text
+    for row, clip in enumerate(clips):
+        for caption in dict.fromkeys(clip.captions) if clip.captions_from_labels else clip.captions:
+            text = known.setdefault(caption, len(texts)) if clip.captions_from_labels else len(texts)
+            if text == len(texts):
+                texts.append(caption)
+            pair_clips.append(row)
+            pair_texts.append(text)
+    return texts, pair_clips, pair_texts
+
+
+def describe_captions(clips: Sequence[Clip]) -> dict[str, Any]:
+    """The captions and which answers are right, for the protocol."""
+    clips_of_caption = Counter(caption for clip in clips for caption in set(clip.captions))
+    from_labels = sum(clip.captions_from_labels for clip in clips)
+    protocol = {
+        "captions_per_clip": sorted({len(clip.captions) for clip in clips}),
+        "captions_of_several_clips": sum(count > 1 for count in clips_of_caption.values()),
+        "ties": "count against the model",
+    }
+    return protocol | (EQUAL_CAPTIONS | {"captions_from_labels": from_labels} if from_labels else OWN_CLIP)

@@ -15,6 +15,8 @@ from clap.evaluation.results import Evaluation
 from clap.model import Clap
 from clap.prompts import TEMPLATES, check_templates
 
+CHUNK_SIZE = 4096  # clips compared with the classes at a time
+
 
 class ZeroShot(Evaluator):
     """The class whose prompts' mean embedding is nearest to the clip; classes are known by name alone.
@@ -39,12 +41,17 @@ class ZeroShot(Evaluator):
         class_names = sorted({clip.label for clip in [*dataset.clips, *dataset.missing] if clip.label is not None})
         class_embedding = clap.embed_classes(class_names, self.templates)
         targets = torch.tensor([class_names.index(clip.label) for clip in labelled])
-        logits = split.audio_embedding[rows] @ class_embedding.T  # (clips, classes)
-        hits = zero_shot_hits(logits, targets.to(logits.device))
+        hits, predicted, likelihood = [], [], []
+        for some, own in zip(split.audio_embedding[rows].split(CHUNK_SIZE), targets.split(CHUNK_SIZE), strict=True):
+            logits, own = some @ class_embedding.T, own.to(some.device)  # (chunk, classes), (chunk,)
+            hits.append(zero_shot_hits(logits, own))
+            predicted.append(logits.argmax(dim=1))
+            likelihood.append((logits * clap.logit_scale.exp()).log_softmax(dim=1).gather(1, own[:, None]))
+        hits, predicted, likelihood = torch.cat(hits), torch.cat(predicted), torch.cat(likelihood)
         per_query = {
             "hit": hits.cpu().numpy(),
             "label": targets.numpy(),
-            "predicted": logits.argmax(dim=1).cpu().numpy(),
+            "predicted": predicted.cpu().numpy(),
             "class_names": np.array(class_names),
         }
         protocol = {
@@ -54,7 +61,6 @@ class ZeroShot(Evaluator):
             "accuracy": "share of clips whose own class is nearest; prompts of a class are averaged and normalised",
             "log_likelihood": "mean log of the softmax over classes at the model's logit scale, for the own class",
         }
-        likelihood = (logits * clap.logit_scale.exp()).log_softmax(dim=1).gather(1, targets.to(logits.device)[:, None])
         metrics = {"zero_shot/accuracy": accuracy(hits), "zero_shot/log_likelihood": likelihood.mean().item()}
         return Evaluation(
             metrics,
