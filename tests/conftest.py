@@ -140,6 +140,33 @@ def tiny_clap(tiny_config: Callable[..., dict]) -> Callable:
     return make
 
 
+@pytest.fixture
+def make_trainer(tiny_clap: Callable) -> Callable:
+    """`make_trainer(...)` -> a trainer of a tiny model on a dozen synthetic scenes, two steps an epoch."""
+    from torch.optim import AdamW
+
+    from clap import ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
+    from clap.dataset.loader import make_loader
+    from clap.dataset.synthetic import Synthetic
+    from clap.training.trainer_settings import TrainerSettings
+
+    def make(epochs: int = 2, *, lr: float = 1e-3, evaluators: dict | None = None, **options) -> ClapTrainer:
+        torch.manual_seed(0)
+        clap = tiny_clap()
+        corpus = Synthetic(num_train=12, num_val=6, num_test=6)
+        loaders = []
+        for kind in ("train", "val", "test"):
+            dataset = ClapDataset(corpus, kind, sample_rate=clap.sample_rate, window=clap.window)
+            shuffle = kind == "train"
+            loaders.append(make_loader(dataset, clap.collate, batch_size=6, num_workers=0, shuffle=shuffle))
+        optimizer = AdamW(clap.parameters(), lr=lr)
+        settings = TrainerSettings(**options)
+        criterion = SymmetricCrossEntropyLoss()
+        return ClapTrainer(*loaders, clap, optimizer, criterion, epochs, evaluators=evaluators, settings=settings)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_clap: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of `tiny_clap()`."""

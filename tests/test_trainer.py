@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,37 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.optim import SGD, AdamW
+from torch.optim import SGD
 from torch.utils.data import DataLoader
 
-from clap import ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
+from clap import ClapTrainer
 from clap.dataset.loader import make_loader
 from clap.dataset.synthetic import Synthetic
 from clap.evaluation.zero_shot import ZeroShot
+from clap.training import stopwatch
+from clap.training.cost import forward_flops
 from clap.training.finite import MIN_LOSS_SCALE
 from clap.training.preflight import log_ineffective_settings
 from clap.training.trainer_settings import TrainerSettings
-
-
-@pytest.fixture
-def make_trainer(tiny_clap: Callable) -> Callable[..., ClapTrainer]:
-    """`make_trainer(...)` -> a trainer of a tiny model on a dozen synthetic scenes, two steps an epoch."""
-
-    def make(epochs: int = 2, *, lr: float = 1e-3, evaluators: dict | None = None, **options) -> ClapTrainer:
-        torch.manual_seed(0)
-        clap = tiny_clap()
-        corpus = Synthetic(num_train=12, num_val=6, num_test=6)
-        loaders = []
-        for kind in ("train", "val", "test"):
-            dataset = ClapDataset(corpus, kind, sample_rate=clap.sample_rate, window=clap.window)
-            shuffle = kind == "train"
-            loaders.append(make_loader(dataset, clap.collate, batch_size=6, num_workers=0, shuffle=shuffle))
-        optimizer = AdamW(clap.parameters(), lr=lr)
-        settings = TrainerSettings(**options)
-        criterion = SymmetricCrossEntropyLoss()
-        return ClapTrainer(*loaders, clap, optimizer, criterion, epochs, evaluators=evaluators, settings=settings)
-
-    return make
 
 
 def test_train_and_eval_writes_the_metrics_it_returns(make_trainer: Callable, tmp_path: Path):
@@ -133,19 +112,38 @@ def test_without_validation_the_last_checkpoint_is_the_best(make_trainer: Callab
     assert best.read_bytes() == last.read_bytes()
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_resumed_trainer_ends_with_the_same_weights(make_trainer: Callable, tmp_path: Path, stop_after: int):
-    whole = make_trainer(epochs=3)
-    whole.fit(tmp_path / "whole")
-    stopped = make_trainer(epochs=3)
-    stopped.train_step = interrupt_after(stopped, stop_after)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.fit(tmp_path / "stopped")
-    resumed = make_trainer(epochs=3)
-    resumed.resume(tmp_path / "stopped" / "checkpoints" / "last")
-    resumed.fit(tmp_path / "stopped")
-    for name, tensor in whole.clap.state_dict().items():
-        assert torch.equal(tensor, resumed.clap.state_dict()[name]), name
+def test_speed_leaves_out_validation_and_saving(make_trainer: Callable, tmp_path: Path, monkeypatch):
+    now, trainer, speeds, saves = [0.0], make_trainer(epochs=3, log_every=3, save_every=1), [], []
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def take(method: Callable, seconds: float) -> Callable:
+        def call(*arguments: object) -> object:
+            now[0] += seconds
+            return method(*arguments)
+
+        return call
+
+    save = trainer.save
+    trainer.save = lambda name: (saves.append(name), save(name))
+    for name, seconds in {"train_step": 2.0, "batches": 1.0, "save": 50.0, "evaluate": 100.0}.items():
+        setattr(trainer, name, take(getattr(trainer, name), seconds))
+    trainer.log_metrics = lambda metrics: speeds.append(metrics.get("train/clips_per_second"))
+    trainer.fit(tmp_path)
+    assert [speed for speed in speeds if speed] == [18 / 8, 18 / 7]  # 3 steps of 6 clips, and two or one epoch starts
+    cost = trainer.cost()
+    assert cost["clips_per_second"] == round(36 / 15, 1)
+    assert cost["seconds"] == 15 + 3 * 100 + 50 * len(saves)
+
+
+def test_gigaflops_are_those_of_the_mean_length_in_training(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=1)
+    trainer.fit(tmp_path)
+    assert trainer.cost()["gigaflops_per_clip"] == round(forward_flops(trainer.clap) / 1e9, 3)
+    assert trainer.samples_seen == 12 * trainer.clap.sample_rate  # each clip is longer than the window of one second
+    trainer.clap.set_windows("mean")
+    trainer.samples_seen *= 3
+    longer = forward_flops(trainer.clap, duration=3.0)
+    assert trainer.cost()["gigaflops_per_clip"] == round(longer / 1e9, 3) > round(forward_flops(trainer.clap) / 1e9, 3)
 
 
 def test_bad_loss_names_step_and_clips_and_keeps_the_checkpoint(make_trainer: Callable, tmp_path: Path):
@@ -280,15 +278,3 @@ def test_batch_of_one_is_refused(make_trainer: Callable):
     trainer = make_trainer()
     with pytest.raises(ValueError, match="a contrastive batch needs two clips"):
         make_loader(trainer.train_loader.dataset, trainer.clap.collate, batch_size=1, num_workers=0, shuffle=True)
-
-
-def interrupt_after(trainer: ClapTrainer, steps: int) -> Callable:
-    """The trainer's own step, with a Ctrl-C during the given one."""
-    take_step = trainer.train_step
-
-    def step(*arguments) -> None:
-        take_step(*arguments)
-        if trainer.step == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return step

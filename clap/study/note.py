@@ -115,8 +115,9 @@ def describe_numbers(runs: StudyRuns, rows: Sequence[Row]) -> str:
     if names := ", ".join(column.label for column in runs.columns if column.counts is None):
         text += f" For {names}, which is not a mean over clips, it is over seeds only and holds for these clips only."
     return text + (
-        " Minutes and clips/s are those of training, memory is the peak of the training process, and gigaflops are "
-        "those of the forward pass of one window-length clip and its caption."
+        " Minutes are those of training and validation, clips/s those of training alone, which includes waiting for "
+        "data. Memory is the peak of the training process without its loader workers, and gigaflops are those of the "
+        "forward pass of one clip, as long as the mean that training reads of a clip, and its caption."
     )
 
 

@@ -1,4 +1,4 @@
-"""The cost of a model: memory, parameters, arithmetic."""
+"""The cost of a training: memory, parameters, arithmetic."""
 
 import re
 import resource
@@ -16,18 +16,22 @@ from clap.model import Clap
 CAPTION_TOKENS = 20  # in a counted training step
 
 
-def measure_cost(clap: Clap) -> dict[str, float]:
-    """Peak memory of this process in bytes, parameters, and gigaflops of one clip and caption forward."""
+def measure_size(clap: Clap, *, duration: float) -> dict[str, float]:
+    """Parameters of a model and its encoders, and gigaflops of the forward pass of a clip of `duration` seconds."""
     parts = {"": clap, "audio_encoder_": clap.audio_encoder, "text_encoder_": clap.text_encoder}
-    cost = {
-        "peak_memory_bytes": peak_memory(),
+    return {
         **{f"{name}parameters": sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
         "trainable_parameters": sum(p.numel() for p in clap.parameters() if p.requires_grad),
-        "gigaflops_per_clip": round(forward_flops(clap) / 1e9, 3),
+        "gigaflops_per_clip": round(forward_flops(clap, duration=duration) / 1e9, 3),
     }
+
+
+def measure_peaks() -> dict[str, int]:
+    """Peak memory of this process in bytes, and of its GPU if there is one."""
+    peaks = {"peak_memory_bytes": peak_memory()}
     if torch.cuda.is_available():
-        cost["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
-    return cost
+        peaks["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return peaks
 
 
 def reset_peak_memory() -> None:
@@ -46,9 +50,13 @@ def peak_memory() -> int:
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def forward_flops(clap: Clap) -> int:
-    """FLOPs of a clip as long as the window and a caption of sixteen tokens, without the STFT."""
-    num_samples = round(clap.audio_encoder.window * clap.sample_rate)
+def forward_flops(clap: Clap, *, duration: float | None = None) -> int:
+    """FLOPs of a clip and a caption of sixteen tokens, without the STFT.
+
+    Args:
+        duration: seconds of the clip, which the fusion cuts into windows or views as in training; None: the window.
+    """
+    num_samples = round((duration or clap.audio_encoder.window) * clap.sample_rate)
     waveform = torch.zeros(1, num_samples, device=clap.device)
     tokens = torch.ones(1, 16, dtype=torch.long, device=clap.device)
     with clap.inference():

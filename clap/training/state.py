@@ -28,9 +28,13 @@ def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
             "metrics": trainer.best_metrics,
             "since": trainer.evaluations_since_best,
         },
+        "validation_pending": trainer.validation_pending,
         "problems": trainer.problems,
         "clips_seen": trainer.clips_seen,
-        "seconds": trainer.seconds(),
+        "samples_seen": trainer.samples_seen,
+        "seconds": trainer.fit_time.seconds,
+        "train_seconds": trainer.train_time.seconds,
+        "peaks": trainer.measure_peaks(),
         "run_id": trainer.tracker.run_id if trainer.tracker is not None else None,
     }
 
@@ -41,7 +45,7 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
     Raises:
         FileNotFoundError, ValueError: a file of the checkpoint is missing or damaged.
     """
-    state = read_trainer_state(folder)
+    state = add_unrecorded(read_trainer_state(folder), trainer)
     trainer.clap.tokenizer.load(checkpoint.find_file(folder, checkpoint.TOKENIZER))
     trainer.clap.load_state_dict(checkpoint.read_weights(folder))
     trainer.optimizer.load_state_dict(state["optimizer"])
@@ -53,11 +57,26 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
     trainer.epoch, trainer.step, trainer.step_in_epoch = (position[key] for key in ("epoch", "step", "step_in_epoch"))
     trainer.best_metric, trainer.best_metrics = best["metric"], best["metrics"]
     trainer.evaluations_since_best = best["since"]
-    trainer.problems, trainer.clips_seen = state["problems"], state["clips_seen"]
-    trainer.seconds_before = state["seconds"]
+    trainer.validation_pending = state["validation_pending"]
+    trainer.problems = state["problems"]
+    trainer.clips_seen, trainer.samples_seen = state["clips_seen"], state["samples_seen"]
+    trainer.fit_time.before, trainer.train_time.before = state["seconds"], state["train_seconds"]
+    trainer.logged_time, trainer.peaks = state["train_seconds"], state["peaks"]
     torch.set_rng_state(state["random"])
     if state["random_cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["random_cuda"])
+
+
+def add_unrecorded(state: dict[str, Any], trainer: "ClapTrainer") -> dict[str, Any]:
+    """Add the closest known values of what a checkpoint of an earlier version does not record."""
+    window = round(trainer.clap.audio_encoder.window * trainer.clap.sample_rate)
+    unrecorded = {
+        "validation_pending": False,
+        "samples_seen": state["clips_seen"] * window,
+        "train_seconds": state["seconds"],  # with those of validation
+        "peaks": {},
+    }
+    return unrecorded | state
 
 
 def find_resumable_run(resume: str | None, run_dir: Path, *, uri: str | None) -> tuple[Path | None, str | None]:

@@ -3,7 +3,6 @@
 import itertools
 import logging
 import math
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,11 +25,12 @@ from clap.evaluation.retrieval import Retrieval
 from clap.model import Clap
 from clap.run_folder import COST, METRICS, count_clips, describe_clips, find_count, read_counts
 from clap.tracking.tracker import Tracker
-from clap.training.cost import measure_cost, reset_peak_memory
+from clap.training.cost import measure_peaks, measure_size, reset_peak_memory
 from clap.training.finite import ADVICE, MIN_LOSS_SCALE, describe_gradients, find_non_finite
 from clap.training.interrupt import stop_on_signal
 from clap.training.preflight import check_run
 from clap.training.state import collect_state, restore_state
+from clap.training.stopwatch import Stopwatch
 from clap.training.trainer_settings import TrainerSettings, make_autocast
 
 log = logging.getLogger(__name__)
@@ -83,9 +83,11 @@ class ClapTrainer:
         self.best_metric, self.best_metrics, self.evaluations_since_best = -math.inf, {}, 0
         self.problems: dict[int, str] = {}  # position in the training dataset -> why its clip is skipped
         self.unlogged: list[tuple[Tensor, int]] = []  # loss and number of clips of each step since the last logged one
-        self.last_log_time = self.fit_start = time.perf_counter()
-        self.seconds_before = 0.0  # of training before a resume
-        self.clips_seen = 0
+        self.fit_time, self.train_time = Stopwatch(), Stopwatch()  # of everything; of steps and waiting for data
+        self.logged_time = 0.0  # train_time of the last logged step
+        self.clips_seen, self.samples_seen = 0, 0
+        self.peaks: dict[str, int] = {}  # of memory before a resume
+        self.validation_pending = False
         self.checkpoints = Path("checkpoints")
         if clap.tokenizer.needs_training:
             clap.tokenizer.train(train_loader.dataset.captions)
@@ -104,19 +106,19 @@ class ClapTrainer:
         """
         self.checkpoints = Path(out_path) / "checkpoints"
         check_run(self)
-        self.fit_start = time.perf_counter()
         reset_peak_memory()
         self.clap.tokenizer.cache_captions(getattr(self.train_loader.dataset, "captions", []))  # a Subset has none
-        with stop_on_signal() as stop_requested:
-            while not self.finished():
-                self.train_epoch(stop_requested)
+        with stop_on_signal() as stop_requested, self.fit_time.running():
+            if self.validation_pending:
                 self.validate()
+            while not self.finished():
+                with self.train_time.running():
+                    self.train_epoch(stop_requested)
+                self.end_epoch()
         self.log_skipped_clips()
-        self.seconds_before, self.fit_start = self.seconds(), time.perf_counter()
 
     def train_epoch(self, stop_requested: list[int]) -> None:
         self.clap.train()
-        self.last_log_time = time.perf_counter()
         steps, done = len(self.train_loader), self.step_in_epoch
         with tqdm(total=steps, initial=done, desc=f"epoch {self.epoch + 1}/{self.epochs}", unit="step") as bar:
             for batch in self.batches():
@@ -129,7 +131,8 @@ class ClapTrainer:
                         self.log_training(bar)
                 save_every = self.settings.save_every
                 if stop_requested or (save_every and self.step % save_every == 0):
-                    self.save("last")
+                    with self.train_time.paused():
+                        self.save("last")
                 if stop_requested:
                     log.warning("stopped at step %d, saved in %s", self.step, self.checkpoints / "last")
                     raise KeyboardInterrupt
@@ -159,18 +162,30 @@ class ClapTrainer:
         self.clap.clamp_logit_scale()
         self.step += 1
         self.clips_seen += len(batch)
+        self.samples_seen += int(batch.lengths.sum())
         self.unlogged.append((loss.detach(), len(batch)))
 
-    def validate(self) -> None:
-        """Evaluate after an epoch, keep the best checkpoint, write the last one."""
+    def end_epoch(self) -> None:
+        """Write the last checkpoint, and validate if it is due."""
         ended = self.epoch >= self.epochs or self.out_of_steps()
-        if self.val_loader is not None and (ended or self.epoch % self.settings.eval_every == 0):
-            self.update_best(self.evaluate(self.val_loader))
-        elif self.val_loader is None:
+        if self.val_loader is None:
             self.save("best")
+        else:
+            self.validation_pending = ended or self.epoch % self.settings.eval_every == 0
         self.save("last")
+        if self.validation_pending:
+            self.validate()
         if self.tracker is not None:
             self.tracker.flush()
+
+    def validate(self) -> None:
+        """Evaluate on the validation split, keep the best checkpoint, and write the last one again with the result.
+
+        A run that is stopped in here has a `last` with `validation_pending`: its resume validates before it trains.
+        """
+        self.update_best(self.evaluate(self.val_loader))
+        self.validation_pending = False
+        self.save("last")
 
     def save(self, name: str) -> None:
         """Write checkpoints/<name>; only `last` holds what resuming needs.
@@ -227,10 +242,6 @@ class ClapTrainer:
     def out_of_steps(self) -> bool:
         return self.settings.max_steps is not None and self.step >= self.settings.max_steps
 
-    def seconds(self) -> float:
-        """Seconds of training and validation so far, those before a resume included."""
-        return self.seconds_before + time.perf_counter() - self.fit_start
-
     def skips_step(self) -> bool:
         """Whether the scaler of fp16 skips a step with infinite gradients and tries a smaller scale of the loss."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > MIN_LOSS_SCALE
@@ -278,10 +289,10 @@ class ClapTrainer:
 
     def log_training(self, bar: tqdm) -> None:
         """Mean loss and speed since the last time, to the progress bar and the tracker."""
-        now = time.perf_counter()
+        seconds = self.train_time.seconds
         loss = torch.stack([loss for loss, _ in self.unlogged]).mean().item()
-        speed = sum(clips for _, clips in self.unlogged) / (now - self.last_log_time)
-        self.unlogged, self.last_log_time = [], now
+        speed = sum(clips for _, clips in self.unlogged) / (seconds - self.logged_time)
+        self.unlogged, self.logged_time = [], seconds
         bar.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} clips/s")
         metrics = {
             "train/loss": loss,
@@ -348,10 +359,16 @@ class ClapTrainer:
             self.tracker.set_tags(read_counts(run_dir))
 
     def cost(self) -> dict[str, float]:
-        """Seconds and speed of training, peak memory since its start, parameters, and gigaflops of one clip forward."""
+        """Time, speed, peak memory and size of the training; docs/training.md describes each number."""
+        duration = self.samples_seen / max(self.clips_seen, 1) / self.clap.sample_rate
         return {
-            "seconds": round(self.seconds_before, 1),
-            "clips_per_second": round(self.clips_seen / max(self.seconds_before, 1e-9), 1),
+            "seconds": round(self.fit_time.seconds, 1),
+            "clips_per_second": round(self.clips_seen / max(self.train_time.seconds, 1e-9), 1),
             "steps": self.step,
-            **measure_cost(self.clap),
+            **self.measure_peaks(),
+            **measure_size(self.clap, duration=duration or self.clap.audio_encoder.window),
         }
+
+    def measure_peaks(self) -> dict[str, int]:
+        """Peak memory since the start of the training, also before a resume."""
+        return {name: max(peak, self.peaks.get(name, 0)) for name, peak in measure_peaks().items()}
