@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from clap.config.values import SPLITS
-from clap.waveform import load_waveform
+from clap.waveform import LONGEST, load_waveform
 
 AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
 
@@ -52,6 +52,7 @@ class Corpus:
     licence: str
     citation: str
     max_duration: float = 30.0  # seconds; training reads a part of this length from a longer clip
+    longest_clip: float = LONGEST  # seconds; a clip of which more would be read is not loaded
     cache: WaveformReader | None = None
 
     @property
@@ -73,7 +74,7 @@ class Corpus:
     ) -> np.ndarray:
         """Mono float32 (samples,) at `sample_rate`, at most `max_duration` seconds; None: all (see `load_waveform`)."""
         load = load_waveform if self.cache is None else self.cache.load
-        return load(clip.path, sample_rate, max_duration=max_duration, rng=rng)
+        return load(clip.path, sample_rate, max_duration=max_duration, rng=rng, longest=self.longest_clip)
 
     def load_samples(
         self, clip: Clip, *, sample_rate: int, max_duration: float | None, rng: np.random.Generator | None = None
@@ -82,7 +83,8 @@ class Corpus:
         if self.cache is None or clip.path is None:
             waveform = self.load(clip, sample_rate=sample_rate, max_duration=max_duration, rng=rng)
             return waveform, np.float32(1)
-        return self.cache.load_samples(clip.path, sample_rate, max_duration=max_duration, rng=rng)
+        options = {"max_duration": max_duration, "rng": rng, "longest": self.longest_clip}
+        return self.cache.load_samples(clip.path, sample_rate, **options)
 
 
 def check_split(split: str) -> None:

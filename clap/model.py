@@ -28,7 +28,7 @@ from clap.published.hub import is_published
 from clap.published.load import apply_overrides, load_weights, no_weights, one_line_errors, read_published
 from clap.recordings import Recording, load_batches
 from clap.tokenizer import Tokenizer
-from clap.waveform import AudioError
+from clap.waveform import LONGEST, AudioError
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class Clap(nn.Module):
         self.audio_projection = audio_projection
         self.text_projection = text_projection
         self.logit_scale = nn.Parameter(torch.tensor(math.log(check_logit_scale(init_logit_scale))))  # a logarithm
+        self.longest_clip = LONGEST  # seconds; inference refuses a clip of which more would be read
         self.frozen: list[str] = []
         self._windows: str | None = None
 
@@ -338,9 +339,8 @@ class Clap(nn.Module):
         Clips are batched by duration, the longest first: a batch that is too large for the memory fails immediately,
         and there is little padding.
         """
-        batches = load_batches(
-            audio, sample_rate, batch_size=batch_size, target_rate=self.sample_rate, window=self.window
-        )
+        limits = {"window": self.window, "longest": self.longest_clip}
+        batches = load_batches(audio, sample_rate, batch_size=batch_size, target_rate=self.sample_rate, **limits)
         for waveforms, errors in batches:
             yield from errors.items()
             if waveforms:

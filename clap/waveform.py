@@ -2,23 +2,27 @@
 
 import contextlib
 import functools
+import math
 import operator
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 
+from clap.containers import AudioError, TooLongError, advise, check_mpeg, check_stream
+
 SHORTEST = 0.02  # seconds, about one analysis frame
+LONGEST = 3600.0  # seconds that are decoded of a clip, about 0.7 GB at 48 kHz
+MAX_RATE = 1_000_000  # Hz; the highest in use is 768 kHz
 MAX_PEAK = 10.0  # full scale is 1; lossy decoders and float mixes exceed it slightly, integers stored as floats by far
+BLOCK = 2**22  # samples of all channels that are decoded at once
+MPEG_LEAD = 4 * 1152  # samples decoded before a part of MPEG audio, whose frames refer to earlier ones
 UNKNOWN_LENGTH = 0x7FFFF000  # bytes; sox (ffmpeg: all ones) writes it into the header of a stream
-
-
-class AudioError(ValueError):
-    """An invalid recording; the message names the file and the problem."""
+ANNOUNCED = r"(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)"  # of WAV, AIFF, AU, RF64, W64
 
 
 def load_waveform(
@@ -27,6 +31,7 @@ def load_waveform(
     *,
     max_duration: float | None = None,
     rng: np.random.Generator | None = None,
+    longest: float = LONGEST,
 ) -> np.ndarray:
     """Read a recording as mono float32 (samples,) at `sample_rate`; only the required part is decoded.
 
@@ -35,9 +40,11 @@ def load_waveform(
     Args:
         sample_rate: Hz of the result; channels are averaged, then resampled by soxr (HQ).
         max_duration: seconds; of a longer recording the middle is read, or a random part if `rng` is given.
+        longest: seconds; a clip of which more would be read is refused, whatever its header claims.
 
     Raises:
-        AudioError: missing, empty, truncated, not audio, shorter than 20 ms, not finite, or far above full scale.
+        AudioError: missing, empty, truncated, not audio, shorter than 20 ms, too long, not finite, or far above full
+            scale.
         ValueError: max_duration is shorter than 20 ms.
     """
     path = Path(path)
@@ -45,32 +52,90 @@ def load_waveform(
         raise ValueError(
             f"max_duration={max_duration} s is shorter than one frame of {SHORTEST} s; set dataset.max_duration"
         )
-    with open_recording(path) as file:
-        start, count = choose_part(file.frames, file.samplerate, max_duration, rng)
-        file.seek(start)
-        waveform = mix_down(file.read(count, dtype="float32", always_2d=True))
-        file_rate, may_overshoot = file.samplerate, not file.subtype.startswith("PCM")  # PCM cannot
-    if len(waveform) < count:
-        raise AudioError(f"{path}: truncated, {len(waveform)} of {count} samples could be read")
-    if may_overshoot:
-        check_samples(path, waveform)
-    return soxr.resample(waveform, file_rate, sample_rate) if file_rate != sample_rate else waveform
+    with open_recording(path) as (file, num_frames):
+        start, count = choose_part(num_frames, file.samplerate, max_duration, rng)
+        check_duration(path, count / file.samplerate, longest)
+        blocks = read_mono(path, file, start, count)
+        return resample_blocks(blocks, count, file.samplerate, sample_rate)
+
+
+def check_duration(name: Path | str, duration: float, longest: float) -> None:
+    """TooLongError if more than `longest` seconds of a clip would be read."""
+    if duration > longest:
+        raise TooLongError(
+            f"{name}: {duration:.1f} s long, the longest clip is {longest:g} s; cut it, or raise dataset.longest_clip "
+            "(clap.longest_clip in Python)"
+        )
+
+
+def read_mono(path: Path, file: soundfile.SoundFile, start: int, count: int) -> Iterator[np.ndarray]:
+    """A part of a recording, mixed to mono, in consecutive blocks (samples,)."""
+    for block in read_blocks(path, file, start, count, size=max(1, BLOCK // file.channels)):
+        mono = mix_down(block)
+        if not file.subtype.startswith("PCM"):  # which cannot overshoot
+            check_samples(path, mono)
+        yield mono
+
+
+def read_blocks(path: Path, file: soundfile.SoundFile, start: int, count: int, *, size: int) -> Iterator[np.ndarray]:
+    """A part of a recording in consecutive blocks (size, channels).
+
+    Raises:
+        AudioError: the file ends early.
+    """
+    for position in range(start, start + count, size):
+        lead = min(position, MPEG_LEAD) if file.subtype.startswith("MPEG") else 0
+        wanted = min(size, start + count - position)
+        file.seek(position - lead)
+        block = file.read(lead + wanted, dtype="float32", always_2d=True)[lead:]
+        if len(block) < wanted:
+            done = position - start + len(block)
+            raise AudioError(f"{path}: truncated, {done} of {count} samples could be read")
+        yield block
+
+
+def resample_blocks(blocks: Iterable[np.ndarray], count: int, file_rate: int, sample_rate: int) -> np.ndarray:
+    """One waveform (samples,) at `sample_rate` from blocks (samples,) with `count` samples in all."""
+    resampler = soxr.ResampleStream(file_rate, sample_rate, num_channels=1, dtype="float32")
+    waveform = np.empty(math.ceil(count * sample_rate / file_rate) + 1, dtype=np.float32)
+    read = filled = 0
+    for block in blocks:
+        read += len(block)
+        if file_rate != sample_rate:
+            block = resampler.resample_chunk(block, last=read == count)
+        waveform[filled : filled + len(block)] = block
+        filled += len(block)
+    return waveform[:filled]
 
 
 @contextlib.contextmanager
-def open_recording(path: Path) -> Iterator[soundfile.SoundFile]:
-    """A recording, open for reading; AudioError if the file is invalid or cannot be decoded."""
+def open_recording(path: Path) -> Iterator[tuple[soundfile.SoundFile, int]]:
+    """A recording, open for reading, and its length in samples.
+
+    Raises:
+        AudioError: the file is invalid or cannot be decoded; also for errors of the decoder inside the `with` block.
+    """
     if not path.is_file():
         raise AudioError(f"{path}: no such audio file")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: empty, 0 bytes")
     try:
-        with soundfile.SoundFile(path) as file:
-            check_header(path, file)
-            yield file
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: the name ends in .raw, which has no header
-        reason = getattr(error, "error_string", "no header").strip()
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(soundfile.SoundFile(check_stream(path)))
+            num_frames = file.frames
+            if file.subtype.startswith("MPEG"):
+                source, num_frames = check_mpeg(path, num_frames)
+                if source is not path:
+                    file = stack.enter_context(soundfile.SoundFile(source))
+                    num_frames = file.frames  # without the decoder's delay
+            check_header(path, file, num_frames)
+            yield file, num_frames
+    except (OSError, RuntimeError, SystemError, OverflowError, TypeError) as error:
+        # RuntimeError: LibsndfileError; TypeError: the name ends in .raw, which has no header
+        reason = "no header" if isinstance(error, TypeError) else getattr(error, "error_string", str(error)).strip()
         raise AudioError(f"{path}: cannot be decoded ({reason}); damaged, or not WAV, FLAC, OGG, Opus, MP3") from None
+    except MemoryError:
+        raise AudioError(f"{path}: does not fit into memory; cut it into shorter clips") from None
 
 
 def mix_down(samples: np.ndarray) -> np.ndarray:
@@ -87,31 +152,19 @@ def check_samples(path: Path, waveform: np.ndarray) -> None:
         raise AudioError(f"{path}: samples reach {peak:.4g}, full scale is 1; rescale the file")
 
 
-def check_header(path: Path, file: soundfile.SoundFile) -> None:
+def check_header(path: Path, file: soundfile.SoundFile, num_frames: int) -> None:
     """AudioError if a file is empty, too short, or shorter than the length in its header."""
-    for announced, present in re.findall(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info):
+    for announced, present in re.findall(ANNOUNCED, file.extra_info):
         if int(present) < int(announced) < UNKNOWN_LENGTH:
             raise AudioError(f"{path}: truncated, its header announces {announced} bytes and {present} are there")
-    if file.format == "OGG" and not has_last_page(path):
-        raise AudioError(f"{path}: truncated, its last Ogg page is missing")
-    if file.frames == 0:
-        raise AudioError(f"{path}: empty, no samples")
-    if file.frames < SHORTEST * file.samplerate:
+    if num_frames <= 0:
+        raise AudioError(f"{path}: empty, no samples according to its header; if it has some, {advise(path)}")
+    if file.samplerate > MAX_RATE:
+        raise AudioError(f"{path}: its header has a sample rate of {file.samplerate} Hz, the limit is {MAX_RATE}")
+    if num_frames < SHORTEST * file.samplerate:
         raise AudioError(
-            f"{path}: {file.frames} samples at {file.samplerate} Hz, shorter than one frame of {SHORTEST} s"
+            f"{path}: {num_frames} samples at {file.samplerate} Hz, shorter than one frame of {SHORTEST} s"
         )
-
-
-def has_last_page(path: Path) -> bool:
-    """Whether an Ogg file ends with a complete page that is marked as the last of its stream (RFC 3533, section 6)."""
-    with path.open("rb") as file:
-        file.seek(-min(path.stat().st_size, 2**16), os.SEEK_END)  # a page has 65307 bytes at most
-        tail = file.read()
-    page = tail[tail.rfind(b"OggS") :]
-    if len(page) < 27:  # page header without its segment table
-        return False
-    is_last, num_segments = bool(page[5] & 4), page[26]
-    return is_last and len(page) >= 27 + num_segments + sum(page[27 : 27 + num_segments])
 
 
 def choose_part(

@@ -53,7 +53,7 @@ def test_second_load_decodes_nothing(recording: Path, tmp_path: Path, monkeypatc
 def test_known_recording_is_not_read(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = WaveformCache(tmp_path / "cache").load(recording, 16000)
     monkeypatch.setattr("clap.dataset.cache.load_waveform", None)
-    monkeypatch.setattr(Path, "read_bytes", None)
+    monkeypatch.setattr("clap.dataset.cache.hash_file", None)
     assert np.array_equal(WaveformCache(tmp_path / "cache").load(recording, 16000), first)
 
 
@@ -127,6 +127,14 @@ def test_part_is_the_middle_or_random(recording: Path, tmp_path: Path):
     part = cache.load(recording, 16000, max_duration=0.5, rng=np.random.default_rng(1))
     start = int(np.random.default_rng(1).integers(8001))
     assert np.array_equal(part, whole[start : start + 8000])
+
+
+def test_part_of_a_clip_longer_than_the_longest_is_decoded(recording: Path, tmp_path: Path):
+    cache = WaveformCache(tmp_path / "cache")
+    part = cache.load(recording, 16000, max_duration=0.4, longest=0.5)
+    np.testing.assert_array_equal(part, load_waveform(recording, 16000, max_duration=0.4))
+    with pytest.raises(AudioError, match="the longest clip is 0.5 s"):
+        cache.load(recording, 16000, longest=0.5)
 
 
 def test_unwritable_folder_is_a_warning(recording: Path, tmp_path: Path, caplog):

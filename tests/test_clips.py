@@ -28,6 +28,21 @@ def draw(dataset: ClapDataset, epoch: int) -> list[tuple[float, str]]:
 # One clip
 
 
+def test_clip_that_does_not_fit_into_memory_is_a_problem_of_that_clip(ramps, monkeypatch):
+    def fail(*args, **options):
+        raise MemoryError
+
+    dataset = ClapDataset(Ramps(ramps), sample_rate=1000)
+    monkeypatch.setattr(Ramps, "load", fail)
+    assert dataset[0].problem.endswith("does not fit into memory") and str(ramps[0].path) in dataset[0].problem
+
+
+def test_longest_clip_applies_to_what_is_read(ramps):
+    settings = DatasetSettings(longest_clip=1.0)
+    assert "2.0 s long" in ClapDataset(Ramps(ramps), training=False, sample_rate=1000, settings=settings)[0].problem
+    assert ClapDataset(Ramps(ramps), training=False, sample_rate=1000, window=0.5, settings=settings)[0].problem is None
+
+
 def test_only_the_window_is_read(ramps):
     assert len(make_dataset(ramps)[0, 0].waveform) == 500
 

@@ -85,7 +85,12 @@ def test_waveform_needs_its_rate(clap):
 @pytest.mark.parametrize(
     ("waveform", "message"),
     [
-        (np.zeros(16_000, dtype=np.int16), "waveform 0 has dtype torch.int16; give floats"),
+        (np.zeros(16_000, dtype=np.int16), "waveform 0 has dtype int16; give floats"),
+        (torch.zeros(16_000, dtype=torch.int32), "has dtype torch.int32; give floats"),
+        (np.zeros(16_000, dtype=complex), "has dtype complex128; give floats"),
+        (np.linspace(-20_000.0, 20_000.0, 16_000), "samples up to 2e.04, full scale is 1; divide int16 samples"),
+        (np.zeros((), dtype=np.float32), r"has shape \(\)"),
+        (np.full((2, 16_000), np.inf), "contains NaN or infinite"),
         (np.zeros((16_000, 2), dtype=np.float32), r"waveform 0 has shape \(16000, 2\); give .*channels, samples"),
         (np.zeros(0, dtype=np.float32), r"has shape \(0,\)"),
         (np.full(16_000, np.nan), "contains NaN"),

@@ -9,6 +9,7 @@ import torch
 from conftest import make_tone
 from torch.testing import assert_close
 
+from clap.containers import find_mpeg_frames
 from clap.recordings import load_batches, measure_duration, plan_batches
 from clap.waveform import AudioError
 
@@ -29,6 +30,14 @@ def test_file_without_header_comes_first(tmp_path, name):
     if name != "absent.wav":
         (tmp_path / name).write_bytes(b"no audio" * 100)
     assert measure_duration(tmp_path / name, None) == math.inf
+
+
+def test_duration_of_an_mp3_without_header_is_that_of_its_frames(tmp_path):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, make_tone(300.0, 3.0), 16_000, bitrate_mode="VARIABLE", compression_level=0.8)
+    start, size = next(find_mpeg_frames(path.read_bytes()))
+    path.write_bytes(path.read_bytes()[start + size :])
+    assert soundfile.info(path).duration < 2.5 < 3.0 <= measure_duration(path, None) < 3.2
 
 
 def test_batches_are_of_similar_duration_longest_first():
@@ -54,6 +63,26 @@ def test_batches_include_the_errors_of_invalid_files(tones, tmp_path):
     loaded = list(load_batches([tones[0], bad, tones[3]], None, batch_size=2, target_rate=16_000, window=1.0))
     assert [list(waveforms) for waveforms, _ in loaded] == [[2], [0]]
     assert isinstance(loaded[0][1][1], AudioError) and "bad.wav" in str(loaded[0][1][1])
+
+
+@pytest.mark.parametrize("window", [None, 2.0])
+def test_clips_longer_than_the_longest_are_errors(tones, window):
+    waveform = make_tone(300.0, 3.0)
+    batches = load_batches(
+        [tones[0], tones[7], waveform], 16_000, batch_size=1, target_rate=16_000, window=window, longest=2.0
+    )
+    errors = {position: str(error) for _, found in batches for position, error in found.items()}
+    if window is not None:
+        assert not errors
+    else:
+        assert "7.wav: 4.0 s long, the longest clip is 2 s" in errors[1] and "waveform 2: 3.0 s" in errors[2]
+
+
+def test_waveform_in_another_byte_order_or_precision_is_the_same():
+    waveform = make_tone(300.0, 1.0)
+    variants = [waveform.astype(kind) for kind in (">f4", "<f8", ">f8")]
+    [(loaded, _)] = load_batches([waveform, *variants], 16_000, batch_size=4, target_rate=16_000, window=None)
+    assert all(torch.equal(loaded[0], other) for other in loaded.values())
 
 
 def test_window_is_the_middle_of_a_longer_clip(tmp_path):

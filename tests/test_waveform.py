@@ -137,7 +137,7 @@ def test_truncated_file_is_refused(tmp_path: Path, suffix: str, subtype: str, lo
 def test_truncated_ogg_is_refused(tmp_path: Path, subtype: str, lost: int) -> None:
     path = tmp_path / "a.ogg"
     soundfile.write(path, sound(20 * RATE), RATE, subtype=subtype)
-    assert "last Ogg page" in error_message(cut_off(path, -lost))
+    assert "truncated, its last Ogg pa" in error_message(cut_off(path, -lost))
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "raw"])
@@ -157,6 +157,76 @@ def test_sample_that_is_not_finite_is_refused(tmp_path: Path, value: float) -> N
 def test_less_than_a_frame_is_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", sound(300), RATE)
     assert "shorter than one frame" in error_message(tmp_path / "a.wav")
+
+
+def test_clip_longer_than_the_longest_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch) -> None:
+    soundfile.write(tmp_path / "a.flac", np.zeros(3 * RATE), RATE)
+    monkeypatch.setattr("clap.waveform.read_blocks", None)
+    message = error_message(tmp_path / "a.flac", longest=2.5)
+    assert message.startswith("3.0 s long, the longest clip is 2.5 s") and "dataset.longest_clip" in message
+
+
+def test_part_of_a_longer_clip_is_read(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", sound(3 * RATE), RATE)
+    assert len(load_waveform(tmp_path / "a.wav", RATE, max_duration=1.0, longest=2.5)) == RATE
+
+
+@pytest.mark.parametrize(("suffix", "subtype"), [*LOSSLESS, *LOSSY])
+@pytest.mark.parametrize("rate", [RATE, 44100])
+def test_blocks_do_not_change_samples(
+    tmp_path: Path, suffix: str, subtype: str, rate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    samples = np.stack([sound(2 * RATE), sound(2 * RATE, 1)], axis=1)
+    soundfile.write(path, samples, RATE, subtype=subtype, format="OGG" if suffix == "opus" else None)
+    whole = load_waveform(path, rate)
+    monkeypatch.setattr("clap.waveform.BLOCK", 9001)
+    np.testing.assert_allclose(load_waveform(path, rate), whole, rtol=0, atol=0 if suffix != "mp3" else 1e-6)
+
+
+def test_memory_does_not_follow_the_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "a.wav", np.tile(sound(2000)[:, None], 1000), RATE, subtype="FLOAT")
+    sizes, read = [], soundfile.SoundFile.read
+    monkeypatch.setattr("clap.waveform.BLOCK", 2**16)
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *args, **kw: sizes.append(args[1]) or read(*args, **kw))
+    np.testing.assert_allclose(load_waveform(tmp_path / "a.wav", RATE), sound(2000), atol=1e-5)
+    assert max(sizes) * 1000 <= 2**16 and sum(sizes) == 2000
+
+
+def test_sample_rate_that_no_recorder_has_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", sound(RATE), RATE)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[24:28] = (2_000_000).to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content + bytes(10**6))
+    content[40:44] = content[4:8] = b"\xff" * 4
+    (tmp_path / "a.wav").write_bytes(content + bytes(10**6))
+    assert "sample rate of 2000000 Hz, the limit is 1000000" in error_message(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("error", [MemoryError, SystemError, OverflowError, RuntimeError])
+@pytest.mark.parametrize("place", ["soundfile.SoundFile.read", "clap.waveform.soxr.ResampleStream"])
+def test_errors_of_the_decoder_name_the_file(tmp_path: Path, monkeypatch, place: str, error: type) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error("failure")
+
+    soundfile.write(tmp_path / "a.wav", sound(RATE), RATE)
+    monkeypatch.setattr(place, fail)
+    assert ("does not fit into memory" if error is MemoryError else "failure") in error_message(tmp_path / "a.wav")
+
+
+def test_wav_whose_header_was_never_completed_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", sound(RATE), RATE)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[4:8] = content[40:44] = bytes(4)  # as a recorder leaves it that loses power
+    (tmp_path / "a.wav").write_bytes(content)
+    assert "no samples according to its header" in error_message(tmp_path / "a.wav")
+    assert "ffmpeg -i a.wav a.flac" in error_message(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("container", ["RF64", "W64", "AU"])
+def test_other_truncated_containers_are_refused(tmp_path: Path, container: str) -> None:
+    soundfile.write(tmp_path / "a.wav", sound(RATE), RATE, format=container)
+    assert "truncated" in error_message(cut_off(tmp_path / "a.wav", -1000))
 
 
 def test_wav_of_unknown_length_is_read(tmp_path: Path) -> None:

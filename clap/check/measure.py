@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clap.corpus import Clip, Corpus
-from clap.waveform import AudioError, check_samples, mix_down, open_recording
+from clap.waveform import AudioError, check_samples, mix_down, open_recording, read_blocks
 
 WINDOW = 0.1  # seconds over which the level is averaged
 FULL_SCALE = 32767 / 32768  # largest sample of 16 bits
@@ -67,19 +67,17 @@ def measure_file(path: Path) -> Measures:
     Raises:
         AudioError: under the conditions of `load_waveform`.
     """
-    with open_recording(path) as file:
+    with open_recording(path) as (file, num_frames):
         window = max(1, round(WINDOW * file.samplerate))
         full_scale = 127 / 128 if file.subtype == "PCM_U8" else FULL_SCALE
         digest, frames, clipped, power = hashlib.blake2b(digest_size=16), 0, 0, 0.0
-        while len(piece := file.read(PIECE * window, dtype="float32", always_2d=True)):
+        for piece in read_blocks(path, file, 0, num_frames, size=PIECE * window):
             mono = mix_down(piece)
             check_samples(path, mono)
             digest.update((mono + 0.0).tobytes())  # + 0.0 turns -0.0 into 0.0
             frames += len(mono)
             clipped += np.count_nonzero(np.abs(piece) >= full_scale)
             power = max(power, max_window_power(mono, window))
-        if frames < file.frames:
-            raise AudioError(f"{path}: truncated, {frames} of {file.frames} samples could be read")
         share = clipped / (frames * file.channels)
         return Measures(
             frames / file.samplerate, file.samplerate, file.channels, to_decibels(power), share, digest.hexdigest()

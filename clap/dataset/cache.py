@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clap.waveform import choose_part, load_waveform
+from clap.waveform import LONGEST, TooLongError, choose_part, load_waveform
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,10 @@ class WaveformCache:
         *,
         max_duration: float | None = None,
         rng: np.random.Generator | None = None,
+        longest: float = LONGEST,
     ) -> np.ndarray:
         """Mono float32 (samples,) at `sample_rate`, rounded to 16 bits; see `load_waveform`."""
-        samples, scale = self.load_samples(path, sample_rate, max_duration=max_duration, rng=rng)
+        samples, scale = self.load_samples(path, sample_rate, max_duration=max_duration, rng=rng, longest=longest)
         return samples * scale
 
     def load_samples(
@@ -54,16 +55,23 @@ class WaveformCache:
         *,
         max_duration: float | None = None,
         rng: np.random.Generator | None = None,
+        longest: float = LONGEST,
     ) -> tuple[np.ndarray, np.float32]:
         """As `load`, but the memory-mapped int16 (samples,) and the scale that makes them float32."""
-        found = self.find_samples(path, sample_rate)
+        try:
+            found = self.find_samples(path, sample_rate, longest=longest)
+        except TooLongError:  # the required part may be short
+            found = None
         if found is None:
-            return load_waveform(path, sample_rate, max_duration=max_duration, rng=rng), np.float32(1)
+            waveform = load_waveform(path, sample_rate, max_duration=max_duration, rng=rng, longest=longest)
+            return waveform, np.float32(1)
         samples, scale = found
         start, count = choose_part(len(samples), sample_rate, max_duration, rng)
         return samples[start : start + count], scale
 
-    def find_samples(self, path: str | os.PathLike, sample_rate: int) -> tuple[np.ndarray, np.float32] | None:
+    def find_samples(
+        self, path: str | os.PathLike, sample_rate: int, *, longest: float
+    ) -> tuple[np.ndarray, np.float32] | None:
         """All samples of a recording and their scale; None if they cannot be cached.
 
         Raises:
@@ -75,10 +83,10 @@ class WaveformCache:
             link = f"{self.folder}/known/{identity[:2]}/{identity}-{sample_rate}"
             if (found := map_file(link)) is not None:
                 return found
-            content = hash_bytes(Path(path).read_bytes())
+            content = hash_file(path)
             file = self.folder / "samples" / content[:2] / f"{content}-{sample_rate}"
             if (found := map_file(file)) is None:
-                waveform = load_waveform(path, sample_rate)
+                waveform = load_waveform(path, sample_rate, longest=longest)
                 if read_identity(path) == (identity, changed):  # not replaced in the meantime
                     self.write_samples(file, waveform)
                     found = map_file(file)
@@ -116,6 +124,12 @@ def read_identity(path: str | os.PathLike) -> tuple[str, float]:
 
 def hash_bytes(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def hash_file(path: str | os.PathLike) -> str:
+    """The hash of a file's content, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def map_file(file: str | os.PathLike) -> tuple[np.ndarray, np.float32] | None:

@@ -119,6 +119,8 @@ class ClapDataset(Dataset):
         if settings.cache is not None:
             for corpus in self.corpora:
                 corpus.cache = WaveformCache(settings.cache)
+        for corpus in self.corpora:
+            corpus.longest_clip = settings.longest_clip
         self.name = "_".join(corpus.name for corpus in self.corpora)
         self.kind, self.sample_rate, self.window, self.seed = kind, sample_rate, window, seed
         self.settings, self.max_bad_fraction = settings, settings.max_bad_fraction
@@ -263,8 +265,11 @@ class ClapDataset(Dataset):
         duration = min(self.window or math.inf, corpus.max_duration) if self.training else self.window
         try:
             samples, scale = corpus.load_samples(clip, sample_rate=self.sample_rate, max_duration=duration, rng=rng)
-        except AudioError as error:
-            return Item(index, None, caption, self.groups[index], problem=str(error))
+        except (AudioError, MemoryError) as error:
+            problem = (
+                str(error) if isinstance(error, AudioError) else f"{clip.path or clip.id}: does not fit into memory"
+            )
+            return Item(index, None, caption, self.groups[index], problem=problem)
         return Item(index, samples, caption, self.groups[index], scale=scale)
 
 

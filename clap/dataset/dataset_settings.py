@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from clap.config.values import CAPTION_POLICIES
+from clap.waveform import LONGEST
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class DatasetSettings:
         batch_size: clips per batch.
         num_workers: worker processes that decode and resample.
         max_bad_fraction: share of clips that may be missing or unreadable before the run stops.
+        longest_clip: seconds; a clip of which more would be read counts as unreadable.
         max_clips: maximum number of clips per corpus and split, the first ones; None: all.
         cache: folder of decoded recordings (see `WaveformCache`); None: decode every time.
         exclude: text file of clips that the train split skips (see `read_exclusions`); other splits ignore it.
@@ -28,6 +30,7 @@ class DatasetSettings:
     batch_size: int = 32
     num_workers: int = 2
     max_bad_fraction: float = 0.01
+    longest_clip: float = LONGEST
     max_clips: int | None = None
     cache: str | None = None
     exclude: str | None = None
@@ -41,6 +44,8 @@ class DatasetSettings:
             )
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"dataset.max_bad_fraction={self.max_bad_fraction} must be between 0 and 1")
+        if not self.longest_clip > 0:
+            raise ValueError(f"dataset.longest_clip={self.longest_clip} must be above 0 s")
         if self.max_clips is not None and self.max_clips < 1:
             raise ValueError(f"dataset.max_clips={self.max_clips} must be 1 or more, or null for all clips")
         if self.captions not in CAPTION_POLICIES:
