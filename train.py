@@ -24,17 +24,20 @@ def train(cfg: DictConfig) -> float:
     splits = [kind for kind, count in count_clips(corpus).items() if count or kind == "train"]
 
     # These imports take seconds; mistakes in the command line and in index files are reported before them.
-    from clap import Clap, ClapTrainer, TrainerSettings, open_loader
+    from clap import ClapTrainer, TrainerSettings, open_loader
     from clap.device import choose_device, describe_machine, set_seed
     from clap.evaluation.evaluator import build_evaluators
     from clap.evaluation.run_plots import plot_run
+    from clap.study.trained_model import name_options, open_model, record_config
     from clap.tracking.tracker import Tracker, check_store
     from clap.training.state import find_resumable_run
 
     check_store(cfg.tracking.uri)
     resume_from, run_id = find_resumable_run(cfg.resume, run_dir, uri=cfg.tracking.uri)
     set_seed(cfg.seed)
-    clap = Clap.init_from(cfg.init_from, config, overrides=HydraConfig.get().overrides.task)
+    task = HydraConfig.get().overrides.task
+    clap = open_model(config, init_from=cfg.init_from, resume_from=resume_from, overrides=task)
+    config = record_config(cfg, clap, run_dir)
     clap = clap.freeze(cfg.freeze).to(choose_device(cfg.device))
     loaders = {kind: open_loader(corpus, kind, settings=data, seed=cfg.seed, **clap.input_format) for kind in splits}
     evaluators = build_evaluators(config, [loaders[kind].dataset for kind in splits if kind != "train"])
@@ -53,7 +56,8 @@ def train(cfg: DictConfig) -> float:
     )
     if resume_from is not None:
         trainer.resume(resume_from)
-    name, tags = describe_run(cfg.seed, machine=describe_machine(clap.device))
+    machine, options = describe_machine(clap.device), name_options(cfg, clap)
+    name, tags = describe_run(cfg.seed, machine=machine, options=options, init_from=cfg.init_from)
     with Tracker(**cfg.tracking, run_name=name, tags=tags, run_id=run_id, run_dir=run_dir) as trainer.tracker:
         trainer.tracker.log_inputs(config, [loader.dataset for loader in loaders.values()])
         trainer.tracker.start_system_metrics()

@@ -22,7 +22,7 @@ from clap.config import read_config
 from clap.config.values import WINDOW_POLICIES
 from clap.dataset.loader import Collate
 from clap.loss import MAX_LOGIT_SCALE, check_logit_scale
-from clap.parts import PARTS, build_parts, load_part, model_config, parts_to_rebuild, read_saved_config
+from clap.parts import build_parts, choose_parts, load_part, model_config, parts_to_rebuild, read_saved_config
 from clap.prompts import TEMPLATE, check_prompts, fill_templates
 from clap.published.hub import is_published
 from clap.published.load import apply_overrides, load_weights, no_weights, one_line_errors, read_published
@@ -152,9 +152,10 @@ class Clap(nn.Module):
         """
         if ckpt is None:
             return cls.from_config(config)
-        source = cls.from_ckpt(ckpt)
-        named = parts_to_rebuild(overrides, ckpt)
-        clap = cls(config={key: config[key] if key in named else source.config[key] for key in PARTS})
+        source, named = cls.from_ckpt(ckpt), parts_to_rebuild(overrides, ckpt)
+        stored = saving.make_self_contained(source, source.config)
+        stored["init_logit_scale"] = round(source.logit_scale.exp().item(), 4)
+        clap = cls(config=choose_parts(config, stored, overrides, ckpt))
         for name, part in clap.named_children():
             if name not in named:
                 load_part(part, source.get_submodule(name).state_dict(), f"{name} of {ckpt}")

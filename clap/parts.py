@@ -103,6 +103,18 @@ def parts_to_rebuild(overrides: Sequence[str], ckpt: str | os.PathLike) -> set[s
     return named | {name.replace("encoder", "projection") for name in named & {"audio_encoder", "text_encoder"}}
 
 
+def choose_parts(
+    config: Mapping[str, Any], source: Mapping[str, Any], overrides: Sequence[str], ckpt: str | os.PathLike
+) -> dict[str, Any]:
+    """The config of a model with the parts of a checkpoint's config `source`, except those that overrides replace.
+
+    Raises:
+        ValueError: an override sets a key inside a part that the checkpoint defines.
+    """
+    named = parts_to_rebuild(overrides, ckpt)
+    return {key: config[key] if key in named else source[key] for key in PARTS}
+
+
 def load_part(part: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Load weights strictly, except those of the fusion's modules, which a new fusion initialises.
 

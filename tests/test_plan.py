@@ -222,7 +222,8 @@ def test_init_from_sets_the_model(tiny_clap, tmp_path: Path):
     clap.save(tmp_path)
     config = compose_config(f"init_from={tmp_path}", "text_encoder=roberta_nano")
     found = read_initial(config, ["text_encoder=roberta_nano"])
-    assert found["embed_dim"] == 24 and "text_encoder" not in found and found["audio_encoder"]["embed_dim"] == 16
+    assert found["embed_dim"] == 24 and found["audio_encoder"]["embed_dim"] == 16
+    assert found["text_encoder"] == config["text_encoder"]
 
 
 def test_published_init_from_is_listed_as_a_download():

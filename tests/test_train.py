@@ -21,7 +21,10 @@ from test_published_export import ALIKE, ROBERTA
 
 from clap import Clap
 from clap.commands.synthesize import synthesize
+from clap.config import read_config
+from clap.parts import PARTS
 from clap.study.job import read_jobs
+from clap.tracking.tracker import to_params
 
 TINY = [  # a model and a task that take seconds
     "audio_encoder=cnn14_nano",
@@ -169,6 +172,23 @@ def test_init_from_keeps_the_encoders_and_trains_on_other_data(finished: Path, t
     clap = Clap.from_ckpt(tmp_path / "out" / "checkpoints" / "best")
     assert clap.audio_encoder.output_dim == 64
     assert clap.text_encoder.transformer.config.model_type == "roberta"
+    assert read_recorded_model(tmp_path / "out") == [
+        {"audio_encoder": "Cnn14-0.078M", "text_encoder": "roberta_nano", "fusion": "none"},
+        "Cnn14-0.078M-roberta_nano-none-from-run-s0",
+    ]
+
+
+def read_recorded_model(folder: Path) -> list:
+    """Tags and name of a run, after checking that its config and parameters are those of its checkpoint."""
+    record = json.loads((folder / "mlflow.json").read_text())
+    composed = read_config(folder / ".hydra" / "config.yaml")
+    saved = read_config(folder / "checkpoints" / "best" / "config.yaml")
+    assert {key: composed[key] for key in PARTS if key != "text_encoder"} == {
+        key: saved[key] for key in PARTS if key != "text_encoder"
+    }
+    assert record["params"].items() >= to_params({key: composed[key] for key in PARTS}).items()
+    assert record["tags"]["init_from"] == composed["init_from"]
+    return [{key: record["tags"][key] for key in ("audio_encoder", "text_encoder", "fusion")}, record["run_name"]]
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +219,7 @@ def test_published_folder_needs_a_dataset_to_be_evaluated_on(published: Path, tm
 def test_published_folder_starts_a_training(published: Path, tmp_path: Path):
     result = run("train.py", "experiment=debug", f"init_from={published}", *SYNTHETIC, f"hydra.run.dir={tmp_path}")
     assert re.search(r"text_encoder: from .*huggingface", result.stdout)
+    assert read_recorded_model(tmp_path)[1].endswith("-from-clap-s0")
     before, after = Clap.from_ckpt(published), Clap.from_ckpt(tmp_path)
     assert before.state_dict().keys() == after.state_dict().keys()
     assert after.get_text_embeddings(["a dog barks"]).shape == (1, 16)

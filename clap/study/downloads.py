@@ -17,7 +17,7 @@ from clap.config.build import find_target
 from clap.config.values import choose_weights
 from clap.dataset.clips import ClapDataset
 from clap.model import Clap
-from clap.parts import read_saved_config
+from clap.parts import choose_parts, read_saved_config
 from clap.published.hub import find_cached, is_address, is_published
 from clap.published.load import read_published
 
@@ -67,18 +67,22 @@ def describe_size(config: Mapping[str, Any], part: str = "text_encoder") -> str:
 
 
 def read_initial(config: Mapping[str, Any], lines: Sequence[str]) -> dict[str, Any]:
-    """The parts that come from init_from's checkpoint: all but those that overrides name."""
-    if config["init_from"] is None:
-        return {}
+    """The parts of the model that trains: those of init_from's checkpoint, except those that overrides name.
 
-    if not is_published(config["init_from"]):
-        source = read_saved_config(checkpoint.find_best(Path(config["init_from"])))
-    elif Path(config["init_from"]).exists():
-        source = read_published(config["init_from"])[1]
+    Raises:
+        FileNotFoundError: the checkpoint does not exist, or is not downloaded.
+        ValueError: an override sets a key inside a part that the checkpoint defines.
+    """
+    source = config["init_from"]
+    if source is None:
+        return {}
+    if not is_published(source):
+        stored = read_saved_config(checkpoint.find_best(Path(source)))
+    elif Path(source).exists():
+        stored = read_published(source)[1]
     else:
-        raise FileNotFoundError(f"{config['init_from']}, to be downloaded")
-    named = {line.split("=")[0].split(".")[0] for line in lines}
-    return {key: value for key, value in source.items() if key not in named}
+        raise FileNotFoundError(f"{source}, to be downloaded")
+    return choose_parts(config, stored, lines, source)
 
 
 def open_train_set(config: Mapping[str, Any]) -> ClapDataset:

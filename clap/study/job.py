@@ -1,16 +1,25 @@
 """A job of a sweep: its record in job.json, its name and its MLflow tags."""
 
+import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from clap import checkpoint
 from clap.atomic import read_json, write_json
+from clap.published.hub import FOLDER_FILES, SUFFIXES
 from clap.run_folder import JOB_FILE, SWEEP_FILE, git_commit
 from clap.study.factors import SEED
+
+# The last parts of a path to a checkpoint that do not identify it.
+UNNAMED = ("checkpoints", "best", "last", checkpoint.HUGGING_FACE, *FOLDER_FILES)
+TIME = r"\d\d-\d\d-\d\d"  # begins the name of a run folder
 
 
 @dataclass
@@ -63,13 +72,34 @@ def job_tags() -> tuple[str | None, dict[str, str]]:
     return name, tags | {"folder": Path(hydra.runtime.output_dir).name} | swept
 
 
-def describe_run(seed: int, *, machine: str) -> tuple[str, dict[str, Any]]:
-    """Name and MLflow tags of a training run; outside of a sweep it is named after its encoders, fusion and seed."""
-    choices = HydraConfig.get().runtime.choices
+def describe_run(
+    seed: int, *, machine: str, options: Mapping[str, str], init_from: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Name and MLflow tags of a training run; outside of a sweep it is named after its model and seed.
+
+    Args:
+        options: the options of the model's encoders and fusion.
+        init_from: checkpoint with the initial weights.
+    """
     name, tags = job_tags()
-    tags |= {group: choices[group] for group in ("audio_encoder", "text_encoder", "fusion", "dataset")}
+    tags = {"init_from": init_from} | tags | options | {"dataset": HydraConfig.get().runtime.choices["dataset"]}
     tags |= {"role": "train", "seed": seed, "git_commit": git_commit(Path(__file__).parent), "machine": machine}
-    return name or f"{choices.audio_encoder}-{choices.text_encoder}-{choices.fusion}-s{seed}", tags
+    source = [] if init_from is None else ["from", name_source(init_from)]
+    return name or "-".join([*options.values(), *source, f"s{seed}"]), tags
+
+
+def name_source(source: str) -> str:
+    """Short name of a checkpoint: of a run folder its name, with the date if it is a time, of a file its stem.
+
+    `outputs/train/2026-01-31/10-20-30/checkpoints/best` gives `2026-01-31_10-20-30`, `630k-best.pt` gives `630k`.
+    """
+    path = os.path.abspath(source) if os.path.exists(source) else urlsplit(source).path
+    parts = [unquote(part) for part in path.split("/") if part] or [source]
+    while len(parts) > 1 and parts[-1] in UNNAMED:
+        parts.pop()
+    name = re.sub(rf"({'|'.join(map(re.escape, SUFFIXES))})$", "", parts[-1])
+    name = re.sub(r"[-_]best$", "", name) or name
+    return f"{parts[-2]}_{name}" if re.match(TIME, name) and len(parts) > 1 else name
 
 
 def job_levels(overrides: Sequence[str]) -> dict[str, str]:
@@ -83,4 +113,5 @@ def name_job(levels: Mapping[str, str], *, groups: Collection[str]) -> str:
     parts = {key: f"{key.split('.')[-1]}={value}" for key, value in levels.items()}
     parts |= {key: value for key, value in levels.items() if key in groups}
     parts |= {key: f"s{value}" for key, value in levels.items() if key == SEED}
+    parts |= {key: f"from-{name_source(value)}" for key, value in levels.items() if key == "init_from"}
     return "-".join(parts.values()) or "job"
