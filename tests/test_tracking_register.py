@@ -78,6 +78,7 @@ def test_last_checkpoint_has_no_metrics_and_no_training_state(version: ModelVers
 
 def test_checkpoint_without_run_is_registered(store: str, tmp_path: Path, tiny_clap, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{tmp_path}/other.db")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoint").mkdir()
     tiny_clap().save(tmp_path / "checkpoint")
@@ -107,9 +108,8 @@ def test_registered_folder_contains_no_pickle(version: ModelVersion):
 def test_command_line_prints_the_serve_command(store: str, run_dir: Path, capsys: pytest.CaptureFixture):
     main(["register", str(run_dir), "--name", "spoken"])
     output = capsys.readouterr().out
-    assert (
-        f"MLFLOW_TRACKING_URI=sqlite:///{store} mlflow models serve -m models:/spoken/1 --env-manager local" in output
-    )
+    stores = f"MLFLOW_TRACKING_URI=sqlite:///{store} MLFLOW_REGISTRY_URI=sqlite:///{store}"
+    assert f"{stores} mlflow models serve -m models:/spoken/1 --env-manager local" in output
 
 
 @pytest.mark.parametrize(

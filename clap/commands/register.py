@@ -1,6 +1,7 @@
 """python -m clap register: register a model in MLflow, ready to be served."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from clap.tracking.register import choose_store, register
@@ -22,4 +23,6 @@ def run(args: argparse.Namespace) -> None:
     found = register(args.checkpoint, name=args.name, uri=uri)
     run = f"run {found.run_id}" if found.run_id else "without a run"
     print(f"{found.name} version {found.version}, {run}, in {uri}; to serve it:")
-    print(f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m models:/{found.name}/{found.version} --env-manager local")
+    store = " ".join(f"{name}={shlex.quote(uri)}" for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"))
+    model = shlex.quote(f"models:/{found.name}/{found.version}")
+    print(f"{store} mlflow models serve -m {model} --env-manager local")

@@ -26,6 +26,7 @@ from clap.tracking.store import (
     MlflowException,
     error_summary,
     find_or_create_experiment,
+    find_recorded_uri,
     open_store,
     resolve_uri,
 )
@@ -87,7 +88,8 @@ def find_checkpoint_and_run(ckpt: Path) -> tuple[Path, Path]:
 
 def choose_store(ckpt: Path, uri: str | None) -> str:
     """The store to register in: `uri`, or else the store of the run, or else the default."""
-    uri = resolve_uri(uri or read_json(find_checkpoint_and_run(ckpt)[1] / RECORD).get("uri") or DEFAULT_STORE)
+    run_dir = find_checkpoint_and_run(ckpt)[1]
+    uri = resolve_uri(uri or find_recorded_uri(run_dir, read_json(run_dir / RECORD)) or DEFAULT_STORE)
     if uri is None:
         raise ValueError(f"--uri none is not a store; set it to a path like {DEFAULT_STORE}, or to http://HOST:PORT")
     return uri

@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import shutil
+import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import requests
 from filelock import FileLock
@@ -28,6 +30,7 @@ ENVIRONMENT = {
 }
 for variable, default in ENVIRONMENT.items():
     os.environ.setdefault(variable, default)
+os.environ.pop("MLFLOW_ACTIVE_MODEL_ID", None)  # metrics of every run would be logged to this model
 logging.getLogger("alembic").setLevel(logging.WARNING)  # it lists its plugins
 # Both log for every request what the tracker logs once.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -41,6 +44,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  #
 from mlflow.tracking.context.registry import resolve_tags  # noqa: E402, F401
 
 from clap.config.build import update_target  # noqa: E402
+from clap.tracking.relocate import artifact_root, relocate_artifacts  # noqa: E402
 from clap.tracking.view import VIEW_TAG, pack_view  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -68,7 +72,11 @@ def resolve_uri(uri: str | None) -> str | None:
 
 
 def open_store(uri: str) -> MlflowClient:
-    """Client of a store, after a test request; a SQLite file is created if it does not exist."""
+    """Client of a store, after a test request; a SQLite file is created if it does not exist.
+
+    The store is also the model registry, whatever MLFLOW_REGISTRY_URI names. The artifacts of a moved SQLite file are
+    those next to it.
+    """
     try:
         if uri.startswith("sqlite:"):
             path = store_path(uri)
@@ -76,14 +84,16 @@ def open_store(uri: str) -> MlflowClient:
             with FileLock(f"{path}.lock"):  # concurrent creation of the tables corrupts them
                 if not path.exists():
                     create_store(path)
-                return MlflowClient(uri)
+                client = make_client(uri)
+                relocate_artifacts(path)
+                return client
         with suppress(requests.exceptions.SSLError):  # MLflow may trust other certificates
             requests.get(
                 f"{uri}/health", timeout=float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
             )  # MLflow retries once
-        client = MlflowClient(uri)
+        client = make_client(uri)
         client.search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, CommandError, OSError) as error:
         if uri.startswith("sqlite:"):
             problem = "cannot be opened as an MLflow store"
             advice = f"move the file, run `mlflow db upgrade {uri}` if an older MLflow wrote it, or set another path"
@@ -94,12 +104,19 @@ def open_store(uri: str) -> MlflowClient:
     return client
 
 
+def make_client(uri: str) -> MlflowClient:
+    return MlflowClient(uri, registry_uri=uri)
+
+
 def create_store(path: Path) -> None:
     """Create a SQLite store atomically: MLflow cannot open one with incomplete tables."""
     folder = path.with_name(f"{path.name}.new")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    MlflowClient(f"sqlite:///{(folder / path.name).as_posix()}")
+    make_client(f"sqlite:///{(folder / path.name).as_posix()}")
+    with closing(sqlite3.connect(folder / path.name)) as connection, connection:
+        # MLflow's own experiment, Default, would keep its artifacts in the working directory.
+        connection.execute("UPDATE experiments SET artifact_location = ?", (str(artifact_root(path)),))
     (folder / path.name).replace(path)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -109,11 +126,39 @@ def store_path(uri: str) -> Path:
     return Path(uri.removeprefix("sqlite:///"))
 
 
+def holds_run(uri: str, run_id: str) -> bool:
+    """Whether a store has a run; False if the store does not exist or does not answer."""
+    if uri.startswith("sqlite:") and not store_path(uri).is_file():
+        return False
+    try:
+        open_store(uri).get_run(run_id)
+    except (MlflowException, OSError):
+        return False
+    return True
+
+
+def find_recorded_uri(run_dir: Path, record: Mapping[str, Any]) -> str | None:
+    """The store of a run by its mlflow.json; of a run folder that was moved or copied with its store, the new place.
+
+    Raises:
+        FileNotFoundError: the store is gone.
+    """
+    uri, run_id = record.get("uri"), record.get("run_id")
+    if uri is None or run_id is None or not uri.startswith("sqlite:"):
+        return uri
+    above = [folder / store_path(uri).name for folder in Path(run_dir).resolve().parents]
+    found = [f"sqlite:///{path.as_posix()}" for path in above if path.is_file()]
+    uri = next((other for other in found if other == uri or holds_run(other, run_id)), uri)
+    if not store_path(uri).parent.is_dir():
+        raise FileNotFoundError(f"{run_dir} was logged to {store_path(uri)}, which does not exist; set --uri")
+    return uri
+
+
 def find_or_create_experiment(client: MlflowClient, name: str, *, uri: str) -> str:
     """Id of an experiment; a new one in a SQLite store keeps its artifacts in `mlartifacts` next to the file."""
     found = client.get_experiment_by_name(name)
     if found is None:
-        folder = str(store_path(uri).parent / "mlartifacts") if uri.startswith("sqlite:") else None
+        folder = str(artifact_root(store_path(uri))) if uri.startswith("sqlite:") else None
         try:
             return client.create_experiment(name, artifact_location=folder)
         except MlflowException as error:
@@ -142,6 +187,13 @@ def send_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) ->
     )
 
 
+def send_artifact(client: MlflowClient, run_id: str, path: Path, folder: str | None) -> None:
+    """Copy a file or a folder to the artifacts of a run, below `folder`."""
+    if client.tracking_uri.startswith("sqlite:"):  # a process with another mount of the store may have moved them
+        relocate_artifacts(store_path(client.tracking_uri))
+    client.log_artifact(run_id, str(path), folder)
+
+
 def send_dataset(
     client: MlflowClient, run_id: str, *, name: str, digest: str, split: str, source: str, num_clips: int | None
 ) -> None:
@@ -162,7 +214,7 @@ def is_outage(error: Exception) -> bool:
     """Whether a call may succeed later: the store is unreachable, overloaded or locked."""
     if isinstance(error, MlflowException):
         return error.error_code in OUTAGE_CODES
-    return isinstance(error, (requests.RequestException, SQLAlchemyError))
+    return isinstance(error, (requests.RequestException, SQLAlchemyError, sqlite3.Error))
 
 
 def error_summary(error: Exception) -> str:

@@ -26,10 +26,12 @@ from clap.tracking.store import (
     SystemMetricsMonitor,
     error_summary,
     find_or_create_experiment,
+    holds_run,
     is_outage,
     open_store,
     resolve_tags,
     resolve_uri,
+    send_artifact,
     send_dataset,
     send_params,
     send_view,
@@ -205,7 +207,7 @@ class Tracker:
         """Copy a file or a folder to the artifacts of the run, below `folder`."""
         inside = os.path.relpath(path, self._record_path.parent)
         self._update_record("artifacts", [*self._record.get("artifacts", []), [inside, folder]])
-        self._send(f"artifact {path}", lambda client: client.log_artifact(self.run_id, str(path), folder))
+        self._send(f"artifact {path}", lambda client: send_artifact(client, self.run_id, path, folder))
 
     def log_artifacts(self, folder: Path, names: Iterable[str]) -> None:
         """Copy files and folders in `folder` to the artifacts of the run."""
@@ -302,6 +304,9 @@ def check_store(uri: str | None) -> None:
 
 
 def recorded_run(run_dir: Path, uri: str | None) -> str | None:
-    """Id of the run of a folder in this store; None if it is not there."""
-    record = read_json(Path(run_dir) / RECORD)
-    return record.get("run_id") if record.get("uri") == resolve_uri(uri) else None
+    """Id of the run of a folder in this store, whichever address of the store was recorded; None if it is not there."""
+    record, uri = read_json(Path(run_dir) / RECORD), resolve_uri(uri)
+    run_id = record.get("run_id")
+    if uri is None or run_id is None:
+        return None
+    return run_id if record["uri"] == uri or holds_run(uri, run_id) else None

@@ -20,9 +20,11 @@ from clap.tracking.store import (
     RunTag,
     error_summary,
     find_or_create_experiment,
+    find_recorded_uri,
     is_outage,
     open_store,
     resolve_uri,
+    send_artifact,
     send_dataset,
     send_params,
     send_view,
@@ -48,7 +50,7 @@ def upload(folder: Path, *, uri: str | None = None) -> Iterator[str]:
     record = read_json(folder / RECORD)
     if not record:
         raise FileNotFoundError(f"{folder} has no {RECORD}; give the folder of a run or of a sweep")
-    uri = resolve_uri(uri or record["uri"])
+    uri = resolve_uri(uri or find_recorded_uri(folder, record))
     if uri is None:
         raise ValueError(f"{folder} was run with tracking.uri=null; set a store with --uri")
     client = open_store(uri)
@@ -90,7 +92,7 @@ def send_run(client: MlflowClient, run_dir: Path, *, uri: str) -> str:
         *((f"dataset {d['name']}", partial(send_dataset, client, run_id, **d)) for d in record.get("datasets", [])),
         ("metrics", partial(client.log_batch, run_id, metrics=missing)),
         *(
-            (f"artifact {path}", partial(client.log_artifact, run_id, str(run_dir / path), into))
+            (f"artifact {path}", partial(send_artifact, client, run_id, run_dir / path, into))
             for path, into in record.get("artifacts", [])
         ),
         *(("view", partial(send_view, client, run_id, **view)) for view in [record.get("view")] if view),
