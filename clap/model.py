@@ -154,7 +154,7 @@ class Clap(nn.Module):
             return cls.from_config(config)
         source, named = cls.from_ckpt(ckpt), parts_to_rebuild(overrides, ckpt)
         stored = saving.make_self_contained(source, source.config)
-        stored["init_logit_scale"] = round(source.logit_scale.exp().item(), 4)
+        stored["init_logit_scale"] = min(round(source.logit_scale.exp().item(), 4), MAX_LOGIT_SCALE)
         clap = cls(config=choose_parts(config, stored, overrides, ckpt))
         for name, part in clap.named_children():
             if name not in named:

@@ -5,6 +5,8 @@ transformers library knows. Its configuration determines whether it is an encode
 """
 
 import functools
+import inspect
+import logging
 import os
 
 import torch
@@ -20,6 +22,8 @@ from transformers import (
 
 from clap.config.values import POOLINGS, choose_weights
 from clap.tokenizer import TRAINED_TOKEN_IDS, Tokenizer
+
+log = logging.getLogger(__name__)
 
 # Workers of a DataLoader are forks; a threaded tokenizer in them warns at every batch.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -52,9 +56,10 @@ class TextEncoder(nn.Module):
         max_length: tokens of the longest caption, special tokens included.
         pooling: hidden state of a caption: `first` token, `last` real token, or `mean` over the real tokens. None: last
             for a decoder, first for an encoder trained with masked tokens (its first token is the class token), mean
-            for the encoder half of an encoder-decoder. For published models: `pooler`, the first token after the
-            dense layer and tanh of BERT's next-sentence objective (LAION-CLAP); `last_nonzero`, the token at the
-            number of nonzero ids minus 1 (MS-CLAP 2023, padded with GPT-2's `!`, id 0; a `!` in a caption shifts it).
+            for the encoder half of an encoder-decoder. `pooler`: the first token after the dense layer and tanh of
+            BERT's next-sentence objective (LAION-CLAP), from random weights if the pretrained weights lack it. For
+            published models: `last_nonzero`, the token at the number of nonzero ids minus 1 (MS-CLAP 2023, padded
+            with GPT-2's `!`, id 0; a `!` in a caption shifts it).
         suffix: text appended to every caption instead of a decoder's end token (MS-CLAP 2023).
 
     Attributes:
@@ -83,6 +88,8 @@ class TextEncoder(nn.Module):
         self.model_config = _describe_architecture(config)
         make = _build_transformer if source is None else functools.partial(_load_transformer, source)
         self.transformer = make(config, keep_pooler=pooling == "pooler")
+        if pooling == "pooler":
+            _check_pooler(self.transformer)
         self.output_dim = config.hidden_size
         self.pooling = _choose_pooling(config) if pooling is None else pooling
         _check_max_length(self.transformer, max_length)
@@ -196,7 +203,10 @@ def _load_transformer(source: str, config: PreTrainedConfig, *, keep_pooler: boo
         ) from error
     transformer = _keep_used_part(transformer, keep_pooler=keep_pooler)
     absent = sorted(set(report["missing_keys"]) & {key for key, _ in transformer.named_parameters()})
-    if absent:
+    # Many published models come without the pooler, which only the next-sentence objective trains.
+    if new := [key for key in absent if key.split(".")[0] == "pooler"]:
+        log.info("text_encoder: random weights in %s, which the weights of %r lack", ", ".join(new), source)
+    if absent := [key for key in absent if key not in new]:
         raise ValueError(f"the weights of {source!r} lack {len(absent)} tensors ({', '.join(absent[:3])}, ...)")
     return transformer.train()
 
@@ -208,6 +218,14 @@ def _keep_used_part(transformer: PreTrainedModel, *, keep_pooler: bool) -> PreTr
     if not keep_pooler and getattr(transformer, "pooler", None) is not None:
         transformer.pooler = None
     return transformer
+
+
+def _check_pooler(transformer: PreTrainedModel) -> None:
+    """ValueError unless the transformer has a pooled output, that of a pooler or, as CLIP's, of its own."""
+    returned = inspect.signature(type(transformer).forward).return_annotation
+    if getattr(transformer, "pooler", None) is None and "WithPooling" not in str(returned):
+        name = transformer.config.model_type
+        raise ValueError(f"pooling=pooler, but {name} has no pooler; set text_encoder.pooling to first, last or mean")
 
 
 def _missing_weights(source: str) -> FileNotFoundError:

@@ -15,7 +15,8 @@ from clap.audio_encoder.base import LogMelEncoder
 from clap.config import flatten, read_config
 from clap.config.build import build
 from clap.config.compose import find_conf_dir
-from clap.config.values import CHOICES, TYPES
+from clap.config.overrides import check_overrides
+from clap.config.values import CHOICES, TYPES, choose_weights
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.folds import Folds
 from clap.evaluation.evaluator import Evaluator
@@ -127,6 +128,25 @@ def test_keys_without_a_value_have_a_type():
 def test_evaluators_build():
     config = compose_plain([f"evaluation=[{','.join(options('evaluation'))}]"])
     assert all(isinstance(build(node, Evaluator), Evaluator) for node in config["evaluation"].values())
+
+
+STUDIES_OF_WEIGHTS = ("encoder_ablation_full", "wu2023_encoders")
+
+
+@pytest.mark.parametrize("study", STUDIES_OF_WEIGHTS)
+@pytest.mark.parametrize("encoder", ["cnn14", "htsat_tiny_audioset"])
+def test_study_of_weights_compares_encoders_trained_on_labels(study: str, encoder: str):
+    given = ["dataset.root=.", "htsat_checkpoint=HTSAT_AudioSet_Saved_1.ckpt"]
+    node = compose_plain([f"experiment={study}", f"audio_encoder={encoder}", *given])["audio_encoder"]
+    source = choose_weights("audio_encoder", node["pretrained"], node["name"])
+    assert "HTSAT_AudioSet" in source or "Cnn14_mAP" in source
+    assert (node["frontend"]["sample_rate"], node["frontend"]["hop_length"]) == (32000, 320)
+
+
+@pytest.mark.parametrize("study", STUDIES_OF_WEIGHTS)
+def test_study_of_weights_requires_its_checkpoint(study: str):
+    with pytest.raises(ValueError, match=f"htsat_checkpoint must be set with experiment={study}"):
+        check_overrides([f"experiment={study}", "dataset.root=."], config_dir=CONF, config_name="config")
 
 
 def test_debug_composes_with_every_dataset():

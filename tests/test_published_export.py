@@ -13,7 +13,7 @@ from conftest import CAPTIONS, make_tone
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import ClapModel, ClapProcessor
+from transformers import AutoConfig, AutoModelForMaskedLM, ClapModel, ClapProcessor
 
 from clap.checkpoint import CONFIG, HUGGING_FACE, TOKENIZER, WEIGHTS
 from clap.model import Clap
@@ -62,7 +62,8 @@ def make(tiny_config) -> Callable[..., Clap]:
         torch.manual_seed(0)
         config = tiny_config(*ALIKE, *overrides)
         clap = Clap.from_config(config | {"text_encoder": ROBERTA} | parts)
-        clap.tokenizer.train(list(CAPTIONS))
+        if clap.tokenizer.needs_training:
+            clap.tokenizer.train(list(CAPTIONS))
         return clap
 
     return make
@@ -121,6 +122,20 @@ def find_lines(caplog: pytest.LogCaptureFixture, start: str) -> list[str]:
 
 
 # In transformers
+
+
+def test_run_from_weights_without_pooler_is_exported(make: Callable[..., Clap], tmp_path: Path):
+    make().tokenizer.save(tmp_path / "roberta")
+    masked_lm = AutoModelForMaskedLM.from_config(AutoConfig.for_model(**ROBERTA["model"]))
+    masked_lm.save_pretrained(tmp_path / "roberta")
+    source = str(tmp_path / "roberta")
+    clap = make(text_encoder=ROBERTA | {"pretrained": source, "tokenizer": source})
+    clap.save_pretrained(tmp_path / "clap")
+    model = ClapModel.from_pretrained(tmp_path / "clap" / HUGGING_FACE).eval()
+    ids, mask = clap.text_encoder.tokenize(list(CAPTIONS))
+    with torch.no_grad():
+        pooled = model.text_model(input_ids=ids, attention_mask=mask.long()).pooler_output
+        assert_close(pooled, clap.text_encoder.eval()(ids, mask), atol=1e-5, rtol=1e-5)
 
 
 def test_transformers_loads_every_key(folder):

@@ -297,6 +297,48 @@ def test_missing_tensor_is_named(tmp_path: Path) -> None:
         TextEncoder(name=str(tmp_path))
 
 
+BERT = {key: value for key, value in ROBERTA.items() if key != "model_type"} | {"model_type": "bert"}
+
+
+@pytest.mark.parametrize("model", [ROBERTA, BERT], ids=["roberta", "bert"])
+def test_missing_pooler_starts_from_random_weights(
+    model: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    masked_lm = save_masked_lm(tmp_path, model)
+    with caplog.at_level("INFO", "clap"):
+        encoder = TextEncoder(name=str(tmp_path), pooling="pooler")
+    assert "text_encoder: random weights in pooler.dense.bias, pooler.dense.weight, which" in caplog.text
+    assert encoder.transformer.pooler.dense.weight.std() > 0
+    own, stored = encoder.transformer.state_dict(), getattr(masked_lm, model["model_type"]).state_dict()
+    assert_close({key: own[key] for key in stored}, stored)
+
+
+def test_stored_pooler_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = AutoModel.from_config(AutoConfig.for_model(**ROBERTA))
+    model.save_pretrained(tmp_path)
+    with caplog.at_level("INFO", "clap"):
+        encoder = TextEncoder(name=str(tmp_path), pooling="pooler")
+    assert_close(encoder.transformer.state_dict(), model.state_dict())
+    assert "random weights" not in caplog.text
+
+
+def test_half_a_pooler_is_completed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    AutoModel.from_config(AutoConfig.for_model(**ROBERTA)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["pooler.dense.bias"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with caplog.at_level("INFO", "clap"):
+        encoder = TextEncoder(name=str(tmp_path), pooling="pooler")
+    assert "random weights in pooler.dense.bias, which" in caplog.text
+    assert_close(encoder.transformer.pooler.dense.weight, tensors["pooler.dense.weight"])
+
+
+@pytest.mark.parametrize("model", [GPT2, T5], ids=["gpt2", "t5"])
+def test_transformer_without_pooler_refuses_it(model: dict) -> None:
+    with pytest.raises(ValueError, match="has no pooler; set text_encoder.pooling to first, last or mean"):
+        make_encoder(model, pooling="pooler")
+
+
 def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     save_masked_lm(tmp_path)
     with pytest.raises(ValueError, match="do not have the sizes of text_encoder.model"):

@@ -16,6 +16,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "fusion.merge": (dict, type(None)),
     "checkpoint": (str,),
     "dataset.root": (str,),
+    "htsat_checkpoint": (str,),
     "dataset.metadata": (str, dict),
     "resume": (str, type(None)),
     "init_from": (str, type(None)),
