@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from clap.config.values import SPLITS
-from clap.waveform import LONGEST, load_waveform
+from clap.waveform import LONGEST, AudioHeader, load_waveform, read_header
 
 AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
 
@@ -85,6 +85,14 @@ class Corpus:
             return waveform, np.float32(1)
         options = {"max_duration": max_duration, "rng": rng, "longest": self.longest_clip}
         return self.cache.load_samples(clip.path, sample_rate, **options)
+
+    def read_header(self, clip: Clip) -> AudioHeader | None:
+        """Rate, length and size of a recording, which identify its audio in a protocol; None if they are not known.
+
+        Raises:
+            AudioError: the recording is invalid.
+        """
+        return None if clip.path is None else read_header(clip.path)
 
 
 def check_split(split: str) -> None:

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import soxr
@@ -19,7 +18,7 @@ from clap.waveform import (
     choose_part,
     load_waveform,
     mix_down,
-    open_recording,
+    read_header,
 )
 
 Recording = str | os.PathLike | np.ndarray | Tensor
@@ -63,8 +62,7 @@ def measure_duration(item: Recording, sample_rate: int | None) -> float:
             raise ValueError(f"sample_rate={sample_rate}: waveforms need sample_rate=..., in Hz")
         return max(np.shape(item), default=0) / sample_rate
     try:
-        with open_recording(Path(item)) as (file, num_frames):
-            return num_frames / file.samplerate
+        return read_header(item).duration
     except AudioError:
         return math.inf
 

@@ -7,6 +7,7 @@ import operator
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,20 @@ BLOCK = 2**22  # samples of all channels that are decoded at once
 MPEG_LEAD = 4 * 1152  # samples decoded before a part of MPEG audio, whose frames refer to earlier ones
 UNKNOWN_LENGTH = 0x7FFFF000  # bytes; sox (ffmpeg: all ones) writes it into the header of a stream
 ANNOUNCED = r"(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)"  # of WAV, AIFF, AU, RF64, W64
+
+
+@dataclass(frozen=True)
+class AudioHeader:
+    """Sample rate in Hz, length in samples per channel, and size in bytes of a recording."""
+
+    sample_rate: int
+    num_frames: int
+    num_bytes: int
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.num_frames / self.sample_rate
 
 
 def load_waveform(
@@ -106,6 +121,12 @@ def resample_blocks(blocks: Iterable[np.ndarray], count: int, file_rate: int, sa
         waveform[filled : filled + len(block)] = block
         filled += len(block)
     return waveform[:filled]
+
+
+def read_header(path: str | os.PathLike) -> AudioHeader:
+    """Rate, length and size of a recording, without decoding it; AudioError if it is invalid."""
+    with open_recording(Path(path)) as (file, num_frames):
+        return AudioHeader(file.samplerate, num_frames, os.stat(path).st_size)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from clap.evaluation.metrics import RetrievalRanks, retrieval_metrics, retrieval_scores
-from clap.evaluation.protocol import hash_protocol
-from clap.evaluation.results import Evaluation, RecordedEvaluation, write_results
+from clap.evaluation.results import Evaluation, RecordedEvaluation, hash_protocol, write_results
 from clap.study.factors import Study
 from clap.study.runs import Cell, Run, StudyRuns
 from clap.study.scores import RunScores, make_column
@@ -50,7 +49,8 @@ def make_results(quality: float, seed: int, protocol: Mapping[str, Any] | None =
         "dataset": "synthetic",
         "split": "test",
         "clips": f"{NUM_CLIPS} of {NUM_CLIPS}",
-        "code_version": "0.1.0",
+        "audio_manifest": "0123456789abcdef",
+        "definition": 1,
         **(protocol or {}),
     }
     per_query = {

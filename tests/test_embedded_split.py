@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CAPTIONS
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clap import Clap, ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
@@ -107,6 +108,59 @@ def test_training_clips_are_embedded_as_inference_does(clap: Clap, tones: list[P
     assert loaders["train"].dataset.training
 
 
+@pytest.fixture
+def batch_shapes(clap: Clap, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Shapes (clips, seconds) of the batches embedded so far."""
+    shapes, embed_audio = [], clap.embed_audio
+
+    def embed(waveform: Tensor, lengths: Tensor) -> Tensor:
+        shapes.append((len(waveform), waveform.shape[1] / clap.sample_rate))
+        return embed_audio(waveform, lengths)
+
+    monkeypatch.setattr(clap, "embed_audio", embed)
+    return shapes
+
+
+def open_all(clap: Clap, tones: list[Path], batch_size: int) -> DataLoader:
+    """Clips of 0.5 to 4 seconds, whole."""
+    clips = [Clip(path.name, ("a tone",), path) for path in tones]
+    corpus = Tones(tones)
+    corpus.clips = lambda split: clips
+    dataset = ClapDataset(corpus, "test", sample_rate=clap.sample_rate)
+    return DataLoader(dataset, batch_size=batch_size, collate_fn=clap.collate)
+
+
+def test_batches_have_clips_of_similar_length_and_results_their_order(
+    clap: Clap, tones: list[Path], batch_shapes: list[tuple[int, int]]
+):
+    split = embed_split(clap, open_all(clap, tones, batch_size=3))
+    assert batch_shapes == [(3, 4.0), (3, 2.5), (2, 1.0)]
+    assert split.index == list(range(8))
+    batch_shapes.clear()
+    torch.testing.assert_close(split.audio_embedding, clap.get_audio_embeddings(tones), rtol=0, atol=1e-6)
+
+
+def test_long_clips_are_embedded_in_smaller_batches(
+    clap: Clap, tones: list[Path], batch_shapes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("clap.recordings.MINUTE", 1.0)
+    embed_split(clap, open_all(clap, tones, batch_size=4))
+    assert batch_shapes == [(1, 4.0), (1, 3.5), (1, 3.0), (1, 2.5), (2, 2.0), (2, 1.0)]
+
+
+def test_sampler_of_a_loader_chooses_clips_and_their_order(clap: Clap, tones: list[Path]):
+    dataset = open_all(clap, tones, batch_size=2).dataset
+    loader = DataLoader(dataset, batch_size=2, sampler=[5, 1, 3], collate_fn=clap.collate)
+    assert embed_split(clap, loader).index == [5, 1, 3]
+
+
+def test_evaluation_leaves_the_random_state_alone(clap: Clap, tones: list[Path]):
+    loader = make_loaders(clap, Tones(tones))["val"]
+    before = torch.get_rng_state()
+    embed_split(clap, loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_loader_for_evaluation_has_the_first_captions(clap: Clap, tones: list[Path]):
     dataset = make_evaluation_loader(make_loaders(clap, Tones(tones))["train"]).dataset
     assert [dataset[index].caption for index in range(4)] == list(CAPTIONS[:4])
@@ -149,8 +203,9 @@ def test_protocol_names_the_other_splits(clap: Clap, tones: list[Path]):
     others = {"train": make_evaluation_loader(loaders["train"])}
     evaluators = {"read_train": ReadTrain(), "retrieval": Retrieval()}
     results = evaluate_split(clap, loaders["val"], evaluators, other_loaders=others)
-    expected = {"train": {"clips": "4 of 4", "clip_manifest": loaders["train"].dataset.digest}}
-    assert results["read_train"].protocol["other_splits"] == expected
+    train = results["read_train"].protocol["other_splits"]["train"]
+    assert train["clips"] == "4 of 4" and train["clip_manifest"] == loaders["train"].dataset.digest
+    assert train["audio_manifest"] != results["read_train"].protocol["audio_manifest"]
     assert "other_splits" not in results["retrieval"].protocol
 
 

@@ -1,6 +1,9 @@
 """Retrieval and zero-shot numbers against plain loops, and the protocol that they carry."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +13,18 @@ from conftest import CAPTIONS, make_tone
 from numpy.testing import assert_array_equal
 
 from clap.corpus import Clip, Corpus
+from clap.dataset.cache import WaveformCache
 from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.loader import make_loader
+from clap.dataset.synthetic import Synthetic
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits
 from clap.evaluation.evaluator import evaluate_split
-from clap.evaluation.results import merge_metrics, write_results
+from clap.evaluation.protocol import digest_audio
+from clap.evaluation.results import hash_protocol, merge_metrics, write_results
 from clap.evaluation.retrieval import Retrieval
 from clap.evaluation.zero_shot import ZeroShot
+from clap.waveform import load_waveform
 
 NAMES = {Retrieval: "retrieval", ZeroShot: "zero_shot"}
 
@@ -260,6 +267,83 @@ def test_protocol_describes_the_metric(clap, clips):
 def test_protocols_differ_where_their_hashes_do(clap, clips):
     one, again, fewer = (run(clap, chosen, Retrieval()).protocol for chosen in (clips, clips, clips[1:]))
     assert one["hash"] == again["hash"] != fewer["hash"]
+
+
+def copy_clips(clips: list[Clip], folder: Path, sample_rate: int = 16_000) -> list[Clip]:
+    """The recordings in another folder, at their own rate of 16 kHz or resampled."""
+    folder.mkdir()
+    for clip in clips:
+        if sample_rate == 16_000:
+            shutil.copy(clip.path, folder)
+        else:
+            waveform = load_waveform(clip.path, sample_rate)
+            soundfile.write(folder / clip.path.name, waveform, sample_rate, subtype="FLOAT")
+    return [replace(clip, path=folder / clip.path.name) for clip in clips]
+
+
+def hash_of(clap, clips: list[Clip], **options) -> str:
+    return run(clap, clips, Retrieval(), **options).protocol["hash"]
+
+
+def test_other_sample_rate_is_another_protocol_and_other_folder_is_not(clap, clips, tmp_path):
+    whole = hash_of(clap, clips)
+    assert hash_of(clap, copy_clips(clips, tmp_path / "copy")) == whole
+    assert hash_of(clap, copy_clips(clips, tmp_path / "8k", 8_000)) != whole
+
+
+def test_shortened_and_recoded_recordings_are_another_protocol(clap, clips, tmp_path):
+    for number, (stop, subtype) in enumerate([(-1, "FLOAT"), (None, "PCM_16")]):
+        copies = copy_clips(clips, tmp_path / str(number))
+        waveform, rate = soundfile.read(copies[3].path, dtype="float32")
+        soundfile.write(copies[3].path, waveform[:stop], rate, subtype=subtype)
+        assert hash_of(clap, copies) != hash_of(clap, clips)
+
+
+def test_cache_is_another_protocol_where_it_is_used(clap, clips, tmp_path, monkeypatch):
+    cached = run(clap, clips, Retrieval(), cache=str(tmp_path)).protocol
+    assert cached["cached_in_16_bits"] == "8 of 8"
+    whole = hash_of(clap, clips)
+    assert cached["hash"] != whole
+    monkeypatch.setattr(WaveformCache, "find_samples", lambda *arguments, **options: None)  # a read-only folder
+    assert hash_of(clap, clips, cache=str(tmp_path)) == whole
+
+
+@pytest.mark.parametrize("change", [{"min_duration": 5.0}, {"max_duration": 8.0}, {"seed": 1}])
+def test_other_scenes_are_another_protocol(change):
+    """Also with equal ids, captions and labels."""
+    digests = []
+    for options in ({}, change):
+        corpus = Synthetic(num_train=0, num_val=0, num_test=3, **options)
+        dataset = ClapDataset(corpus, "test", sample_rate=16_000)
+        digests.append(digest_audio(EmbeddedSplit(dataset, torch.zeros(3, 1), [0, 1, 2], {})))
+    assert digests[0] != digests[1]
+
+
+def test_definition_of_an_evaluator_is_in_the_hash(clap, clips):
+    class Redefined(Retrieval):
+        definition = 7
+
+    loader = make_loader(make_dataset(clips), clap.collate, batch_size=4, num_workers=0, shuffle=False)
+    protocols = [
+        evaluate_split(clap, loader, {"x": evaluator})["x"].protocol for evaluator in (Retrieval(), Redefined())
+    ]
+    assert [protocol["definition"] for protocol in protocols] == [1, 7]
+    assert protocols[0]["hash"] != protocols[1]["hash"]
+
+
+def test_commit_is_recorded_beside_the_hash(clap, clips, monkeypatch):
+    protocols = []
+    for commit in ("abc", "def"):
+        monkeypatch.setattr("clap.evaluation.evaluator.describe_code", lambda commit=commit: {"commit": commit})
+        protocols.append(run(clap, clips, Retrieval()).protocol)
+    assert [protocol["recorded_by"]["commit"] for protocol in protocols] == ["abc", "def"]
+    assert protocols[0]["hash"] == protocols[1]["hash"]
+
+
+def test_wording_of_a_problem_is_not_in_the_hash(clap, clips):
+    protocol = run(clap, clips, Retrieval()).protocol
+    hashes = [hash_protocol(protocol | {"left_out": left}) for left in ({"a": "x"}, {"a": "y"}, {"b": "x"})]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_overridden_windows_enter_the_protocol(tiny_clap, clips):

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
@@ -12,8 +13,9 @@ from numpy.testing import assert_array_equal
 
 from clap.corpus import SPLITS
 from clap.dataset.clips import ClapDataset
+from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.huggingface import HuggingFace, open_table
-from clap.waveform import load_waveform
+from clap.waveform import load_waveform, read_header
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -137,6 +139,18 @@ def test_recording_can_be_outside_the_arrow_files(tmp_path: Path):
     (root / "0.wav").write_bytes(encode(0))
     dataset = ClapDataset(HuggingFace(root, val_fraction=0, test_fraction=0), "train", sample_rate=8_000)
     assert dataset[0, 0].problem is None
+
+
+def test_header_is_that_of_the_recording(tmp_path: Path):
+    corpus = HuggingFace(save_splits(tmp_path / "data"))
+    (tmp_path / "same.wav").write_bytes(encode(8))
+    assert corpus.read_header(corpus.clips("test")[0]) == read_header(tmp_path / "same.wav")
+
+
+def test_samples_from_the_cache_have_its_depth(tmp_path: Path):
+    corpus = HuggingFace(save_splits(tmp_path / "data"))
+    cached = ClapDataset(corpus, "test", sample_rate=8_000, settings=DatasetSettings(cache=str(tmp_path / "cache")))
+    assert cached[0].samples.dtype == np.int16
 
 
 def test_empty_caption_names_its_row(tmp_path: Path):

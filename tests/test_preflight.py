@@ -37,16 +37,14 @@ def test_missing_recordings_alone_are_allowed_as_the_dataset_allows_them(ramps: 
 
 
 def test_number_of_checked_recordings_is_bounded(ramps: list[Clip], monkeypatch: pytest.MonkeyPatch):
-    seen: list[str] = []
-    monkeypatch.setattr(preflight, "find_problem", lambda clip: seen.append(clip.id))
-    dataset = make_dataset(ramps, "test")
     for most, count in ((10, 10), (9, 5), (3, 3)):
+        dataset = make_dataset(ramps, "test")
         monkeypatch.setattr(preflight, "MOST_HEADERS", most)
-        seen.clear()
         check_recordings(dataset)
-        assert len(seen) == count
+        assert len(dataset.headers) == count
 
 
-def test_rendered_scenes_have_nothing_to_check(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(preflight, "find_problem", lambda clip: "read")
-    check_recordings(ClapDataset(Synthetic(num_train=2, num_val=2, num_test=2), "val", sample_rate=8000))
+def test_rendered_scenes_have_nothing_to_check():
+    dataset = ClapDataset(Synthetic(num_train=2, num_val=2, num_test=2), "val", sample_rate=8000)
+    check_recordings(dataset)
+    assert not dataset.headers

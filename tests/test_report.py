@@ -82,11 +82,11 @@ def test_mixed_protocols_are_one_line(tmp_path: Path) -> None:
     store = StudyStore(tmp_path / "store")
     sweep_id = store.add_sweep(STUDY)
     store.add_run(sweep_id, STUDY.cells()[0], "0")
-    store.add_run(sweep_id, STUDY.cells()[1], "0", protocol={"code_version": "0.2.0"})
+    store.add_run(sweep_id, STUDY.cells()[1], "0", protocol={"definition": 2})
     with pytest.raises(SystemExit) as stop:
         write(store, tmp_path / "out")
     message = str(stop.value)
-    assert message.startswith(f"error: {LEADING}: ") and 'code_version is "0.1.0"' in message and "\n" not in message
+    assert message.startswith(f"error: {LEADING}: ") and "definition is 1" in message and "\n" not in message
     assert not (tmp_path / "out").exists()
 
 

@@ -68,10 +68,18 @@ def test_metric_that_no_evaluator_made_needs_no_protocol() -> None:
 
 
 def test_different_protocols_are_refused_by_field_value_and_run() -> None:
-    runs = {"id0": make_scores("a-s0", 0), "id1": make_scores("b-s0", 1, code_version="0.2.0")}
-    message = f'{LEADING}: .* code_version is "0.1.0" in a-s0, "0.2.0" in b-s0; .*--sweep RUN_ID'
+    runs = {"id0": make_scores("a-s0", 0), "id1": make_scores("b-s0", 1, definition=2)}
+    message = f"{LEADING}: .* definition is 1 in a-s0, 2 in b-s0; .*--sweep RUN_ID"
     with pytest.raises(ValueError, match=message):
         make_column(LEADING, runs)
+
+
+def test_protocol_of_an_earlier_version_is_not_mixed_with_a_new_one() -> None:
+    earlier = make_scores("a-s0", 0, code_version="0.1.0")
+    del earlier.evaluations[0].protocol["audio_manifest"]
+    assert make_column(LEADING, {"id0": earlier}).protocol["code_version"] == "0.1.0"
+    with pytest.raises(ValueError, match="an earlier version, which did not record the audio, evaluated a-s0; "):
+        make_column(LEADING, {"id0": earlier, "id1": make_scores("b-s0", 1)})
 
 
 def test_of_long_lists_a_refusal_shows_what_differs() -> None:

@@ -84,6 +84,15 @@ def test_protocol_commit_and_links_are_shown() -> None:
     assert "[lineage](grid/lineage.md)" in text and "![Main effects](grid/main_effects.png)" in text
 
 
+def test_protocol_of_an_earlier_version_is_named_as_such() -> None:
+    runs = make_runs(make_study("ablation"))
+    assert "definition 1." in as_line(write_block(runs))
+    for column in runs.columns:
+        column.protocol.pop("audio_manifest", None)  # shared by the columns
+        column.protocol["code_version"] = "0.1.0"
+    assert "recorded by an earlier version, clap 0.1.0." in as_line(write_block(runs))
+
+
 def test_missing_clips_are_reported() -> None:
     runs = make_runs(make_study("grid"))
     for column in runs.columns:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from clap.waveform import AudioError, load_waveform, mix_down
+from clap.waveform import AudioError, load_waveform, mix_down, read_header
 
 RATE = 16000
 LOSSLESS = [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("aiff", "PCM_16")]
@@ -96,6 +96,15 @@ def test_small_overshoot_is_kept(tmp_path: Path) -> None:
 def test_floats_on_the_scale_of_integers_are_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", 32767 * sound(RATE), RATE, subtype="FLOAT")
     assert "full scale is 1" in error_message(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3"])
+def test_header_has_rate_length_and_size(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, np.zeros((4410, 2)), 44_100)
+    header = read_header(path)
+    assert (header.sample_rate, header.num_bytes) == (44_100, path.stat().st_size)
+    assert header.duration == pytest.approx(len(load_waveform(path, 44_100)) / 44_100)
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
 from clap.dataset.exclude import find_unknown, is_excluded, read_exclusions
 from clap.dataset.keywords import fill_keyword_templates
 from clap.dataset.registry import check_weights, download_named, find_corpus, open_corpus
-from clap.waveform import AudioError
+from clap.waveform import AudioError, AudioHeader
 
 log = logging.getLogger(__name__)
+HEADER_THREADS = 8  # that read headers: on a network drive, each waits for a server
 
 
 @dataclass
@@ -122,6 +124,7 @@ class ClapDataset(Dataset):
         for corpus in self.corpora:
             corpus.longest_clip = settings.longest_clip
         self.name = "_".join(corpus.name for corpus in self.corpora)
+        self.headers: dict[Clip, AudioHeader | AudioError | None] = {}  # see `read_headers`
         self.kind, self.sample_rate, self.window, self.seed = kind, sample_rate, window, seed
         self.settings, self.max_bad_fraction = settings, settings.max_bad_fraction
         self.training = kind == "train" if training is None else training
@@ -171,6 +174,20 @@ class ClapDataset(Dataset):
             part.groups = [self.groups[i] for i in chosen]
             parts.append((part, chosen))
         return parts
+
+    def read_headers(self, indices: Sequence[int]) -> list[AudioHeader | AudioError | None]:
+        """Header of the recording of each clip, or why it is invalid; None: its corpus does not know it. Read once."""
+
+        def read(index: int) -> AudioHeader | AudioError | None:
+            try:
+                return self.owners[index].read_header(self.clips[index])
+            except AudioError as error:
+                return error
+
+        new = [index for index in indices if self.clips[index] not in self.headers]
+        with ThreadPoolExecutor(HEADER_THREADS) as threads:
+            self.headers |= zip([self.clips[index] for index in new], threads.map(read, new), strict=True)
+        return [self.headers[self.clips[index]] for index in indices]
 
     def list_clips(self, corpus: Corpus) -> list[Clip]:
         """The clips of a corpus in this split, with a warning if there are fewer than published."""

@@ -1,10 +1,12 @@
 """A Hugging Face dataset with an Audio column, saved with save_to_disk of `datasets` and read with pyarrow."""
 
+import contextlib
 import functools
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pyarrow.compute as pc
 from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import assign_split, check_fractions, find_caption_columns, read_captions, read_text
 from clap.dataset.index import require_root
-from clap.waveform import AudioError
+from clap.waveform import AudioError, AudioHeader
 
 SPLIT_FOLDERS = {  # split -> accepted folder names
     "train": ("train",),
@@ -106,24 +108,39 @@ class HuggingFace(Corpus):
         table = open_table(folder)
         return table[find_audio_column(folder, table.schema)][number].as_py()
 
-    def load(
-        self, clip: Clip, *, sample_rate: int, max_duration: float | None, rng: np.random.Generator | None = None
-    ) -> np.ndarray:
-        """See `Corpus.load`; embedded bytes are written to a temporary file, because the decoders require a path."""
+    @contextlib.contextmanager
+    def open_clip(self, clip: Clip) -> Iterator[Clip]:
+        """The clip with a path; embedded bytes are in a temporary file, because the decoders require a path."""
         audio = self.read_audio(clip.id)
         if audio["bytes"] is None:
             if not audio["path"]:
                 raise AudioError(f"{clip.id}: the Audio column has neither bytes nor a path; save the audio")
-            external = Clip(clip.id, clip.captions, self.root / audio["path"])
-            return super().load(external, sample_rate=sample_rate, max_duration=max_duration, rng=rng)
+            yield replace(clip, path=self.root / audio["path"])
+            return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, Path(audio["path"] or "audio").name)
             path.write_bytes(audio["bytes"])
             try:
-                embedded = Clip(clip.id, clip.captions, path)
-                return super().load(embedded, sample_rate=sample_rate, max_duration=max_duration, rng=rng)
+                yield replace(clip, path=path)
             except AudioError as error:
                 raise AudioError(str(error).replace(str(path), f"{self.root}: {clip.id}")) from None
+
+    def load(self, clip: Clip, **options: Any) -> np.ndarray:
+        """See `Corpus.load`."""
+        with self.open_clip(clip) as file:
+            return super().load(file, **options)
+
+    def load_samples(self, clip: Clip, **options: Any) -> tuple[np.ndarray, np.float32]:
+        """See `Corpus.load_samples`."""
+        if self.cache is None:
+            return self.load(clip, **options), np.float32(1)
+        with self.open_clip(clip) as file:
+            return super().load_samples(file, **options)
+
+    def read_header(self, clip: Clip) -> AudioHeader | None:
+        """See `Corpus.read_header`."""
+        with self.open_clip(clip) as file:
+            return super().read_header(file)
 
 
 @functools.lru_cache(maxsize=8)

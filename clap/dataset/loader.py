@@ -27,7 +27,8 @@ class Batch:
     """Waveforms (batch, samples), zero-padded to the longest; lengths (batch,); token ids and mask (batch, tokens).
 
     clip_ids (batch,): equal for rows that are positives of each other, since they share a clip or all its captions.
-    index (batch,): indices in the dataset. problems: {index: error} of the clips that were skipped.
+    index (batch,): indices in the dataset. is_cached (batch,): whether the samples are from a cache, in 16 bits.
+    problems: {index: error} of the clips that were skipped.
     """
 
     waveform: Tensor
@@ -36,6 +37,7 @@ class Batch:
     token_mask: Tensor
     clip_ids: Tensor
     index: Tensor
+    is_cached: Tensor
     problems: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -61,7 +63,8 @@ class Collate:
         problems = {item.index: item.problem for item in items if item.problem is not None}
         if not good:
             empty = torch.zeros(0, dtype=torch.long)
-            return Batch(torch.zeros(0, 0), empty, empty[:, None], empty[:, None], empty, empty, problems)
+            tokens = empty[:, None]
+            return Batch(torch.zeros(0, 0), empty, tokens, tokens, empty, empty, empty.bool(), problems)
         token_ids, token_mask = self.tokenize([item.caption for item in good])
         lengths = [len(item.samples) for item in good]
         waveform = allocate_waveform(len(good), max(lengths))
@@ -75,6 +78,7 @@ class Collate:
             token_mask=token_mask,
             clip_ids=torch.tensor([item.group for item in good]),
             index=torch.tensor([item.index for item in good]),
+            is_cached=torch.tensor([item.samples.dtype == np.int16 for item in good]),
             problems=problems,
         )
 

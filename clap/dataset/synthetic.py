@@ -12,7 +12,7 @@ from clap.dataset.scenes.phrases import Scene, write_captions
 from clap.dataset.scenes.planning import SHORTEST_SCENE, plan_scene
 from clap.dataset.scenes.rendering import render_scene
 from clap.dataset.scenes.sounds import RENDER_RATE
-from clap.waveform import choose_part
+from clap.waveform import AudioHeader, choose_part
 
 
 class Synthetic(Corpus):
@@ -72,6 +72,11 @@ class Synthetic(Corpus):
         if sample_rate != RENDER_RATE:
             waveform = soxr.resample(waveform, RENDER_RATE, sample_rate)
         return np.clip(waveform, -1, 1)
+
+    def read_header(self, clip: Clip) -> AudioHeader:
+        """Rate and length of a scene; it has no file, so its size is 0."""
+        split, index = clip.id.rsplit("-", maxsplit=1)
+        return AudioHeader(RENDER_RATE, round(self.scene(split, int(index)).duration * RENDER_RATE), num_bytes=0)
 
     def scene(self, split: str, index: int) -> Scene:
         """The plan of a scene, without rendering it."""

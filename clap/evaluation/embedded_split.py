@@ -2,7 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,8 @@ from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import make_loader
 from clap.model import Clap
+from clap.recordings import MINUTE, plan_batches
+from clap.waveform import AudioError, AudioHeader
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +28,14 @@ class EmbeddedSplit:
         audio_embedding: (clips, embed_dim), unit norm.
         index: (clips,) position of each row's clip in the dataset.
         problems: clip id -> why the clip is skipped.
+        is_cached: (clips,) whether the audio is from a cache, in 16 bits; None: none of it.
     """
 
     dataset: ClapDataset
     audio_embedding: Tensor
     index: list[int]
     problems: dict[str, str]
+    is_cached: Tensor | None = None
 
     @property
     def clips(self) -> list[Clip]:
@@ -50,7 +55,8 @@ class EmbeddedSplit:
                 raise ValueError(
                     f"no clip of {dataset.name} ({dataset.kind}) can be used; fix its files or remove it from dataset"
                 )
-            parts.append(EmbeddedSplit(dataset, self.audio_embedding[rows], index, problems))
+            is_cached = None if self.is_cached is None else self.is_cached[rows]
+            parts.append(EmbeddedSplit(dataset, self.audio_embedding[rows], index, problems, is_cached))
         return parts
 
 
@@ -76,31 +82,64 @@ class Splits:
 
 
 def embed_split(clap: Clap, loader: DataLoader) -> EmbeddedSplit:
-    """Embed every clip of the loader's dataset, in evaluation mode.
+    """Embed every clip of the loader's dataset, in evaluation mode; the order is that of the loader's sampler.
 
     Raises:
         ValueError: more clips than `max_bad_fraction` allows cannot be used.
     """
     dataset: ClapDataset = loader.dataset
-    embeddings, index, problems = [], [], {}
+    order = list(loader.sampler)
+    embeddings, found, is_cached, problems = [], [], [], {}
     with clap.inference():
-        for batch in loader:
-            problems |= {dataset.clips[i].id: problem for i, problem in batch.problems.items()}
+        for batch in batch_by_length(loader, order):
+            problems |= batch.problems
             if len(batch):
+                found += batch.index.tolist()
+                is_cached.append(batch.is_cached)
                 batch = batch.to(clap.device)
                 embeddings.append(clap.embed_audio(batch.waveform, batch.lengths))
-                index += batch.index.tolist()
+    place = {index: position for position, index in enumerate(order)}
+    rows = sorted(range(len(found)), key=lambda row: place[found[row]])
+    problems = {dataset.clips[i].id: problems[i] for i in sorted(problems, key=place.get)}
     for clip_id, problem in problems.items():
         log.warning("%s split: %s skipped (%s)", dataset.kind, clip_id, problem)
     problems = {clip.id: "missing" for clip in dataset.missing} | problems  # the dataset has logged the missing ones
-    if len(problems) > dataset.max_bad_fraction * dataset.num_listed or not index:
+    if len(problems) > dataset.max_bad_fraction * dataset.num_listed or not rows:
         clip_id, problem = next(iter(problems.items()))
         raise ValueError(
             f"{len(problems)} of {dataset.num_listed} clips of {dataset.name} ({dataset.kind}) cannot be used, "
             f"the first is {clip_id} ({problem}); fix them or raise dataset.max_bad_fraction, now "
             f"{dataset.max_bad_fraction:g}"
         )
-    return EmbeddedSplit(dataset, torch.cat(embeddings), index, problems)
+    index = [found[row] for row in rows]
+    return EmbeddedSplit(dataset, torch.cat(embeddings)[rows], index, problems, torch.cat(is_cached)[rows])
+
+
+def batch_by_length(loader: DataLoader, indices: Sequence[int]) -> DataLoader:
+    """A loader of the given clips in batches of similar duration, the longest first; see `plan_batches`.
+
+    A batch is padded to its longest clip, so that one long clip between short ones would fill the memory.
+    """
+    dataset: ClapDataset = loader.dataset
+    durations = map(find_duration, dataset.read_headers(indices))
+    batches = plan_batches(list(durations), loader.batch_sampler.batch_size, window=dataset.window)
+    return DataLoader(
+        dataset,
+        batch_sampler=[[(0, indices[position]) for position in batch] for batch in batches],  # with an epoch, here 0
+        num_workers=loader.num_workers,
+        multiprocessing_context=loader.multiprocessing_context,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+        generator=torch.Generator(),
+        pin_memory=loader.pin_memory,
+    )
+
+
+def find_duration(header: AudioHeader | AudioError | None) -> float:
+    """Seconds of a clip: a minute if unknown, infinite if it is invalid, so that its error appears first."""
+    if isinstance(header, AudioError):
+        return math.inf
+    return MINUTE if header is None else header.duration
 
 
 def make_evaluation_loader(loader: DataLoader) -> DataLoader:

@@ -10,8 +10,8 @@ from clap.config.build import build
 from clap.config.values import suggest
 from clap.dataset.clips import ClapDataset
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits, embed_split
-from clap.evaluation.protocol import describe_other_splits, describe_split, hash_protocol
-from clap.evaluation.results import Evaluation
+from clap.evaluation.protocol import describe_code, describe_other_splits, describe_split
+from clap.evaluation.results import Evaluation, hash_protocol
 from clap.model import Clap
 
 
@@ -24,10 +24,13 @@ class Evaluator:
     Attributes:
         metric_names: all keys of `Evaluation.metrics`; the first one chooses the best checkpoint, higher is better.
         needs: further splits that it reads, such as ("train",) for a linear probe. They are opened only if needed.
+        definition: version of its metrics, part of the protocol; raised by hand when their definition changes, so that
+            numbers of the old and the new definition do not share a column.
     """
 
     metric_names: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    definition: int = 1
 
     def check(self, dataset: ClapDataset) -> None:
         """Refuse a dataset before anything is trained or embedded; called on each split that the evaluator reads."""
@@ -146,7 +149,7 @@ def run_evaluator(clap: Clap, splits: Splits, name: str, evaluator: Evaluator) -
     prefix = f"{split.dataset.kind}/{split.dataset.name}"
     metrics = {f"{prefix}/{key}": value for key, value in result.metrics.items()}
     scores = {f"{prefix}/{key}": value for key, value in result.scores.items()}
-    protocol = describe_split(clap, split) | {"evaluator": name} | result.protocol
+    protocol = describe_split(clap, split) | {"evaluator": name, "definition": evaluator.definition} | result.protocol
     protocol |= describe_other_splits([splits[kind] for kind in evaluator.needs if kind != split.dataset.kind])
-    protocol = {"hash": hash_protocol(protocol)} | protocol
+    protocol = {"hash": hash_protocol(protocol), "recorded_by": describe_code()} | protocol
     return Evaluation(metrics, result.clip_ids, scores, result.per_query, protocol)

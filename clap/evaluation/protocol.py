@@ -1,14 +1,19 @@
 """The protocol of a metric: data, skipped clips, prompts, windows, definitions."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clap import __version__ as clap_version
 from clap.evaluation.embedded_split import EmbeddedSplit
 from clap.model import Clap
+from clap.run_folder import git_commit
+from clap.waveform import AudioHeader
+
+AUDIO_DEFINITION = 1  # raised by hand when a clip gives other samples: decoding, mixing to mono, resampling, rendering
 
 
 def describe_split(clap: Clap, split: EmbeddedSplit) -> dict[str, Any]:
@@ -18,33 +23,49 @@ def describe_split(clap: Clap, split: EmbeddedSplit) -> dict[str, Any]:
     return {
         "dataset": dataset.name,
         "split": dataset.kind,
-        "clips": f"{len(split.index)} of {dataset.num_listed}",
+        **describe_clips(split),
         "left_out": {
             clip_id: strip_path(problem, paths.get(clip_id) or clip_id) for clip_id, problem in split.problems.items()
         },
-        "clip_manifest": dataset.digest,
         "windows": clap.windows or "as the model was trained",
-        "code_version": clap_version,
+        "audio_definition": AUDIO_DEFINITION,
     } | ({} if dataset.num_published is None else {"published_clips": dataset.num_published})
 
 
 def describe_other_splits(splits: Sequence[EmbeddedSplit]) -> dict[str, Any]:
     """The splits that an evaluator reads besides the evaluated one; empty if there are none."""
-    clips = {
-        split.dataset.kind: {
-            "clips": f"{len(split.index)} of {split.dataset.num_listed}",
-            "clip_manifest": split.dataset.digest,
-        }
-        for split in splits
-    }
+    clips = {split.dataset.kind: describe_clips(split) for split in splits}
     return {"other_splits": clips} if clips else {}
+
+
+def describe_clips(split: EmbeddedSplit) -> dict[str, Any]:
+    """The clips of a split and what identifies their audio, which no path, time or machine changes."""
+    listed = split.dataset.num_listed
+    num_cached = 0 if split.is_cached is None else int(split.is_cached.sum())
+    return {
+        "clips": f"{len(split.index)} of {listed}",
+        "clip_manifest": split.dataset.digest,
+        "audio_manifest": digest_audio(split),
+    } | ({"cached_in_16_bits": f"{num_cached} of {len(split.index)}"} if num_cached else {})
+
+
+def digest_audio(split: EmbeddedSplit) -> str:
+    """Hash of id, sample rate, length and file size of the clips that are evaluated, in any order."""
+    headers = zip(split.clips, split.dataset.read_headers(split.index), strict=True)
+    audio = sorted(
+        [clip.id, header.sample_rate, header.num_frames, header.num_bytes]
+        for clip, header in headers
+        if isinstance(header, AudioHeader)
+    )
+    return hashlib.sha256(json.dumps(audio).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def describe_code() -> dict[str, str | None]:
+    """The code that runs, recorded beside the hash: a commit that changes no definition keeps numbers comparable."""
+    return {"clap": clap_version, "commit": git_commit(Path(__file__).parent)}
 
 
 def strip_path(problem: str, name: Path | str) -> str:
     """A problem without the file that it names, whose folder differs from machine to machine."""
     return problem.partition(f"{name}: ")[2] or problem
-
-
-def hash_protocol(protocol: Mapping[str, Any]) -> str:
-    """Metrics whose protocols have the same hash are comparable."""
-    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]

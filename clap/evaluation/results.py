@@ -5,6 +5,7 @@ per-query arrays, and in one form for every evaluator: `metrics`, the names of a
 is a mean over queries `scores/<metric>` and `clips/<metric>` (queries,). evaluation/protocol.json holds the protocols.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from clap.evaluation.query_scores import QueryScores
 from clap.run_folder import PROTOCOL
 
 TOLERANCE = 1e-6  # absolute and relative, between a metric and the mean of its per-query scores
+NOT_IN_HASH = ("hash", "recorded_by")  # keys of a protocol
 
 
 @dataclass
@@ -95,6 +97,21 @@ def read_results(folder: Path) -> list[RecordedEvaluation]:
     """
     protocols = json.loads((folder / Path(PROTOCOL).name).read_text())
     return [read_evaluation(folder / f"{stem}.npz", protocol) for stem, protocol in protocols.items()]
+
+
+def hash_protocol(protocol: Mapping[str, Any]) -> str:
+    """Metrics whose protocols have the same hash are comparable.
+
+    The hash has the ids of skipped clips, not the reasons, whose words depend on the decoder.
+    """
+    hashed = {key: value for key, value in protocol.items() if key not in NOT_IN_HASH}
+    hashed["left_out"] = sorted(protocol.get("left_out", ()))
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def is_earlier(protocol: Mapping[str, Any]) -> bool:
+    """Whether a version that did not identify the audio recorded a protocol."""
+    return "audio_manifest" not in protocol
 
 
 def read_evaluation(path: Path, protocol: Mapping[str, Any]) -> RecordedEvaluation:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clap.config.values import LOCAL_KEYS
+from clap.evaluation.results import is_earlier
 from clap.run_folder import describe_clips
 from clap.study.figures import describe_figure
 from clap.study.runs import StudyRuns
@@ -161,9 +162,13 @@ def group_by_protocol(columns: Sequence[Column]) -> list[list[Column]]:
 def describe_protocol(columns: Sequence[Column]) -> str:
     """Summarize the protocol of columns that share it."""
     protocol = columns[0].protocol
+    if is_earlier(protocol):
+        version = f"recorded by an earlier version, clap {protocol.get('code_version', 'unknown')}"
+    else:
+        version = f"definition {protocol['definition']}"
     return (
         f"Protocol `{protocol['hash']}` ({', '.join(column.label for column in columns)}): {protocol['dataset']}, "
-        f"{protocol['split']} split, {describe_clips(protocol)}, clap {protocol['code_version']}."
+        f"{protocol['split']} split, {describe_clips(protocol)}, {version}."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clap.evaluation.results import TOLERANCE, RecordedEvaluation
+from clap.evaluation.results import NOT_IN_HASH, TOLERANCE, RecordedEvaluation, is_earlier
 
 SHOWN_RUNS, SHOWN_CHARACTERS = 3, 60  # in an error about protocols
 
@@ -114,9 +114,15 @@ def check_protocols(metric: str, protocols: Mapping[str, Mapping[str, Any]]) -> 
     """Refuse numbers of different protocols; run name -> protocol."""
     if len({protocol["hash"] for protocol in protocols.values()}) == 1:
         return
-    fields = list(dict.fromkeys(field for protocol in protocols.values() for field in protocol if field != "hash"))
+    fields = list(dict.fromkeys(field for protocol in protocols.values() for field in protocol))
+    fields = [field for field in fields if field not in NOT_IN_HASH]
     differences = "; ".join(filter(None, (describe_difference(field, protocols) for field in fields)))
     differences = differences or describe_difference("hash", protocols)
+    earlier = [name for name, protocol in protocols.items() if is_earlier(protocol)]
+    if 0 < len(earlier) < len(protocols):
+        differences = (
+            f"an earlier version, which did not record the audio, evaluated {list_some(earlier)}; {differences}"
+        )
     raise ValueError(
         f"{metric}: runs of different protocols are not comparable: {differences}; name a sweep of one protocol with "
         "--sweep RUN_ID, or run the study from scratch with hydra.sweep.dir=FOLDER"

@@ -1,19 +1,16 @@
 """Before training: settings without effect are logged, recordings of the evaluated splits are checked."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
-from clap.waveform import AudioError, open_recording
+from clap.waveform import AudioError
 
 if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
 
 log = logging.getLogger(__name__)
 MOST_HEADERS = 10_000  # recordings of a split that are checked, evenly spaced; a header takes about 1 ms
-THREADS = 8
 
 
 def check_run(trainer: "ClapTrainer") -> None:
@@ -64,11 +61,10 @@ def check_recordings(dataset: ClapDataset) -> None:
     Raises:
         ValueError: more recordings than `max_bad_fraction` allows cannot be read.
     """
-    clips = [clip for clip in dataset.clips if clip.path is not None]
-    chosen = clips[:: -(-len(clips) // MOST_HEADERS) or 1]
-    with ThreadPoolExecutor(THREADS) as threads:
-        found = threads.map(find_problem, chosen)
-        problems = {clip.id: problem for clip, problem in zip(chosen, found, strict=True) if problem}
+    recorded = [index for index, clip in enumerate(dataset.clips) if clip.path is not None]
+    chosen = recorded[:: -(-len(recorded) // MOST_HEADERS) or 1]
+    found = zip(chosen, dataset.read_headers(chosen), strict=True)
+    problems = {dataset.clips[index].id: header for index, header in found if isinstance(header, AudioError)}
     for problem in problems.values():
         log.warning("%s split: %s", dataset.kind, problem)
     count = len(problems) + len(dataset.missing)
@@ -78,12 +74,3 @@ def check_recordings(dataset: ClapDataset) -> None:
             f"{count} of {dataset.num_listed} clips of {dataset.name} ({dataset.kind}) cannot be used, the first is "
             f"{clip_id} ({problem}); fix them or raise dataset.max_bad_fraction, now {dataset.max_bad_fraction:g}"
         )
-
-
-def find_problem(clip: Clip) -> str | None:
-    """Why the recording of a clip cannot be read, from its header."""
-    try:
-        with open_recording(clip.path):
-            return None
-    except AudioError as error:
-        return str(error)
