@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from clap.config.values import FILL_MODES, MEL_SCALES
 
+BLOCK = 2**14  # frames of a long clip whose spectrum is in memory, 13 times as large as their waveform
+
 
 def fill_waveform(waveform: Tensor, lengths: Tensor, num_samples: int, mode: str) -> Tensor:
     """Fill short clips up to `num_samples` and cut longer ones.
@@ -164,11 +166,29 @@ class LogMelSpectrogram(nn.Module):
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
-    def forward(self, waveform: Tensor) -> Tensor:
+    def forward(self, waveform: Tensor, *, center: bool = True) -> Tensor:
+        """`center=False`: the waveform is padded already."""
         waveform = (int16_round_trip(waveform.float()) if self.int16 else waveform).to(self.dtype)
-        spectrum = torch.stft(waveform, self.n_fft, self.hop_length, window=self.hann, return_complex=True)
+        spectrum = torch.stft(
+            waveform, self.n_fft, self.hop_length, window=self.hann, center=center, return_complex=True
+        )
         power = spectrum.real.square() + spectrum.imag.square()  # (batch, n_fft // 2 + 1, time); no square root
         return 10 * (power.transpose(1, 2) @ self.mel).clamp(min=self.amin).log10().float()
+
+    def whole_clip(self, waveform: Tensor) -> Tensor:
+        """Waveform (samples,) of any duration -> log_mel (time, n_mels), in blocks of frames if it is long."""
+        half = self.n_fft // 2
+        num_frames = (len(waveform) + 2 * half - self.n_fft) // self.hop_length + 1
+        if num_frames <= BLOCK:
+            return self(waveform[None])[0]
+        blocks = []
+        for frames in torch.arange(num_frames).tensor_split(-(-num_frames // BLOCK)):  # of nearly equal length
+            start = int(frames[0]) * self.hop_length - half
+            end = int(frames[-1]) * self.hop_length - half + self.n_fft
+            block = waveform[None, max(0, start) : end]
+            padding = (max(0, -start), max(0, end - len(waveform)))
+            blocks.append(self(F.pad(block, padding, mode="reflect"), center=False)[0])
+        return torch.cat(blocks)
 
     def full_window(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """Waveforms (batch, samples) up to the window, lengths (batch,) -> log_mel (batch, num_frames, n_mels)."""

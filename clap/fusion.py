@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from clap.audio import LogMelSpectrogram
 
+ROWS = 128  # views in memory at once in evaluation: of long clips there may be hundreds
+
 
 @dataclass
 class Views:
@@ -25,6 +27,11 @@ class Views:
     log_mel: Tensor
     is_longer: Tensor
     row: Tensor
+
+    def split(self, size: int) -> "list[Views]":
+        """Consecutive parts of at most `size` rows."""
+        fields = (self.log_mel, self.is_longer, self.row)
+        return [Views(*part) for part in zip(*(field.split(size) for field in fields), strict=True)]
 
 
 class OneWindow(nn.Module):
@@ -68,8 +75,11 @@ class MeanOfWindows(nn.Module):
                 cuts.append(waveform[row, start : min(start + frontend.num_samples, length)])
                 rows.append(row)
         row = torch.tensor(rows, device=lengths.device)
-        padded = nn.utils.rnn.pad_sequence(cuts, batch_first=True)
-        log_mel = frontend.full_window(padded, lengths[row])
+        log_mels = []
+        for start in range(0, len(cuts), ROWS):
+            padded = nn.utils.rnn.pad_sequence(cuts[start : start + ROWS], batch_first=True)
+            log_mels.append(frontend.full_window(padded, lengths[row[start : start + ROWS]]))
+        log_mel = torch.cat(log_mels)
         return Views(log_mel[:, None], torch.zeros_like(row, dtype=torch.bool), row)
 
 
@@ -100,7 +110,7 @@ class GlobalAndLocal(nn.Module):
             if length <= frontend.num_samples:
                 continue
             # One clip at a time: its end is reflected, not padded, so the result does not depend on the batch.
-            full = frontend(waveform[row : row + 1, :length])[0]  # (time, n_mels)
+            full = frontend.whole_clip(waveform[row, :length])  # (time, n_mels)
             if len(full) == num_frames:
                 log_mel[row] = full
             else:
@@ -137,15 +147,27 @@ def shrink(log_mel: Tensor, num_frames: int) -> Tensor:
     return F.interpolate(log_mel[None, None], size, mode="bilinear", align_corners=False, antialias=False)[0, 0]
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that handles a single value per channel in training, such as the pooled features of one longer clip.
+
+    One value has no variance: it is normalised by the running statistics, as in evaluation, and does not change them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == self.num_features:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 def channel_attention(channels: int, reduction: int, *, pooled: bool) -> nn.Sequential:
     """Bottleneck of 1x1 convolutions, per position or on the clip's average (Dai et al. 2021, figure 2)."""
     hidden = max(1, channels // reduction)
     layers = [
         nn.Conv2d(channels, hidden, kernel_size=1),
-        nn.BatchNorm2d(hidden),
+        BatchNorm(hidden),
         nn.ReLU(),
         nn.Conv2d(hidden, channels, kernel_size=1),
-        nn.BatchNorm2d(channels),
+        BatchNorm(channels),
     ]
     return nn.Sequential(*([nn.AdaptiveAvgPool2d(1)] if pooled else []), *layers)
 
@@ -173,7 +195,7 @@ class AFF(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         total = x + residual
-        w = torch.sigmoid(self.local_att(total) + pooled_attention(self.global_att, total))
+        w = torch.sigmoid(self.local_att(total) + self.global_att(total))
         return 2 * x * w + 2 * residual * (1 - w)
 
 
@@ -197,15 +219,8 @@ class IAFF(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         total = x + residual
-        w = torch.sigmoid(self.local_att(total) + pooled_attention(self.global_att, total))
+        w = torch.sigmoid(self.local_att(total) + self.global_att(total))
         mixed = x * w + residual * (1 - w)
         second_global = self.global_att if self.shared_global_att else self.global_att2
-        w = torch.sigmoid(self.local_att2(mixed) + pooled_attention(second_global, mixed))
+        w = torch.sigmoid(self.local_att2(mixed) + second_global(mixed))
         return x * w + residual * (1 - w)
-
-
-def pooled_attention(attention: nn.Sequential, x: Tensor) -> Tensor:
-    """Run the pooled branch; in training a single row is duplicated, as batch norm needs two values per channel."""
-    if attention.training and len(x) == 1:
-        return attention(x.repeat(2, 1, 1, 1))[:1]
-    return attention(x)

@@ -131,6 +131,19 @@ def test_log_mel_raises_no_warning() -> None:
         make_frontend()(torch.zeros(1, RATE))
 
 
+@pytest.mark.parametrize("num_samples", [64_000, 64_001, 64_159, 79_999])
+@pytest.mark.parametrize("n_fft", [511, 512])
+def test_whole_clip_in_blocks_equals_one_spectrogram(
+    num_samples: int, n_fft: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frontend, waveform = make_frontend(n_fft=n_fft, int16=True), torch.from_numpy(sound(num_samples))
+    expected = frontend(waveform[None])[0]
+    assert_close(frontend.whole_clip(waveform), expected, rtol=0, atol=0)
+    for block in (7, 100, 399):
+        monkeypatch.setattr("clap.audio.BLOCK", block)
+        assert_close(frontend.whole_clip(waveform), expected, rtol=0, atol=1e-4)
+
+
 def test_full_window_has_num_frames() -> None:
     frontend = make_frontend()
     log_mel = frontend.full_window(torch.zeros(2, 8000), torch.tensor([8000, 500]))

@@ -27,6 +27,7 @@ LENGTHS = [3000, 39000, 16000, 16100, 30000]  # samples; the window has 16000, a
 CONF = Path(__file__).resolve().parents[1] / "conf"
 OUTPUT_DIMS = {  # None: any width
     "htsat_tiny": 768,
+    "htsat_tiny_audioset": 768,
     "htsat_base": 1024,
     "htsat_large": 2048,
     "htsat_nano": None,
@@ -88,6 +89,20 @@ def test_windows_mean_equals_the_mean_over_explicit_windows(cls: type[LogMelEnco
 def test_average_by_row_takes_unequal_counts() -> None:
     features, row = torch.tensor([[1.0], [2.0], [4.0], [5.0]]), torch.tensor([0, 1, 1, 2])
     assert average_by_row(features, row, 3).flatten().tolist() == [1, 3, 5]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("cls", SMALL)
+def test_many_views_are_encoded_in_parts(
+    cls: type[LogMelEncoder], fusion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, batch, sizes = make_encoder(cls, fusion), make_batch(LENGTHS), []
+    expected, encode = encoder(*batch), encoder.encode
+    monkeypatch.setattr("clap.fusion.ROWS", 2)
+    monkeypatch.setattr("clap.audio_encoder.base.ROWS", 2)
+    monkeypatch.setattr(encoder, "encode", lambda *views: sizes.append(len(views[0])) or encode(*views))
+    assert_close(encoder(*batch), expected, rtol=1e-4, atol=1e-5)
+    assert max(sizes) <= 2 and sum(sizes) >= len(LENGTHS)
 
 
 # Training

@@ -13,6 +13,7 @@ from clap.fusion import (
     AFF,
     DAF,
     IAFF,
+    BatchNorm,
     GlobalAndLocal,
     MeanOfWindows,
     OneWindow,
@@ -90,6 +91,40 @@ def test_single_row_trains(merge: nn.Module) -> None:
     x, residual = torch.randn(2, 1, 8, 5, 7, requires_grad=True)
     merge.train()(x, residual).sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in merge.parameters() if parameter.grad is not None)
+
+
+def running_statistics(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.named_buffers()}
+
+
+@pytest.mark.parametrize("cls", [AFF, IAFF])
+def test_single_rows_in_training_leave_evaluation_as_it_is(cls: type[nn.Module]) -> None:
+    merge = cls(8)
+    for _ in range(20):  # the statistics of several rows
+        merge.train()(torch.randn(6, 8, 5, 7), torch.randn(6, 8, 5, 7))
+    before = running_statistics(merge)
+    for _ in range(200):
+        merge(torch.randn(1, 8, 5, 7), torch.randn(1, 8, 5, 7))
+    after = running_statistics(merge)
+    pooled = [name for name in before if name.startswith("global_att")]
+    assert pooled and all(torch.equal(before[name], after[name]) for name in pooled)
+
+
+@pytest.mark.parametrize("cls", [AFF, IAFF])
+def test_single_row_is_attended_in_training_as_in_evaluation(cls: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    merge, x = cls(8, reduction=1), torch.randn(1, 8, 5, 7)
+    pooled = merge.train().global_att(x)
+    assert not torch.allclose(pooled, merge.global_att(x + 1.0))
+    assert_close(pooled, merge.eval().global_att(x))
+
+
+def test_batch_norm_of_several_values_is_that_of_torch() -> None:
+    own, reference = BatchNorm(4), nn.BatchNorm2d(4)
+    for shape in [(2, 4, 1, 1), (1, 4, 1, 2), (3, 4, 5, 6)]:
+        x = torch.randn(shape)
+        assert_close(own(x), reference(x), rtol=0, atol=0)
+    assert all(map(torch.equal, own.state_dict().values(), reference.state_dict().values()))
 
 
 # Views

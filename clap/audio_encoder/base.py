@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clap.audio import LogMelSpectrogram, SpecAugment
 from clap.config.values import choose_weights
-from clap.fusion import MeanOfWindows, OneWindow, Views
+from clap.fusion import ROWS, MeanOfWindows, OneWindow, Views
 
 
 class AudioEncoder(nn.Module):
@@ -93,7 +93,9 @@ class LogMelEncoder(AudioEncoder):
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         policy = MeanOfWindows() if self.windows == "mean" else self.fusion
         views = policy(waveform, lengths, self.frontend)
-        return average_by_row(self.encode_views(views), views.row, len(lengths))
+        parts = [views] if self.training else views.split(ROWS)  # in training, batch norm sees the whole batch
+        features = torch.cat([self.encode_views(part) for part in parts])
+        return average_by_row(features, views.row, len(lengths))
 
     def encode_views(self, views: Views) -> Tensor:
         """Views of n windows -> (n, output_dim)."""

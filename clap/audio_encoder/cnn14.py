@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from clap.audio import LogMelSpectrogram, SpecAugment
 from clap.audio_encoder.base import LogMelEncoder, concat_local_views, merge_longer
+from clap.fusion import BatchNorm
 
 NUM_BLOCKS = 6
 SHORTEST_FRAMES = 2 ** (NUM_BLOCKS - 1)
@@ -76,8 +77,8 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.bn1 = BatchNorm(out_channels)
+        self.bn2 = BatchNorm(out_channels)
         for conv in (self.conv1, self.conv2):
             nn.init.xavier_uniform_(conv.weight)
 
