@@ -1,4 +1,4 @@
-"""The corpus contract: Clip, Corpus, splits and audio suffixes. This module does not import torch."""
+"""The corpus contract: Clip, Corpus, splits. This module does not import torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,6 @@ import numpy as np
 
 from clap.config.values import SPLITS
 from clap.waveform import LONGEST, AudioHeader, load_waveform, read_header
-
-AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
 
 
 class WaveformReader(Protocol):

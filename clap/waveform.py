@@ -14,6 +14,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from clap.audio_formats import explain_undecodable
 from clap.containers import AudioError, TooLongError, advise, check_mpeg, check_stream
 
 SHORTEST = 0.02  # seconds, about one analysis frame
@@ -137,7 +138,9 @@ def open_recording(path: Path) -> Iterator[tuple[soundfile.SoundFile, int]]:
         AudioError: the file is invalid or cannot be decoded; also for errors of the decoder inside the `with` block.
     """
     if not path.is_file():
-        raise AudioError(f"{path}: no such audio file")
+        raise AudioError(
+            f"{path}: no such audio file" + (f", a link to {path.readlink()}" if path.is_symlink() else "")
+        )
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: empty, 0 bytes")
     try:
@@ -154,7 +157,7 @@ def open_recording(path: Path) -> Iterator[tuple[soundfile.SoundFile, int]]:
     except (OSError, RuntimeError, SystemError, OverflowError, TypeError) as error:
         # RuntimeError: LibsndfileError; TypeError: the name ends in .raw, which has no header
         reason = "no header" if isinstance(error, TypeError) else getattr(error, "error_string", str(error)).strip()
-        raise AudioError(f"{path}: cannot be decoded ({reason}); damaged, or not WAV, FLAC, OGG, Opus, MP3") from None
+        raise AudioError(f"{path}: cannot be decoded ({reason}); {explain_undecodable(path)}") from None
     except MemoryError:
         raise AudioError(f"{path}: does not fit into memory; cut it into shorter clips") from None
 

@@ -64,6 +64,13 @@ def test_name_without_start_is_ignored_for_two_clips_of_a_video(tmp_path: Path):
     assert not any(clip.path.exists() for clip in AudioCaps(tmp_path).clips("train"))
 
 
+def test_recordings_to_be_converted_are_a_warning(tmp_path: Path, caplog):
+    write_list(tmp_path, f"1,{VIDEO},30,a dog")
+    touch(tmp_path / "audio" / "train" / f"{VIDEO}_30.m4a")
+    AudioCaps(tmp_path).clips("train")
+    assert f"are not read; convert it with `ffmpeg -i {VIDEO}_30.m4a {VIDEO}_30.flac` and so on" in caplog.text
+
+
 def test_files_with_other_suffixes_are_ignored(tmp_path: Path):
     write_list(tmp_path, f"1,{VIDEO},30,a dog")
     touch(tmp_path / "audio" / "train" / f"{VIDEO}_30.json")

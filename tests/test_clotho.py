@@ -48,6 +48,16 @@ def test_leading_space_is_part_of_a_name(tmp_path: Path):
     assert Clotho(tmp_path).clips("test")[0].path == tmp_path / "evaluation" / " e ieio.wav"
 
 
+def test_recording_is_found_in_another_normal_form(tmp_path: Path):
+    path = write_captions(tmp_path, "NAME,a,b,c,d,e") / "clotho_captions_evaluation.csv"
+    path.write_text(path.read_text().replace("NAME", "caf\u00e9.wav"), encoding="utf-8")
+    file = tmp_path / "evaluation" / "cafe\u0301.wav"
+    file.parent.mkdir()
+    file.touch()
+    (clip,) = Clotho(tmp_path).clips("test")
+    assert (clip.id, clip.path) == ("caf\u00e9.wav", file)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -26,8 +26,30 @@ def test_folders_and_patterns_yield_recordings(tmp_path, monkeypatch):
     assert find_files(["[1].mp3", "b.wav", "b.wav"]) == ["[1].mp3", "b.wav"]
     with pytest.raises(FileNotFoundError, match=r"no such recording: x.wav, \*.ogg;"):
         find_files(["b.wav", "x.wav", "*.ogg"])
-    with pytest.raises(FileNotFoundError, match="no recordings in empty; supported suffixes: .aif, "):
+    with pytest.raises(FileNotFoundError, match="no recordings in empty; supported suffixes: .8svx, "):
         find_files(["empty"])
+
+
+def test_links_are_followed_without_loops(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("rec/a.wav", "other/b.wav", "other/deep/c.wav"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    for link, target in {
+        "rec/link": "../other", "rec/self": ".", "other/deep/up": "../../rec", "rec/d.wav": "gone.wav",
+        "rec/gone": "no", "rec/notes.txt": "no.txt", "rec/me.wav": "me.wav",
+    }.items():  # fmt: skip
+        os.symlink(target, link)
+    files = ["rec/a.wav", "rec/d.wav", "rec/gone", "rec/me.wav", "rec/link/b.wav", "rec/link/deep/c.wav"]
+    assert find_files(["rec"]) == files and find_files(["rec/../rec"])
+    assert sorted(find_files(["rec/**/*.wav"])) == sorted(file for file in files if file != "rec/gone")
+    assert set(find_files(["rec/*"])) == {*files, "rec/notes.txt"}
+
+
+def test_kinds_that_must_be_converted_are_found(tmp_path):
+    for name in ("a.m4a", "b.WEBM", "c.mp4", "d.w64", "e.txt"):
+        (tmp_path / name).touch()
+    assert [Path(file).name for file in find_files([str(tmp_path)])] == ["a.m4a", "b.WEBM", "c.mp4", "d.w64"]
 
 
 def test_captions_are_read_line_by_line(tmp_path):

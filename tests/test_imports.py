@@ -28,7 +28,7 @@ ROWS = (
     ("clap.corpus", "clap.audio_encoder", "clap.text_encoder", "clap.loss", "clap.optimizer"),
     ("clap.fusion", "clap.tokenizer"),
     ("clap.audio", "clap.waveform", "clap.checkpoint", "clap.device"),
-    ("clap.run_folder", "clap.fetch", "clap.plotting", "clap.prompts", "clap.containers"),
+    ("clap.run_folder", "clap.fetch", "clap.plotting", "clap.audio_formats", "clap.prompts", "clap.containers"),
     ("clap.atomic", "clap.config"),
 )
 ROOMS = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clap.audio_formats import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES
 from clap.config.values import CHOICES
-from clap.corpus import AUDIO_SUFFIXES
 from clap.published.hub import fetch_source
 
 if TYPE_CHECKING:
@@ -69,18 +69,70 @@ def find_files(names: Sequence[str]) -> list[str]:
 
 
 def expand_path(name: str) -> Iterator[str]:
-    """Recordings at a path, in a folder and its subfolders, or matched by a pattern that the shell has not expanded."""
+    """Recordings at a path, in a folder and its subfolders, or matched by a pattern that the shell has not expanded.
+
+    Links that lead nowhere and kinds that cannot be decoded are among them, so that reading reports them.
+    """
     if os.path.isdir(name):
-        for folder, folders, files in os.walk(name):
-            folders.sort()
-            hidden = (file for file in sorted(files) if not file.startswith("."))
-            yield from (os.path.join(folder, file) for file in hidden if file.lower().endswith(AUDIO_SUFFIXES))
-    elif os.path.exists(name):
+        yield from list_folder(name)
+    elif os.path.lexists(name):
         yield name
     elif glob.has_magic(name):
-        for match in sorted(glob.glob(name, recursive=True)):
-            if os.path.isfile(match):
-                yield match
+        for match in expand_pattern(name):
+            above = tuple(os.path.realpath(parent) for parent in Path(os.path.normpath(match)).parents)
+            yield from list_folder(match, above) if os.path.isdir(match) else [match]
+
+
+def expand_pattern(pattern: str) -> Iterator[str]:
+    """Paths that match a pattern as of `glob`, in order of names; its ** would follow a loop of links without end."""
+    before, stars, after = pattern.partition("**/")
+    if not stars or (before and not before.endswith("/")):
+        yield from sorted(glob.glob(pattern))
+        return
+    for base in glob.glob(before) if before else [""]:
+        for folder in walk_folders(base or "."):
+            folder = folder if base else os.path.normpath(folder)
+            yield from expand_pattern(os.path.join("" if folder == "." else glob.escape(folder), after))
+
+
+def list_folder(name: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Recordings in a folder, then in its subfolders; see `walk_folders`."""
+    for folder in walk_folders(name, above):
+        yield from (entry.path for entry in list_entries(folder) if not is_folder(entry) and is_recording(entry))
+
+
+def walk_folders(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """A folder, then its subfolders in order of names; links are followed, except in a loop.
+
+    Args:
+        above: real paths of folders above; a link to one of them is not followed.
+    """
+    real = os.path.realpath(folder)
+    if real not in above:
+        yield folder
+        for entry in list_entries(folder):
+            if is_folder(entry):
+                yield from walk_folders(entry.path, (*above, real))
+
+
+def list_entries(folder: str) -> list[os.DirEntry]:
+    """What a folder contains, in order of names."""
+    with os.scandir(folder) as found:
+        return sorted(found, key=lambda entry: entry.name)
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def is_recording(entry: os.DirEntry) -> bool:
+    """Whether a file has the suffix of a recording, or is a link without suffix that leads nowhere; not if hidden."""
+    if entry.name.startswith("."):
+        return False
+    suffix = os.path.splitext(entry.name)[1].lower()
+    leads_nowhere = entry.is_symlink() and not os.path.exists(entry.path)
+    return suffix in (*AUDIO_SUFFIXES, *CONVERTIBLE_SUFFIXES) or (leads_nowhere and not suffix)
 
 
 def check_checkpoint(source: str) -> None:

@@ -5,7 +5,15 @@ from pathlib import Path
 
 from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import read_csv
-from clap.dataset.index import check_has_letters, check_name, check_recording, check_unique, find_index, require_root
+from clap.dataset.index import (
+    check_has_letters,
+    check_name,
+    check_recording,
+    check_unique,
+    find_file,
+    find_index,
+    require_root,
+)
 
 FOLDERS = {"train": "development", "val": "validation", "test": "evaluation"}
 CAPTION_COLUMNS = tuple(f"caption_{i}" for i in range(1, 6))
@@ -47,7 +55,7 @@ class Clotho(Corpus):
             check_unique(seen, name, "file_name", where)
             captions = tuple(check_has_letters(row, column, where) for column in CAPTION_COLUMNS)
             keywords, source = metadata.get(name.strip(), ((), None))
-            clips.append(Clip(name, captions, self.root / folder / name, keywords=keywords, source=source))
+            clips.append(Clip(name, captions, find_file(self.root / folder, name), keywords=keywords, source=source))
         return clips
 
     def read_metadata(self, folder: str) -> Mapping[str, tuple[tuple[str, ...], str | None]]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import assign_split, check_fractions, find_caption_columns, read_captions, read_text
-from clap.dataset.index import require_root
+from clap.dataset.index import find_file, require_root
 from clap.waveform import AudioError, AudioHeader
 
 SPLIT_FOLDERS = {  # split -> accepted folder names
@@ -115,7 +115,7 @@ class HuggingFace(Corpus):
         if audio["bytes"] is None:
             if not audio["path"]:
                 raise AudioError(f"{clip.id}: the Audio column has neither bytes nor a path; save the audio")
-            yield replace(clip, path=self.root / audio["path"])
+            yield replace(clip, path=find_file(self.root, audio["path"]))
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, Path(audio["path"] or "audio").name)

@@ -1,11 +1,18 @@
 """Checks for the index files of published corpora; every error names file and line."""
 
+import functools
+import logging
 import os
+import unicodedata
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from clap.corpus import AUDIO_SUFFIXES, Corpus
+from clap.audio_formats import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, explain_undecodable
+from clap.corpus import Corpus
 from clap.download.addresses import list_downloads
+
+log = logging.getLogger(__name__)
 
 MAX_REPR_LENGTH = 80  # characters of a value in an error
 MAX_NAME_BYTES = 255  # of a file name on common file systems
@@ -105,9 +112,45 @@ def check_unique(seen: dict[str, str], key: str, column: str, where: str) -> Non
 
 
 def list_audio(folder: Path) -> dict[str, Path]:
-    """{name without suffix: path} of the recordings in a folder; empty if there is no such folder."""
+    """{name without suffix: path} of the recordings in a folder; empty if there is no such folder.
+
+    Recordings that must be converted first, such as .m4a of video downloads, are a warning.
+    """
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries)
+    if other := [name for name in names if Path(name).suffix.lower() in CONVERTIBLE_SUFFIXES]:
+        log.warning(
+            "%d files in %s are not read; %s and so on", len(other), folder, explain_undecodable(Path(other[0]))
+        )
     return {Path(name).stem: folder / name for name in names if Path(name).suffix.lower() in AUDIO_SUFFIXES}
+
+
+def find_file(root: Path, name: str) -> Path:
+    """root / name, or the only file whose name is the same text in another Unicode normal form.
+
+    File systems and archives of macOS decompose letters such as é (NFD), most indexes compose them (NFC). A folder is
+    listed only if a name with such a letter is not found.
+    """
+    path = root / name
+    if name.isascii() or path.exists():
+        return path
+    found = root
+    for part in Path(name).parts:
+        if not (found / part).exists():
+            same = list_normalized(found, found.stat().st_mtime_ns).get(unicodedata.normalize("NFC", part), [])
+            if len(same) != 1:
+                return path
+            part = same[0]
+        found /= part
+    return found
+
+
+@functools.lru_cache(maxsize=16)
+def list_normalized(folder: Path, changed: int) -> Mapping[str, list[str]]:
+    """{composed name: names} of the files in a folder that was `changed` at this time."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        names[unicodedata.normalize("NFC", name)].append(name)
+    return dict(names)

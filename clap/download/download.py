@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clap.corpus import AUDIO_SUFFIXES, Clip, Corpus
+from clap.audio_formats import AUDIO_SUFFIXES
+from clap.corpus import Clip, Corpus
 from clap.download.manifest import MANIFEST_NAME, Manifest, Status
 from clap.download.remote import RemoteFile, Result
 from clap.download.unpack import ArchiveError, join_parts, require_zip_program, unpack
