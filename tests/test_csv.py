@@ -105,6 +105,88 @@ def test_quoted_caption_can_contain_commas_and_line_breaks(tmp_path):
     assert clips["a.wav"].captions == ('a dog, then\na "cat"',)
 
 
+SPREADSHEETS = {
+    "commas at the ends": "path,caption,,\na.wav,x,,\n,,,\nb.wav,y,,\n,,,\n",
+    "commas behind the rows only": "path,caption\na.wav,x,,\nb.wav,y,, \n",
+    "fewer commas in the rows": "path,caption,,,\na.wav,x\nb.wav,y,\n",
+    "named empty column": "path,caption,Unnamed: 2\na.wav,x,\nb.wav,y,\n",
+    "index of a data frame": ",path,caption\n0,a.wav,x\n1,b.wav,y\n",
+    "spaces": " path , caption \n a.wav , x \nb.wav\xa0,y\n",
+    "empty split": "path,caption,split\na.wav,x,\nb.wav,y, \n",
+    "blank lines": "\n , \npath,caption\n\na.wav,x\n,\nb.wav,y\n",
+}
+
+
+@pytest.mark.parametrize("kind", SPREADSHEETS)
+@pytest.mark.parametrize("name", ["metadata.csv", "METADATA.CSV"])
+def test_spreadsheet_is_read(tmp_path, kind, name):
+    clips = all_clips(read(tmp_path, SPREADSHEETS[kind], name))
+    assert {clip.id: clip.captions for clip in clips.values()} == {"a.wav": ("x",), "b.wav": ("y",)}
+
+
+def test_empty_captions_beside_labels_are_ignored(tmp_path, caplog):
+    text = "path,caption_1,caption_2,label\na.wav,,,dog\nb.wav, ,,cat\n"
+    assert all_clips(read(tmp_path, text))["b.wav"].captions == ("the sound of cat",)
+    assert "no row has a text in caption_1, caption_2, which is ignored" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["m.JSONL", "m.ndjson"])
+def test_suffix_of_jsonl_may_be_spelled_differently(tmp_path, name):
+    assert list(all_clips(read(tmp_path, '{"path": "a.wav", "caption": "x"}', name))) == ["a.wav"]
+
+
+@pytest.mark.parametrize("name", ["m.xlsx", "m.JSON", "m.parquet"])
+def test_other_tables_say_how_to_export_them(tmp_path, name):
+    assert "is not CSV or JSONL; export it as CSV UTF-8" in find_error(tmp_path, "x", name)
+
+
+@pytest.mark.parametrize(
+    ("written", "file"),
+    [
+        (" lead.wav", " lead.wav"),
+        (" lead.wav ", "lead.wav"),
+        ("a/caf\u00e9/\u00e9.wav", "a/cafe\u0301/e\u0301.wav"),
+        ("e\u0301.wav", "\u00e9.wav"),
+        ("a\\b\\c.wav", "a/b/c.wav"),
+        ("a\\b.wav", "a\\b.wav"),
+    ],
+)
+def test_recording_is_found_under_another_spelling(tmp_path, written, file):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    (clip,) = all_clips(read(tmp_path, f"path,caption\n{written},x\n")).values()
+    assert clip.path == tmp_path / file and clip.id in (written.strip(), written.replace("\\", "/"))
+
+
+def test_id_and_split_do_not_depend_on_the_files(tmp_path):
+    text = "path,caption\n lead.wav,x\ncaf\u00e9.wav,y\n"
+    before = {split: [clip.id for clip in read(tmp_path, text).clips(split)] for split in SPLITS}
+    for name in (" lead.wav", "cafe\u0301.wav"):
+        (tmp_path / name).touch()
+    assert before == {split: [clip.id for clip in read(tmp_path, text).clips(split)] for split in SPLITS}
+
+
+def test_two_normal_forms_of_a_name_stay_two_files(tmp_path):
+    for name in ("\u00e9.wav", "e\u0301.wav"):
+        (tmp_path / name).touch()
+    clips = all_clips(read(tmp_path, "path,caption\n\u00e9.wav,x\ne\u0301.wav,y\n"))
+    assert {clip.id: clip.path.name for clip in clips.values()} == {name: name for name in clips} and len(clips) == 2
+
+
+def test_names_that_differ_in_spaces_are_not_merged(tmp_path):
+    for name in (" a.wav", "a.wav"):
+        (tmp_path / name).touch()
+    assert "differ only in spaces at the ends; rename one" in find_error(tmp_path, "path,caption\n a.wav,x\na.wav,y\n")
+
+
+def test_root_may_be_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "m.csv").write_text(f"path,caption\n{tmp_path}/real/a.wav,x\n{tmp_path}/link/b.wav,y\n")
+    for root in ("link", "real", "real/"):
+        assert set(all_clips(CSV(tmp_path / root, tmp_path / "m.csv"))) == {"a.wav", "b.wav"}
+
+
 @pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0b", "\x0c"])
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
 def test_only_line_breaks_end_a_row(tmp_path, separator, name):
@@ -157,7 +239,11 @@ def test_root_can_be_the_working_folder(tmp_path, monkeypatch):
             "metadata.csv, line 1: column 'caption' is repeated; name several captions caption_1",
         ),
         ("path,caption,split\na.wav,x,dev\n", "metadata.csv, line 2: split='dev' is not one of train, val, test"),
-        ("path,caption,split\na.wav,x,\n", "metadata.csv, line 2: split='' is not one of train, val, test"),
+        ("path,caption,split\na.wav,x,\nb.wav,y,val\n", "line 2: split='' is not one of train, val, test"),
+        ("path,caption,\na.wav,rain, wind\n", "metadata.csv, line 2: 3 fields, but the header has 2 (path, caption)"),
+        ("path\tcaption\na.wav\train\n", "metadata.csv, line 1: the delimiter is '\\t'; save the file with commas"),
+        ("path,caption\n".encode("utf-16"), "metadata.csv, line 1: not UTF-8; save the file in that encoding"),
+        ("path,caption\n".encode("utf-16-le"), "metadata.csv, line 1: '\\x00' is a control character"),
         ('path,caption\na.wav,x\nb.wav,"y\n', "metadata.csv, line 3: not CSV (unexpected end of data)"),
         ('path,caption\na.wav,"x\nb.wav,y\nc.wav,"z"\n', "metadata.csv, line 2: not CSV"),
         (

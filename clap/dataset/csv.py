@@ -6,20 +6,25 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clap.corpus import SPLITS, Clip, Corpus
-from clap.dataset.index import check_name_length, shorten_repr
+from clap.dataset.index import check_name_length, find_file, shorten_repr
+
+log = logging.getLogger(__name__)
 
 Row = tuple[str, dict]  # "FILE, line N" for errors, columns
 LINE_END = re.compile(r"\r\n|\r|\n")
 CONTROL_CHARACTERS = re.compile(r"[\0-\x08\x0e-\x1f\x7f]")  # frequent in binary files
 INVALID_CHARACTERS = re.compile(r"[\0\ud800-\udfff]")  # JSON can escape them, file systems and tokenizers reject them
+JSONL_SUFFIXES = (".jsonl", ".ndjson")
+OTHER_SUFFIXES = (".json", ".ods", ".parquet", ".xls", ".xlsx")
 MAX_FIELD_LENGTH = 20_000  # characters
 
 
@@ -31,7 +36,8 @@ class IndexEntry:
     captions: list[str]
     label: str | None
     where: str
-    from_labels: bool = False
+    path: Path
+    from_labels: bool
 
 
 class CSV(Corpus):
@@ -39,6 +45,10 @@ class CSV(Corpus):
 
     Every clip requires a caption or a label; split and label are optional, and caption_1 ... caption_n may be blank
     except for one. Without a split column a hash of the path assigns the split, so adding a clip moves no other clip.
+    Columns that no row fills, and rows without text, are ignored: spreadsheets write such.
+
+    A recording is also found if its name differs from the path in spaces at the ends or in Unicode normal form, and if
+    the path is written with \\. The id of a clip is its path as written, without spaces at the ends and with /.
 
     Layout of root: recordings in any subfolders; the index may be in root or elsewhere.
 
@@ -81,7 +91,7 @@ class CSV(Corpus):
             Clip(
                 name,
                 tuple(dict.fromkeys(entry.captions)),
-                self.root / name,
+                entry.path,
                 entry.label,
                 captions_from_labels=entry.from_labels,
             )
@@ -93,13 +103,17 @@ class CSV(Corpus):
         """Add the clips of one file; rows of one path become one clip with several captions."""
         if file_split is not None and file_split not in SPLITS:
             raise ValueError(f"dataset.metadata: {file_split!r} is not one of {', '.join(SPLITS)}; rename the key")
-        rows = read_jsonl(path) if path.suffix == ".jsonl" else read_csv(path, ("path",))
+        if path.suffix.lower() in OTHER_SUFFIXES:
+            raise ValueError(f"dataset.metadata={path} is not CSV or JSONL; export it as CSV UTF-8 (comma delimited)")
+        rows = read_jsonl(path) if path.suffix.lower() in JSONL_SUFFIXES else read_csv(path, ("path",))
+        rows = drop_empty_columns(path, rows)
         has_split = file_split is None and any("split" in row for _, row in rows)
         for where, row in rows:
             name = self.resolve_name(read_text(row, "path", where), where)
             split = file_split or (read_split(row, where) if has_split else assign_split(name, self.fractions))
             label = read_text(row, "label", where)
-            entry = IndexEntry(split, read_captions(row, label, where), label, where, not find_caption_columns(row))
+            captions, path = read_captions(row, label, where), self.find_recording(row, name)
+            entry = IndexEntry(split, captions, label, where, path, from_labels=not find_caption_columns(row))
             self.merge_row(name, entry)
 
     def merge_row(self, name: str, entry: IndexEntry) -> None:
@@ -107,6 +121,11 @@ class CSV(Corpus):
         known = self.entries.setdefault(name, entry)
         if known is entry:
             return
+        if entry.path != known.path:
+            raise ValueError(
+                f"{entry.where}: {str(entry.path)!r} and {str(known.path)!r} in {known.where} differ only in "
+                "spaces at the ends; rename one"
+            )
         for column in ("split", "label"):
             new, old = getattr(entry, column), getattr(known, column)
             if new != old:
@@ -119,13 +138,38 @@ class CSV(Corpus):
         if name is None:
             raise ValueError(f"{where}: path is empty; write the path of a recording, or delete the row")
         check_name_length(name, "path", where)
+        if "\\" in name and not (self.root / name).exists():  # written on Windows
+            name = name.replace("\\", "/")
         path, root = Path(os.path.abspath(self.root / name)), Path(os.path.abspath(self.root))
+        if Path(name).is_absolute() and not path.is_relative_to(root):  # root or the path is spelled with a link
+            path, root = Path(os.path.realpath(path.parent), path.name), Path(os.path.realpath(root))
         if path == root or not path.is_relative_to(root):
             raise ValueError(
                 f"{where}: path={shorten_repr(name)} is outside dataset.root={self.root}; "
                 "set dataset.root to a folder that contains all recordings"
             )
         return path.relative_to(root).as_posix()
+
+    def find_recording(self, row: Mapping, name: str) -> Path:
+        """The path of the recording of a row; spaces at the ends of the field count if such a file exists."""
+        exact = self.root / row["path"]
+        return exact if row["path"] != row["path"].strip() and exact.is_file() else find_file(self.root, name)
+
+
+def drop_empty_columns(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows without a column split that no row fills, and without such caption columns if there are labels."""
+    columns = set().union(*(row for _, row in rows))
+    filled = {name for name in columns if any(is_filled(row.get(name)) for _, row in rows)}
+    captions = set(find_caption_columns(columns))
+    empty = ({"split"} & columns) - filled | (captions if "label" in filled and not captions & filled else set())
+    if not empty:
+        return rows
+    log.warning("%s: no row has a text in %s, which is ignored", path, ", ".join(sorted(empty)))
+    return [(where, {name: value for name, value in row.items() if name not in empty}) for where, row in rows]
+
+
+def is_filled(value: Any) -> bool:
+    return bool(value.strip()) if isinstance(value, str) else value not in (None, [])
 
 
 def check_fractions(**fractions: float) -> dict[str, float]:
@@ -183,7 +227,7 @@ def read_captions(row: Mapping, label: str | None, where: str) -> list[str]:
     return captions
 
 
-def find_caption_columns(row: Mapping) -> list[str]:
+def find_caption_columns(row: Iterable[str]) -> list[str]:
     """The columns caption and caption_1 ... caption_n of a row; without any, its caption is made from its label."""
     return [name for name in row if name == "caption" or re.fullmatch(r"caption_\d+", name)]
 
@@ -219,18 +263,20 @@ def read_csv(path: Path, columns: Sequence[str] = (), *, encoding: str = "utf-8-
     try:
         for fields in reader:
             where, next_line = f"{path}, line {next_line}", reader.line_num + 1
-            if not fields:
+            if not any(map(str.strip, fields)):
                 continue
             if header is None:
                 header = check_column_names(path, [name.strip() for name in fields])
-            elif len(fields) != len(header):
+                continue
+            if any(map(str.strip, fields[len(header) :])) or len(fields) < len(header):
                 raise ValueError(
                     f"{where}: {len(fields)} fields, but the header has {len(header)} "
                     f"({', '.join(header)}); quote captions that contain a comma"
                 )
-            else:
-                check_field_lengths(fields, where)
-                rows.append((where, dict(zip(header, fields, strict=True))))
+            check_field_lengths(fields, where)
+            row = dict(zip(header, fields, strict=False))  # fields without a name are blank
+            row.pop("", None)
+            rows.append((where, row))
     except csv.Error as error:
         raise ValueError(f"{path}, line {next_line}: not CSV ({error}); check for an unclosed quote") from None
     check_not_empty(path, rows)
@@ -248,13 +294,18 @@ def check_field_lengths(fields: Sequence[str], where: str) -> None:
 
 
 def check_column_names(path: Path, header: list[str]) -> list[str]:
-    """Return the header; ValueError if its delimiter is not a comma or a column name is repeated."""
+    """The header without nameless columns at its end; ValueError for another delimiter than a comma, or repeated names.
+
+    Spreadsheets end every line with as many commas as the longest has; the index of a data frame has no name.
+    """
+    while not header[-1]:
+        header = header[:-1]
     if len(header) == 1 and (found := re.search(r"[;\t|]", header[0])):
         raise ValueError(
             f"{path}, line 1: the delimiter is {found[0]!r}; save the file with commas, in spreadsheets as "
             "CSV UTF-8 (comma delimited)"
         )
-    if repeated := [name for name in header if header.count(name) > 1]:
+    if repeated := [name for name in header if name and header.count(name) > 1]:
         raise ValueError(
             f"{path}, line 1: column {repeated[0]!r} is repeated; name several captions caption_1, caption_2"
         )
