@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=FOLDER [key=value ...], the keys are in conf/evaluate.yaml."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -9,7 +10,8 @@ from omegaconf import DictConfig
 from clap.atomic import write_json
 from clap.config import read_config
 from clap.config.launch import launch
-from clap.dataset.dataset_settings import read_dataset_settings
+from clap.config.recorded_options import read_values, store_recorded
+from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
 from clap.dataset.registry import open_corpus
 from clap.evaluation.recorded import read_recorded
 from clap.run_folder import METRICS, git_commit, log_summary, read_counts
@@ -18,9 +20,7 @@ from clap.run_folder import METRICS, git_commit, log_summary, read_counts
 def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Write metrics, per-query scores and protocol of a checkpoint on one split; returns the metrics."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    config = read_recorded(cfg.checkpoint) | {
-        key: value for key, value in read_config(cfg).items() if value is not None
-    }
+    config = read_recorded(cfg.checkpoint) | read_config(cfg)
     if absent := [group for group in ("dataset", "evaluation") if group not in config]:
         raise ValueError(
             f"checkpoint={cfg.checkpoint} is not a run or checkpoint folder that records a dataset and evaluation; "
@@ -59,5 +59,17 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     return metrics
 
 
+def store_options(argv: Sequence[str]) -> None:
+    """Let the command line override keys of the dataset and the evaluators that the checkpoint records.
+
+    Checkpoints of a sweep that record different ones are each evaluated with their own, without overridden keys.
+    """
+    recorded = {str(checkpoint): read_recorded(str(checkpoint)) for checkpoint in read_values(argv, "checkpoint")}
+    defaults = {"dataset": asdict(DatasetSettings()), "evaluation": {}}  # of keys that earlier versions do not have
+    for group, keys in defaults.items():
+        nodes = {name: keys | found[group] if group in found else None for name, found in recorded.items()}
+        store_recorded(group, nodes, argv)
+
+
 if __name__ == "__main__":
-    launch(evaluate, config_name="evaluate")
+    launch(evaluate, config_name="evaluate", store_options=store_options)

@@ -32,7 +32,14 @@ Task = Callable[[DictConfig], Any]
 RunJob = Callable[[Task, DictConfig], Any]
 
 
-def launch(task: Task, *, config_name: str, config_path: str = "conf", run_job: RunJob | None = None) -> None:
+def launch(
+    task: Task,
+    *,
+    config_name: str,
+    config_path: str = "conf",
+    run_job: RunJob | None = None,
+    store_options: Callable[[Sequence[str]], None] | None = None,
+) -> None:
     """Check the command line, then run a task under Hydra, as `hydra.main` does.
 
     An expected error prints one line on stderr and exits with status 1, Ctrl-C with 130. The traceback is written to
@@ -43,12 +50,15 @@ def launch(task: Task, *, config_name: str, config_path: str = "conf", run_job: 
         task: a function of the composed config, or one decorated with `hydra.main`; it imports slow packages itself.
         config_path: the folder of the yamls, relative to the file that defines the task.
         run_job: runs the task for a job of a sweep with Hydra callbacks; by default the task is called directly.
+        store_options: adds options of config groups that depend on the command line, which is its argument.
     """
     config_dir = Path(inspect.getfile(inspect.unwrap(task))).resolve().parent / config_path
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises exceptions instead of printing its own report
     run = hydra.main(version_base=VERSION_BASE, config_path=str(config_dir), config_name=config_name)
     try:
+        if store_options is not None:
+            store_options(sys.argv[1:])
         check_overrides(sys.argv[1:], config_dir=config_dir, config_name=config_name)
         run(_report_failure(task, run_job, show_traceback=show_traceback))()
     except KeyboardInterrupt:
