@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,11 +129,24 @@ def read_weights(folder: Path) -> dict[str, "Tensor"]:
     """The state dict of a checkpoint, on the CPU.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing or damaged.
+        FileNotFoundError, ValueError: the file is missing or damaged, or a value is not finite.
     """
     path = find_file(folder, WEIGHTS)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: damaged or truncated ({error}); give another checkpoint") from None
+    check_finite(weights, str(path))
+    return weights
+
+
+def check_finite(weights: Mapping[str, "Tensor"], where: str) -> None:
+    """Check that weights have no nan and inf, with which every embedding would be nan.
+
+    Raises:
+        ValueError: a tensor has some.
+    """
+    for key, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{where}: {key} has values that are not finite; give another checkpoint")

@@ -25,7 +25,8 @@ from clap.loss import MAX_LOGIT_SCALE, check_logit_scale
 from clap.parts import build_parts, choose_parts, load_part, model_config, parts_to_rebuild, read_saved_config
 from clap.prompts import TEMPLATE, check_prompts, fill_templates
 from clap.published.hub import is_published
-from clap.published.load import apply_overrides, load_weights, no_weights, one_line_errors, read_published
+from clap.published.limits import check_described
+from clap.published.load import apply_overrides, check_keys, load_weights, no_weights, one_line_errors, read_published
 from clap.recordings import Recording, load_batches
 from clap.tokenizer import Tokenizer
 from clap.waveform import LONGEST, AudioError
@@ -122,13 +123,10 @@ class Clap(nn.Module):
         folder = checkpoint.find_best(Path(ckpt))
         config = read_saved_config(folder)
         apply_overrides(config, settings or {})
+        weights = checkpoint.read_weights(folder)
+        check_keys(check_described(cls, config, weights, str(folder)).state_dict(), weights, str(folder))
         clap = cls(config=config)
-        try:
-            clap.load_state_dict(checkpoint.read_weights(folder))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{folder}: the weights do not match its config; {' '.join(str(error).split())[:500]}"
-            ) from None
+        clap.load_state_dict(weights)
         return clap.eval()
 
     @classmethod
@@ -136,6 +134,7 @@ class Clap(nn.Module):
         family, config, weights = read_published(source, settings)
         if "embed_dim" not in config:
             raise ValueError(f"{source} contains only an audio encoder ({family}); set audio_encoder.pretrained=...")
+        check_described(cls, config, weights, source)
         with no_weights(), one_line_errors(source):
             clap = cls(config=config)
         load_weights(clap, weights, source)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from clap import checkpoint
 from clap.audio_encoder.base import AudioEncoder
-from clap.config import read_config
 from clap.config.build import build, build_module, find_target
+from clap.config.saved import read_saved_yaml
 from clap.fusion import OneWindow
 from clap.published.load import SCALES
 from clap.published.tower import load_tower, open_tower
@@ -30,7 +30,7 @@ def model_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_saved_config(folder: Path) -> dict[str, Any]:
     """The config of a checkpoint folder, with the path of its tokenizer if it contains one."""
-    config = model_config(read_config(checkpoint.find_file(folder, checkpoint.CONFIG)))
+    config = model_config(read_saved_yaml(checkpoint.find_file(folder, checkpoint.CONFIG)))
     text = config["text_encoder"]
     for part in (config["audio_encoder"], text):
         if part is not None and "pretrained" in part:

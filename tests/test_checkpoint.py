@@ -51,6 +51,13 @@ def test_folder_is_replaced_without_leftovers(folder):
     assert [path.name for path in folder.parent.iterdir()] == ["last"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value: float):
+    safetensors.torch.save_file({"a": torch.ones(3), "b": torch.tensor([1.0, value])}, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match="model.safetensors: b has values that are not finite; give another"):
+        read_weights(tmp_path)
+
+
 def test_parent_folders_are_created(tmp_path):
     write_folder(tmp_path / "run" / "checkpoints" / "best", write_number(1))
     assert read_number(tmp_path / "run" / "checkpoints" / "best") == 1

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -357,3 +358,24 @@ def test_model_without_text_encoder_is_saved(tiny_clap, tmp_path, tones):
     for call in (lambda: again.get_text_embeddings(["a dog barks"]), lambda: again.collate):
         with pytest.raises(ValueError, match="this model has no text encoder"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("preprocessor_config.json", {"fft_window_size": 2**30}, "its config has .*n_fft=1073741824; at most 32768"),
+        ("config.json", {"audio_config": {"spec_size": 2**16}}, "its config has .*image_size=65536; at most 4096"),
+        ("config.json", {"text_config": {"hidden_act": "${oc.env:PATH}"}}, "has the interpolation '..oc.env:PATH.'"),
+    ],
+    ids=["n_fft", "image_size", "interpolation"],
+)
+def test_folder_with_huge_or_unresolved_values_is_refused(
+    folder: Path, tmp_path: Path, file: str, change: dict, message: str
+):
+    copied = Path(shutil.copytree(folder / "huggingface", tmp_path / "copied"))
+    values = json.loads((copied / file).read_text())
+    for key, value in change.items():
+        values[key] = values[key] | value if isinstance(value, dict) else value
+    (copied / file).write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=message):
+        Clap.from_ckpt(copied)

@@ -112,6 +112,20 @@ def test_lost_run_is_sent_completely(store: str, tmp_path: Path, monkeypatch: py
     assert (found["status"], found["tags"]["late"], found["artifacts"]) == ("FINISHED", "yes", ["plots/loss.png"])
 
 
+@pytest.mark.parametrize("kind", ["absolute", "parent", "link", "link in a folder"])
+def test_artifact_outside_of_the_run_folder_is_not_sent(store: str, tmp_path: Path, kind: str):
+    run_dir, private = tmp_path / "run", tmp_path / "private"
+    start_run(store, run_dir).finish()
+    private.write_text("key")
+    (run_dir / "plots").mkdir()
+    (run_dir / ("link" if kind == "link" else "plots/link")).symlink_to(private)
+    names = {"absolute": str(private), "parent": "../private", "link": "link", "link in a folder": "plots"}
+    record = read_record(run_dir) | {"artifacts": [[names[kind], None]]}
+    (run_dir / "mlflow.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="is outside of .*; it is not sent; remove it from there"):
+        list(upload(run_dir, uri=store))
+
+
 def test_end_time_of_a_lost_run_is_its_last_metric(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tracker = start_run(store, tmp_path)
     lose_store(tracker, monkeypatch)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from clap import checkpoint
-from clap.config import read_config
+from clap.config.saved import read_saved_yaml
 from clap.published.hub import is_published
 
 
@@ -15,7 +15,7 @@ def read_recorded(source: str) -> dict[str, Any]:
         FileNotFoundError: there is no such checkpoint folder, and the name is not of published weights.
     """
     try:
-        recorded = read_config(checkpoint.find_file(checkpoint.find_best(Path(source)), checkpoint.CONFIG))
+        recorded = read_saved_yaml(checkpoint.find_file(checkpoint.find_best(Path(source)), checkpoint.CONFIG))
     except FileNotFoundError:
         if not is_published(source):
             raise

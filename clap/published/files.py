@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clap.checkpoint import READ_ERRORS
+from clap.config.saved import check_plain, read_bounded
 from clap.published.hub import PICKLED, SAFETENSORS
 
 WRAPPERS = ("state_dict", "model")  # keys under which files store their weights
@@ -143,16 +144,17 @@ def read_json_file(path: Path) -> dict[str, Any]:
     """A mapping from a JSON file; empty if there is no such file.
 
     Raises:
-        ValueError: the file is not a JSON mapping.
+        ValueError: the file is not a JSON mapping, too large, or has `${...}`, which would be read as interpolation.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bounded(path))
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({first_line(error)})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: contains a {type(values).__name__}; it must be a mapping of names to values")
+    check_plain(values, str(path))
     return values
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clap.audio import LogMelSpectrogram
+from clap.checkpoint import check_finite
 from clap.config import flatten
 from clap.config.values import suggest_key
 from clap.published.files import read_json_file, read_state_dict
@@ -101,7 +102,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     """Load weights strictly: all keys must match, except those in UNUSED and poolers that the model lacks.
 
     Raises:
-        ValueError: keys are missing or unexpected, a shape or type differs, or the file has another filter bank.
+        ValueError: keys are missing or unexpected, a shape or type differs, a value is not finite, or the file has
+            another filter bank.
     """
     own = model.state_dict()
     counters = {key: torch.zeros((), dtype=torch.long) for key in own if key.endswith("num_batches_tracked")}
@@ -109,6 +111,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     given = {key: value for key, value in weights.items() if not UNUSED.search(key) and key not in poolers}
     given = counters | given
     check_keys(own, given, where)
+    check_finite(given, where)
     check_filter_bank(model, weights, where)
     model.load_state_dict(given, assign=True)
     for module in model.modules():

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from clap import checkpoint
 from clap.audio import LogMelSpectrogram
-from clap.config import read_config
 from clap.config.build import find_target
+from clap.config.saved import read_saved_yaml
 from clap.fusion import GlobalAndLocal
 from clap.published.hub import is_published
 from clap.published.keys import AUDIO, UNUSED
@@ -82,6 +82,7 @@ def load_tower(encoder: nn.Module, fusion: Node, tower: Tower) -> None:
     counters = {key: torch.zeros_like(value) for key, value in own.items() if key.endswith("num_batches_tracked")}
     given = {key: value for key, value in (counters | given).items() if key not in new}
     check_keys({key: value for key, value in own.items() if key not in new}, given, tower.source)
+    checkpoint.check_finite(given, tower.source)
     encoder.load_state_dict(given, strict=False)
     log.info("audio_encoder: weights from %s", tower.source)
     if new:
@@ -93,7 +94,7 @@ def read_tower(source: str) -> tuple[Node, Node, dict[str, Tensor]]:
     if is_published(source):
         return read_audio_tower(source)
     folder = checkpoint.find_best(Path(source))
-    config = read_config(checkpoint.find_file(folder, checkpoint.CONFIG))
+    config = read_saved_yaml(checkpoint.find_file(folder, checkpoint.CONFIG))
     weights = {key: value for key, value in checkpoint.read_weights(folder).items() if key.startswith(AUDIO)}
     return config.get("audio_encoder", {}), config.get("fusion", {}), weights
 

@@ -18,6 +18,7 @@ from clap import checkpoint
 from clap.audio_encoder.base import AudioEncoder
 from clap.config import read_config
 from clap.config.build import find_target
+from clap.config.saved import read_saved_yaml
 from clap.model import Clap
 from clap.parts import PARTS, choose_parts, model_config
 from clap.published.tower import NOT_SIZES
@@ -37,7 +38,7 @@ def open_model(
     """
     if init_from is None or resume_from is None:
         return Clap.init_from(init_from, config, overrides=overrides)
-    saved = model_config(read_config(checkpoint.find_file(resume_from, checkpoint.CONFIG)))
+    saved = model_config(read_saved_yaml(checkpoint.find_file(resume_from, checkpoint.CONFIG)))
     clap = Clap.from_config(choose_parts(config, saved, overrides, init_from))
     clap.tokenizer.load(checkpoint.find_file(resume_from, checkpoint.TOKENIZER))
     return clap

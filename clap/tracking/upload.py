@@ -42,7 +42,7 @@ def upload(folder: Path, *, uri: str | None = None) -> Iterator[str]:
 
     Raises:
         FileNotFoundError: the folder does not exist or has no run.
-        ValueError: no store is known, or the run was deleted in it.
+        ValueError: no store is known, the run was deleted in it, or an artifact is outside of the run folder.
         ConnectionError: the store cannot be reached; the next upload sends the rest.
     """
     if not folder.is_dir():
@@ -78,6 +78,7 @@ def outage_as_connection_error(uri: str, run_dir: Path) -> Iterator[None]:
 def send_run(client: MlflowClient, run_dir: Path, *, uri: str) -> str:
     """Send the missing data of one run; returns a summary. Calls that MLflow refuses are warnings, as in training."""
     record, metrics = read_json(run_dir / RECORD), read_metrics(run_dir / HISTORY)
+    check_artifacts(run_dir, [path for path, _ in record.get("artifacts", [])])
     times = [metric.timestamp for metric in metrics] or [round(1000 * (run_dir / RECORD).stat().st_mtime)]
     before = record["run_id"]
     link_to_parent(record, run_dir, uri=uri)
@@ -108,6 +109,22 @@ def send_run(client: MlflowClient, run_dir: Path, *, uri: str) -> str:
             log.warning("MLflow refuses %s of %s: %s", what, run_dir, error_summary(error))
     name = f"run {run_id}" if run_id == before else f"new run {run_id}" + (f", previously {before}" if before else "")
     return f"{name}, {status}, in {uri}; sent {len(missing)} of {len(metrics)} metric values, the others were there"
+
+
+def check_artifacts(run_dir: Path, paths: Sequence[str]) -> None:
+    """Check that artifacts, the files in them and what links point to are inside the run folder.
+
+    Raises:
+        ValueError: one is outside; mlflow.json may have been written by someone else.
+    """
+    folder = run_dir.resolve()
+    for path in paths:
+        for file in [folder / path, *(folder / path).rglob("*")]:
+            if not file.resolve().is_relative_to(folder):
+                raise ValueError(
+                    f"{run_dir / RECORD} names the artifact {path}, but {file} is outside of {run_dir}; it is not "
+                    "sent; remove it from there"
+                )
 
 
 def link_to_parent(record: dict[str, Any], run_dir: Path, *, uri: str) -> None:
