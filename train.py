@@ -9,10 +9,11 @@ from omegaconf import DictConfig
 from clap.config import read_config
 from clap.config.build import build_module
 from clap.config.launch import launch
+from clap.config.ran import keep_config
 from clap.corpus import SPLITS
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.registry import count_clips, open_corpus
-from clap.run_folder import COST, METRICS, log_summary
+from clap.run_folder import COST, METRICS, git_commit, log_summary
 from clap.study.job import describe_run
 from clap.study.run_job import run_job
 
@@ -30,7 +31,7 @@ def train(cfg: DictConfig) -> float:
     from clap.evaluation.run_plots import plot_run
     from clap.study.trained_model import name_options, open_model, record_config
     from clap.tracking.tracker import Tracker, check_store
-    from clap.training.state import find_resumable_run
+    from clap.training.state import extend_origin, find_resumable_run
 
     check_store(cfg.tracking.uri)
     resume_from, run_id = find_resumable_run(cfg.resume, run_dir, uri=cfg.tracking.uri)
@@ -52,12 +53,15 @@ def train(cfg: DictConfig) -> float:
         scheduler=scheduler,
         evaluators=evaluators,
         settings=settings,
-        saved_config={key: config[key] for key in ("dataset", "evaluation")},
+        config=read_config(cfg),  # as composed, which is what a resume compares
     )
     if resume_from is not None:
         trainer.resume(resume_from)
-    machine, options = describe_machine(clap.device), name_options(cfg, clap)
-    name, tags = describe_run(cfg.seed, machine=machine, options=options, init_from=cfg.init_from)
+    keep_config(run_dir)
+    commit, machine = git_commit(Path(__file__).parent), describe_machine(clap.device)
+    trainer.origin = extend_origin(trainer.origin, git_commit=commit, machine=machine)
+    options = name_options(cfg, clap)
+    name, tags = describe_run(cfg.seed, origin=trainer.origin, options=options, init_from=cfg.init_from)
     with Tracker(**cfg.tracking, run_name=name, tags=tags, run_id=run_id, run_dir=run_dir) as trainer.tracker:
         trainer.tracker.log_inputs(config, [loader.dataset for loader in loaders.values()])
         trainer.tracker.start_system_metrics()

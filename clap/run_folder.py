@@ -2,7 +2,7 @@
 
 import logging
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +84,8 @@ def git_commit(folder: Path) -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def append_changed(names: Sequence[str], name: str | None) -> list[str]:
+    """The names, and another one if it is known and differs from the last."""
+    return [*names, name] if name is not None and list(names[-1:]) != [name] else list(names)

@@ -80,6 +80,18 @@ def test_table_is_aligned_and_has_minutes(tmp_path: Path):
     )
 
 
+def test_commits_are_shown_if_they_differ(tmp_path: Path):
+    add_job(tmp_path, "a", 0.5, commits=["1" * 40])
+    add_job(tmp_path, "b", status="failed", error="no data", commits=["2" * 40])
+    assert "commit" not in make_board(tmp_path).markdown()
+    add_job(tmp_path, "c", 0.25, commits=["1" * 40, f"{'2' * 40}-dirty"])
+    add_job(tmp_path, "d", 0.125)
+    header, _, *rows = (line.split("|") for line in make_board(tmp_path).markdown().splitlines())
+    assert header[-3].strip() == "commit"
+    expected = ["1" * 12, f"{'1' * 12}, then {'2' * 12}-dirty", "unknown", "2" * 12]
+    assert [row[-3].strip() for row in rows] == expected
+
+
 def test_csv_has_every_test_metric_cost_and_folder(tmp_path: Path):
     add_job(tmp_path, "a", 0.25)
     (row,) = csv.DictReader(io.StringIO(make_board(tmp_path).csv()))

@@ -4,11 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
-from clap.study.job import Job
-from clap.study.result_config import check_fixed_overrides, check_job_unchanged, check_settings_unchanged
+from clap.study.job import Job, read_job
+from clap.study.result_config import (
+    _digest_dataset,
+    check_fixed_overrides,
+    check_job_unchanged,
+    check_settings_unchanged,
+    digest_data,
+)
 
 FRONTEND = {"model.frontend._target_": "clap.audio.LogMelSpectrogram", "model.frontend.n_mels": 64}
+
+
+def make_job(config: dict, **values) -> Job:
+    return Job(Path("unused"), "now", "running", config=config, **values)
 
 
 def test_folder_of_another_sweep_is_rejected(tmp_path: Path):
@@ -50,8 +61,56 @@ def test_sweep_of_an_earlier_version_resumes(tmp_path: Path, before: dict, now: 
     job = Job(tmp_path / "a", "a", status="finished", config=before, error="was started with another class")
     job.folder.mkdir()
     (tmp_path / "sweep.json").write_text(json.dumps({"settings": before}))
-    check_job_unchanged(job, now)
+    check_job_unchanged(job, make_job(now))
     check_settings_unchanged(tmp_path, now, ["seed"])
     assert job.error is None
     with pytest.raises(ValueError, match="was started with .*_target_="):
-        check_job_unchanged(job, {**now, next(key for key in now if key.endswith("_target_")): "clap.model.Other"})
+        check_job_unchanged(job, make_job({**now, next(k for k in now if k.endswith("_target_")): "clap.model.Other"}))
+
+
+INDEX = "path,caption,split\na.wav,a dog barks,train\nb.wav,rain,val\nc.wav,a bell,test\n"
+
+
+@pytest.fixture
+def own_data(tmp_path: Path) -> DictConfig:
+    """The config of a job on a CSV of three clips."""
+    (tmp_path / "clips.csv").write_text(INDEX)
+    node = {"_target_": "clap.dataset.csv.CSV", "root": str(tmp_path), "metadata": str(tmp_path / "clips.csv")}
+    _digest_dataset.cache_clear()
+    return OmegaConf.create({"dataset": {**node, "exclude": None, "batch_size": 2}})
+
+
+def test_data_of_a_job_is_that_of_its_index(own_data: DictConfig, tmp_path: Path):
+    before = digest_data(own_data)
+    assert [text.split()[0] for text in before.values()] == ["1", "1", "1"]
+    _digest_dataset.cache_clear()
+    (tmp_path / "clips.csv").write_text(INDEX.replace(",rain", ",hail"))
+    (tmp_path / "list.txt").write_text("a.wav\n")
+    own_data.dataset.exclude = str(tmp_path / "list.txt")
+    now = digest_data(own_data)
+    assert [split for split in now if now[split] != before.get(split)] == ["val", "exclude"]
+
+
+def test_index_is_read_once_for_the_jobs_of_a_sweep(own_data: DictConfig, tmp_path: Path):
+    before = digest_data(own_data)
+    (tmp_path / "clips.csv").unlink()
+    assert digest_data(own_data) == before
+
+
+def test_job_on_other_data_is_rejected(own_data: DictConfig, tmp_path: Path):
+    job = Job(tmp_path, "a", status="finished", data=digest_data(own_data))
+    _digest_dataset.cache_clear()
+    (tmp_path / "clips.csv").write_text(INDEX + "d.wav,a train,train\n")
+    with pytest.raises(
+        ValueError, match=r"has a result on other data: train was 1 clips \w+, now it is 2 clips \w+; rest"
+    ):
+        check_job_unchanged(job, make_job({}, data=digest_data(own_data)))
+    assert "other data" in read_job(tmp_path).problem
+
+
+def test_finished_job_is_kept_where_its_data_is_not(own_data: DictConfig, tmp_path: Path, caplog):
+    job = Job(tmp_path, "a", status="finished", data=digest_data(own_data))
+    _digest_dataset.cache_clear()
+    (tmp_path / "clips.csv").unlink()
+    check_job_unchanged(job, make_job({}, data=digest_data(own_data)))
+    assert "the data cannot be compared" in caplog.text and job.error is None

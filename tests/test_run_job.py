@@ -1,5 +1,6 @@
 """One job of a sweep: run once, locked, resumed, and rejected if its settings have changed."""
 
+import contextlib
 import logging
 import math
 import subprocess
@@ -113,6 +114,32 @@ def test_job_with_a_checkpoint_is_rejected_with_changed_settings(job: DictConfig
     job.lr = 5
     with pytest.raises(ValueError, match="was started with lr=2"):
         run_job(refuse, job)
+
+
+def test_commits_of_a_resumed_job_are_kept_in_order(job: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def run(commit: str, task=fail) -> list[str]:
+        monkeypatch.setattr("clap.study.run_job.git_commit", lambda folder: commit)
+        with contextlib.suppress(ValueError):
+            run_job(task, job)
+        return read_job(tmp_path / "job").commits
+
+    assert run("a") == ["a"]
+    assert run("b") == ["b"]  # without a checkpoint nothing of the first is left
+    (tmp_path / "job" / "checkpoints" / "last").mkdir(parents=True)
+    assert run("b") == ["b"]
+    assert run("c") == ["b", "c"]
+    assert run("d", lambda config: 0.5) == ["b", "c", "d"]
+    assert run("e") == ["b", "c", "d"]  # finished
+
+
+def test_job_on_changed_data_is_rejected(job: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for text, match in {"2 clips 0a": None, "3 clips 1b": "train was 2 clips 0a, now it is 3 clips 1b"}.items():
+        monkeypatch.setattr("clap.study.run_job.digest_data", lambda config, text=text: {"train": text})
+        if match is None:
+            run_job(lambda config: 0.5, job)
+            continue
+        with pytest.raises(ValueError, match=match):
+            run_job(refuse, job)
 
 
 def test_local_settings_may_change(job: DictConfig):

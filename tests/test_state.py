@@ -3,14 +3,18 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from clap import ClapTrainer
 from clap.checkpoint import find_resume
-from clap.training.state import read_run_id, read_trainer_state
+from clap.optimizer import learning_rate_factor
+from clap.training.state import extend_origin, read_run_id, read_trainer_state
 
 
 def test_resume_auto_without_a_checkpoint_starts_from_scratch(tmp_path: Path):
@@ -110,6 +114,75 @@ def test_peak_memory_of_a_resumed_run_includes_the_first_part(make_trainer: Call
     resumed = make_trainer(epochs=2)
     resumed.resume(tmp_path / "checkpoints" / "last")
     assert resumed.cost()["peak_memory_bytes"] == 10**15
+
+
+def train_part(make_trainer: Callable, folder: Path, **options) -> Path:
+    """Train one epoch; returns the last checkpoint."""
+    make_trainer(epochs=1, **options).fit(folder)
+    return folder / "checkpoints" / "last"
+
+
+def test_resume_with_another_learning_rate_is_refused_and_loads_nothing(make_trainer: Callable, tmp_path: Path):
+    last = train_part(make_trainer, tmp_path)
+    resumed = make_trainer(epochs=2, lr=2e-3)
+    before = {name: tensor.clone() for name, tensor in resumed.clap.state_dict().items()}
+    with pytest.raises(ValueError, match=r"trained with lr=0.001 in the optimizer's group 0, now it is 0.002"):
+        resumed.resume(last)
+    assert resumed.step == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in resumed.clap.state_dict().items())
+
+
+def test_resume_on_other_clips_is_refused(make_trainer: Callable, tmp_path: Path):
+    last = train_part(make_trainer, tmp_path)
+    resumed = make_trainer(epochs=2)
+    dataset = resumed.val_loader.dataset
+    dataset.clips = [*dataset.clips[:-1], replace(dataset.clips[-1], captions=("another caption",))]
+    with pytest.raises(
+        ValueError, match=r"the val split had 6 clips and has 6, the first difference is clip 6, now val-"
+    ):
+        resumed.resume(last)
+
+
+def test_schedule_of_a_longer_training_is_applied(make_trainer: Callable, tmp_path: Path):
+    def make(epochs: int) -> ClapTrainer:
+        trainer = make_trainer(epochs=epochs)
+        factor = partial(learning_rate_factor, warmup_steps=0, total_steps=2 * epochs, schedule="cosine")
+        trainer.scheduler = LambdaLR(trainer.optimizer, factor)
+        return trainer
+
+    make(1).fit(tmp_path)
+    resumed = make(4)
+    resumed.resume(tmp_path / "checkpoints" / "last")
+    assert resumed.optimizer.param_groups[0]["lr"] == resumed.scheduler.base_lrs[0] * resumed.scheduler.lr_lambdas[0](2)
+    assert resumed.optimizer.param_groups[0]["lr"] > 0
+    resumed.fit(tmp_path)
+    assert resumed.step == 8
+
+
+def test_checkpoint_of_an_earlier_version_resumes(make_trainer: Callable, tmp_path: Path, caplog):
+    last = train_part(make_trainer, tmp_path)
+    state = read_trainer_state(last)
+    for key in ("validation_pending", "samples_seen", "train_seconds", "peaks", "settings", "data", "origin"):
+        del state[key]
+    torch.save(state | {"problems": {3: "3.wav: empty"}}, last / "trainer.pt")
+    resumed = make_trainer(epochs=2)
+    resumed.resume(last)
+    assert "earlier version, which recorded neither settings nor data" in caplog.text
+    assert resumed.problems == {resumed.train_loader.dataset.clips[3].id: "3.wav: empty"}
+    assert extend_origin(resumed.origin, git_commit="b") == {"git_commit": ["unknown", "b"]}
+    resumed.fit(tmp_path)
+    assert resumed.step == 4
+
+
+def test_origin_of_a_resumed_run_has_both_commits_in_order(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=1)
+    trainer.origin = extend_origin(trainer.origin, git_commit="a", machine="2 CPU cores")
+    trainer.fit(tmp_path)
+    resumed = make_trainer(epochs=2)
+    resumed.resume(tmp_path / "checkpoints" / "last")
+    origin = extend_origin(resumed.origin, git_commit="b", machine="2 CPU cores")
+    assert origin == {"git_commit": ["a", "b"], "machine": ["2 CPU cores"]}
+    assert extend_origin(origin, git_commit=None, machine=None) == origin
 
 
 def interrupt_after(trainer: ClapTrainer, steps: int) -> Callable:

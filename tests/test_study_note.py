@@ -1,5 +1,6 @@
 """The note of a study: the block that a report replaces, and its description of the numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,16 @@ def test_protocol_of_an_earlier_version_is_named_as_such() -> None:
         column.protocol.pop("audio_manifest", None)  # shared by the columns
         column.protocol["code_version"] = "0.1.0"
     assert "recorded by an earlier version, clap 0.1.0." in as_line(write_block(runs))
+
+
+def test_commits_of_all_parts_of_the_runs_are_shown() -> None:
+    runs = make_runs(make_study("grid"))
+    first = runs.finished[0]
+    resumed = replace(first, commit=f"{first.commit}, then {'f' * 40}-dirty")
+    for cell in runs.cells:
+        cell.runs = {seed: resumed if run is first else run for seed, run in cell.runs.items()}
+    text = as_line(write_block(runs))
+    assert "commits `0123456789ab, then ffffffffffff-dirty`, `0123456789ab`. The code changed between or in" in text
 
 
 def test_missing_clips_are_reported() -> None:

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from clap.config.overrides import VERSION_BASE, check_overrides
+from clap.config.ran import restore_config
 
 # Errors that a user can fix; any other exception is a bug and keeps its traceback.
 EXPECTED = (ValueError, OSError, ImportError, BrokenExecutor, HydraException, OmegaConfBaseException, yaml.YAMLError)
@@ -107,6 +108,8 @@ def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool)
             elif isinstance(error, EXPECTED) and not show_traceback:
                 sys.exit(f"error: {format_error(error)}{log}")
             raise
+        finally:
+            restore_config(Path(job.runtime.output_dir))
 
     return run
 

@@ -14,12 +14,14 @@ from hydra.types import RunMode
 from clap import checkpoint
 from clap.atomic import read_json, write_json
 from clap.published.hub import FOLDER_FILES, SUFFIXES
-from clap.run_folder import JOB_FILE, SWEEP_FILE, git_commit
+from clap.run_folder import JOB_FILE, SWEEP_FILE
 from clap.study.factors import SEED
 
 # The last parts of a path to a checkpoint that do not identify it.
 UNNAMED = ("checkpoints", "best", "last", checkpoint.HUGGING_FACE, *FOLDER_FILES)
 TIME = r"\d\d-\d\d-\d\d"  # begins the name of a run folder
+COMMIT_LENGTH = 12
+THEN = ", then "  # between the commits or machines of a resumed run
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Job:
         status: `running` (also after a kill), `finished` or `failed`.
         config: the settings that its result depends on, {dotted key: value}.
         value: its return value, the metric that selects the best checkpoint.
+        data: split -> number of clips and their digest, see `digest_data`.
+        commits: of the code that ran it, more than one if it was resumed with another.
     """
 
     folder: Path
@@ -38,6 +42,8 @@ class Job:
     config: dict[str, Any] = field(default_factory=dict)
     value: float | None = None
     error: str | None = None
+    data: dict[str, str] = field(default_factory=dict)
+    commits: list[str] = field(default_factory=list)
 
     def write(self) -> None:
         write_json(self.folder / JOB_FILE, {key: value for key, value in vars(self).items() if key != "folder"})
@@ -46,6 +52,12 @@ class Job:
     def problem(self) -> str | None:
         """Why the job has no valid result; None if it has one."""
         return self.error or (None if self.status == "finished" else "stopped")
+
+
+def shorten_commit(commit: str | None) -> str:
+    """`0123456789ab`, with the suffix -dirty; several are joined by THEN; `unknown` for None."""
+    names = (name.partition("-") for name in commit.split(THEN)) if commit else ()
+    return THEN.join(f"{name[:COMMIT_LENGTH]}{dash}{rest}" for name, dash, rest in names) or "unknown"
 
 
 def read_job(folder: Path) -> Job | None:
@@ -73,17 +85,18 @@ def job_tags() -> tuple[str | None, dict[str, str]]:
 
 
 def describe_run(
-    seed: int, *, machine: str, options: Mapping[str, str], init_from: str | None = None
+    seed: int, *, origin: Mapping[str, Sequence[str]], options: Mapping[str, str], init_from: str | None = None
 ) -> tuple[str, dict[str, Any]]:
     """Name and MLflow tags of a training run; outside of a sweep it is named after its model and seed.
 
     Args:
+        origin: commits and machines, in order; more than one if the run was resumed with others.
         options: the options of the model's encoders and fusion.
         init_from: checkpoint with the initial weights.
     """
     name, tags = job_tags()
     tags = {"init_from": init_from} | tags | options | {"dataset": HydraConfig.get().runtime.choices["dataset"]}
-    tags |= {"role": "train", "seed": seed, "git_commit": git_commit(Path(__file__).parent), "machine": machine}
+    tags |= {"role": "train", "seed": seed} | {key: THEN.join(names) or None for key, names in origin.items()}
     source = [] if init_from is None else ["from", name_source(init_from)]
     return name or "-".join([*options.values(), *source, f"s{seed}"]), tags
 

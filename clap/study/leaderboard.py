@@ -9,7 +9,7 @@ from typing import Any
 
 from clap.atomic import read_json
 from clap.run_folder import COST, METRICS, read_counts
-from clap.study.job import Job
+from clap.study.job import THEN, Job, shorten_commit
 
 COSTS = ("seconds", "clips_per_second", "peak_memory_bytes", "parameters")
 DEFAULT_METRICS = (  # last parts of the metrics in the table, unless a study sets its own
@@ -46,6 +46,7 @@ class Leaderboard:
             row |= {name: values.get(name) for name in [*self.metrics, *known]}
             row |= {name: own.get(name) for name in counted}
             row |= {name: cost.get(name) for name in COSTS}
+            row |= {"commit": shorten_commit(THEN.join(job.commits))}
             self.rows.append(row | {"problem": job.problem, "folder": job.folder.name})
         self.rows.sort(key=self.rank)
 
@@ -62,14 +63,16 @@ class Leaderboard:
         return text.getvalue()
 
     def markdown(self) -> str:
-        """A table of jobs: metrics, minutes, and why a job has no result."""
-        problems = ["problem"] if any(row["problem"] for row in self.rows) else []
-        table = [["job", *(format_heading(name) for name in [*self.metrics, *self.counts]), "minutes", *problems]]
+        """A table of jobs: metrics, minutes, their commits if these differ, and why a job has no result."""
+        commits = {row["commit"] for row in self.rows if not row["problem"]}
+        extra = ["commit"] if len(commits) > 1 or any(THEN in commit for commit in commits) else []
+        extra += ["problem"] if any(row["problem"] for row in self.rows) else []
+        table = [["job", *(format_heading(name) for name in [*self.metrics, *self.counts]), "minutes", *extra]]
         for row in self.rows:
             minutes = None if row["seconds"] is None else row["seconds"] / 60
             numbers = [format_decimals(row[name], digits=3) for name in self.metrics]
             numbers += [*(row[name] or "-" for name in self.counts), format_decimals(minutes, digits=1)]
-            table.append([row["job"], *numbers, *((row[name] or "").replace("|", "\\|") for name in problems)])
+            table.append([row["job"], *numbers, *((row[name] or "").replace("|", "\\|") for name in extra)])
         widths = [min(40, max(map(len, column))) for column in zip(*table, strict=True)]  # error messages overflow it
         table.insert(1, ["-" * width for width in widths])
         lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table]

@@ -10,6 +10,7 @@ from clap.config.values import LOCAL_KEYS
 from clap.evaluation.results import is_earlier
 from clap.run_folder import describe_clips
 from clap.study.figures import describe_figure
+from clap.study.job import shorten_commit
 from clap.study.runs import StudyRuns
 from clap.study.scores import Column
 from clap.study.statistics import MIN_SEEDS, Interval
@@ -18,7 +19,6 @@ from clap.study.table import Row, describe_gaps, format_number, format_table, to
 BEGIN, END = "<!-- report -->", "<!-- /report -->"
 WIDTH = 130  # characters per line
 OMITTED_KEYS = ("experiment", *LOCAL_KEYS)  # from the command that repeats a study; dataset.root is kept as FOLDER
-COMMIT_LENGTH = 12
 NOTE = """\
 # {name}
 
@@ -179,9 +179,11 @@ def format_figure(name: str, runs: StudyRuns) -> str:
 
 def describe_origin(runs: StudyRuns) -> str:
     """Command, sweep, commits, machines, and links to the files."""
-    commits = list(dict.fromkeys(shorten_commit(run.commit) for run in runs.finished))
+    commits = list(dict.fromkeys(f"`{shorten_commit(run.commit)}`" for run in runs.finished))
     mixed = [runs.name(cell) for cell in runs.cells if len({run.config_digest for run in cell.finished.values()}) > 1]
     text = f"`{format_command(runs)}`, sweep `{runs.sweep_id}`, commit{'s' * (len(commits) > 1)} {', '.join(commits)}. "
+    if len(commits) > 1:
+        text += "The code changed between or in runs, see `commit` in the lineage. "
     if mixed:
         text += f"Runs of one cell differ in more than the seed, see `config` in the lineage: {'; '.join(mixed)}. "
     machines = dict.fromkeys(run.machine for run in runs.finished if run.machine)
@@ -192,14 +194,6 @@ def describe_origin(runs: StudyRuns) -> str:
 
 def format_count(number: int, name: str) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"
-
-
-def shorten_commit(commit: str | None) -> str:
-    """`0123456789ab`, with the suffix after a dash; `unknown` for None."""
-    if commit is None:
-        return "unknown"
-    name, dash, rest = commit.partition("-")
-    return f"`{name[:COMMIT_LENGTH]}{dash}{rest}`"
 
 
 def wrap_lines(text: str) -> str:

@@ -17,10 +17,11 @@ from omegaconf import OmegaConf
 from clap.atomic import read_json
 from clap.config.compose import compose_config, find_conf_dir
 from clap.config.overrides import VERSION_BASE, check_overrides
+from clap.config.result_settings import update_settings
 from clap.run_folder import COST
 from clap.study.factors import SEED, Study, find_factors, load_study, parse_overrides, parse_study
 from clap.study.job import Job, name_job, read_jobs
-from clap.study.result_config import read_result_config, update_settings
+from clap.study.result_config import read_result_config
 from clap.study.statistics import MIN_SEEDS
 
 

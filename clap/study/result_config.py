@@ -1,5 +1,9 @@
 """The settings that the result of a job depends on, and checks that they match those of a sweep folder."""
 
+import functools
+import hashlib
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,33 +11,57 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from clap.atomic import read_json
-from clap.config import flatten
-from clap.config.build import update_node
-from clap.config.values import LOCAL_KEYS
+from clap.config.launch import format_error
+from clap.config.result_settings import find_changes, read_result_settings
+from clap.corpus import SPLITS
+from clap.dataset.digest import digest_clips, hash_digests
+from clap.dataset.registry import open_corpus
 from clap.run_folder import SWEEP_FILE
 from clap.study.job import Job, read_jobs
 
+log = logging.getLogger(__name__)
 FOLDER_KEY = "hydra.sweep.dir="
 
 
 def read_result_config(config: DictConfig) -> dict[str, Any]:
     """The settings that the result of a job depends on, {dotted key: value}."""
-    flat = flatten(OmegaConf.to_container(config, resolve=True))
-    return {key: value for key, value in flat if changes_result(key) and not isinstance(value, dict | list)}
+    return read_result_settings(OmegaConf.to_container(config, resolve=True))
 
 
-def changes_result(key: str) -> bool:
-    """Whether a dotted key changes the result of a run."""
-    return key not in LOCAL_KEYS and key.split(".")[0] != "study"
+@functools.lru_cache(maxsize=16)
+def _digest_dataset(node: str) -> dict[str, str]:
+    """See `digest_data`; once per process, since the jobs of a sweep share their data."""
+    config = json.loads(node)
+    corpus = open_corpus(config)
+    clips = {split: corpus.clips(split) for split in SPLITS}
+    found = {split: f"{len(own)} clips {hash_digests(digest_clips(own))}" for split, own in clips.items()}
+    if exclude := config.get("exclude"):
+        found["exclude"] = hashlib.sha256(Path(exclude).read_bytes()).hexdigest()[:16]
+    return found
+
+
+def digest_data(config: DictConfig) -> dict[str, str]:
+    """Number of clips and digest of each split, and the digest of the list of excluded clips.
+
+    It covers ids, captions, labels and keywords as the index has them, not the recordings. Empty if the data cannot be
+    read, which is an error of the job only if it runs.
+    """
+    node = OmegaConf.to_container(config, resolve=True).get("dataset")
+    try:
+        return _digest_dataset(json.dumps(node, sort_keys=True)) if node else {}
+    except (OSError, ValueError) as error:
+        log.warning("the data cannot be compared with that of earlier jobs: %s", format_error(error))
+        return {}
 
 
 def has_checkpoint(folder: Path) -> bool:
     return (folder / "checkpoints" / "last").exists()
 
 
-def check_job_unchanged(before: Job, config: Mapping[str, Any]) -> None:
-    """Reject a finished or interrupted job whose settings have changed; record the error in job.json."""
-    error = describe_change(before.folder, before.config, config, rerun="the job")
+def check_job_unchanged(before: Job, now: Job) -> None:
+    """Reject a finished or interrupted job whose settings or data have changed; record the error in job.json."""
+    error = describe_change(before.folder, before.config, now.config, rerun="the job")
+    error = error or describe_data_change(before.folder, before.data, now.data)
     if before.error != error:
         before.error = error
         before.write()
@@ -41,28 +69,27 @@ def check_job_unchanged(before: Job, config: Mapping[str, Any]) -> None:
         raise ValueError(error)
 
 
-def update_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat settings with the present names of classes, and without the log-mel arguments that are now classes."""
-    updated = dict(settings)
-    for target in [key for key in settings if key.split(".")[-1] == "_target_"]:
-        prefix = target.removesuffix("_target_")
-        own = [key for key in settings if key.startswith(prefix) and "." not in key.removeprefix(prefix)]
-        node = update_node({key.removeprefix(prefix): updated.pop(key) for key in own})
-        updated |= {f"{prefix}{name}": value for name, value in node.items()}
-    return updated
-
-
 def describe_change(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, rerun: str) -> str | None:
-    """Error message for the first setting that differs from those of a folder; None if all match.
+    """Error message for the first setting that differs from those of a folder; None if all match."""
+    for key, (old, new) in find_changes(before, now).items():
+        return (
+            f"{folder} was started with {key}={old}, now it is {new}; restore the value, "
+            f"delete the folder to run {rerun} from scratch, or set {FOLDER_KEY}FOLDER to start another sweep"
+        )
+    return None
 
-    Settings that an earlier version recorded are compared under their present names.
-    """
-    before, now = update_settings(before), update_settings(now)
-    key = next((key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)), None)
-    return key and (
-        f"{folder} was started with {key}={before.get(key)}, now it is {now.get(key)}; restore the value, "
-        f"delete the folder to run {rerun} from scratch, or set {FOLDER_KEY}FOLDER to start another sweep"
-    )
+
+def describe_data_change(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """Error message for the first split that differs from that of a job; None if all match or one is not known."""
+    if not before or not now:
+        return None
+    for split, (old, new) in find_changes(before, now).items():
+        return (
+            f"{folder} has a result on other data: {split} was {old or 'not given'}, now it is {new or 'not given'}; "
+            "restore the files, delete the folder to run the job from scratch, or set "
+            f"{FOLDER_KEY}FOLDER to start another sweep"
+        )
+    return None
 
 
 def check_fixed_overrides(folder: Path, fixed: Sequence[str]) -> None:

@@ -14,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from clap.config.launch import format_error
-from clap.run_folder import LOCK
+from clap.run_folder import LOCK, append_changed, git_commit
 from clap.study.job import Job, job_tags, read_job
-from clap.study.result_config import check_job_unchanged, has_checkpoint, read_result_config
+from clap.study.result_config import check_job_unchanged, digest_data, has_checkpoint, read_result_config
 
 log = logging.getLogger(__name__)
 LOCK_SECONDS = 1.0  # timeout of a job's lock, which `is_running` takes briefly
@@ -36,9 +36,12 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
         return math.nan
     with lock:
         job = Job(folder, job_tags()[0] or folder.name, status="running", config=read_result_config(config))
+        job.data, earlier = digest_data(config), []
         before = read_job(folder)
         if before and (before.status == "finished" or has_checkpoint(folder)):
-            check_job_unchanged(before, job.config)
+            check_job_unchanged(before, job)
+            earlier = before.commits or ["unknown"]
+        job.commits = append_changed(earlier, git_commit(Path(__file__).parent))
         if before and before.status == "finished":
             log.info("%s: skipped, already finished", job.name)
             return before.value

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from clap.config.result_settings import changes_result, update_settings
 from clap.evaluation.results import RecordedEvaluation, read_results
 from clap.study.factors import SEED, Study
-from clap.study.result_config import changes_result, update_settings
 from clap.study.scores import Column, RunScores, make_column
 from clap.tracking.store import MlflowClient, MlflowException, error_summary, open_store, resolve_uri, store_path
 from clap.tracking.store import Run as MlflowRun

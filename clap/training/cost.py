@@ -2,7 +2,7 @@
 
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,12 +26,12 @@ def measure_size(clap: Clap, *, duration: float) -> dict[str, float]:
     }
 
 
-def measure_peaks() -> dict[str, int]:
-    """Peak memory of this process in bytes, and of its GPU if there is one."""
+def measure_peaks(before: Mapping[str, int]) -> dict[str, int]:
+    """Peak memory of this process in bytes, and of its GPU if there is one; at least the peaks before a resume."""
     peaks = {"peak_memory_bytes": peak_memory()}
     if torch.cuda.is_available():
         peaks["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
-    return peaks
+    return {name: max(peak, before.get(name, 0)) for name, peak in peaks.items()}
 
 
 def reset_peak_memory() -> None:

@@ -1,16 +1,24 @@
 """State that is saved and restored, so that a resumed run ends exactly as an uninterrupted one."""
 
+import logging
 import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from clap import checkpoint
+from clap.run_folder import append_changed
 from clap.tracking.tracker import recorded_run
+from clap.training.comparison import check_data, check_optimizer, check_settings, read_settings
+from clap.training.cost import measure_peaks
 
 if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
+
+log = logging.getLogger(__name__)
 
 
 def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
@@ -34,7 +42,10 @@ def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
         "samples_seen": trainer.samples_seen,
         "seconds": trainer.fit_time.seconds,
         "train_seconds": trainer.train_time.seconds,
-        "peaks": trainer.measure_peaks(),
+        "peaks": measure_peaks(trainer.peaks),
+        "settings": read_settings(trainer.settings, trainer.config),
+        "data": trainer.data_digests,
+        "origin": trainer.origin,
         "run_id": trainer.tracker.run_id if trainer.tracker is not None else None,
     }
 
@@ -43,14 +54,17 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
     """Load weights, tokenizer and the state of `collect_state` from a `last` checkpoint.
 
     Raises:
-        FileNotFoundError, ValueError: a file of the checkpoint is missing or damaged.
+        FileNotFoundError, ValueError: a file of the checkpoint is missing or damaged, or its settings, data or
+            optimizer differ from those of the trainer.
     """
     state = add_unrecorded(read_trainer_state(folder), trainer)
+    compare(folder, state, trainer)
     trainer.clap.tokenizer.load(checkpoint.find_file(folder, checkpoint.TOKENIZER))
     trainer.clap.load_state_dict(checkpoint.read_weights(folder))
     trainer.optimizer.load_state_dict(state["optimizer"])
     if trainer.scheduler is not None:
         trainer.scheduler.load_state_dict(state["scheduler"])
+        update_learning_rates(trainer.scheduler)
     trainer.scaler.load_state_dict(state["scaler"])
     trainer.criterion.load_state_dict(state["criterion"])
     position, best = state["position"], state["best"]
@@ -58,7 +72,7 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
     trainer.best_metric, trainer.best_metrics = best["metric"], best["metrics"]
     trainer.evaluations_since_best = best["since"]
     trainer.validation_pending = state["validation_pending"]
-    trainer.problems = state["problems"]
+    trainer.problems, trainer.origin = state["problems"], state["origin"]
     trainer.clips_seen, trainer.samples_seen = state["clips_seen"], state["samples_seen"]
     trainer.fit_time.before, trainer.train_time.before = state["seconds"], state["train_seconds"]
     trainer.logged_time, trainer.peaks = state["train_seconds"], state["peaks"]
@@ -67,16 +81,44 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
         torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
+def compare(folder: Path, state: Mapping[str, Any], trainer: "ClapTrainer") -> None:
+    """Reject a checkpoint whose settings, data or optimizer differ, before any of it is loaded."""
+    if state["settings"] is None:
+        log.warning("%s is of an earlier version, which recorded neither settings nor data: not compared", folder)
+    else:
+        check_settings(folder, state["settings"], read_settings(trainer.settings, trainer.config))
+        datasets = {kind: getattr(trainer, f"{kind}_loader").dataset for kind in trainer.data_digests}
+        check_data(folder, state["data"], trainer.data_digests, datasets)
+    check_optimizer(folder, state["optimizer"], trainer.optimizer, trainer.scheduler)
+
+
+def update_learning_rates(scheduler: LRScheduler) -> None:
+    """Set the learning rates of the schedule as it is now: its length changes with trainer.max_epochs."""
+    if isinstance(scheduler, LambdaLR):
+        groups = scheduler.optimizer.param_groups
+        for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = base * factor(scheduler.last_epoch)
+
+
 def add_unrecorded(state: dict[str, Any], trainer: "ClapTrainer") -> dict[str, Any]:
     """Add the closest known values of what a checkpoint of an earlier version does not record."""
     window = round(trainer.clap.audio_encoder.window * trainer.clap.sample_rate)
+    clips = trainer.train_loader.dataset.clips
+    problems = {clips[key].id if isinstance(key, int) else key: why for key, why in state["problems"].items()}
     unrecorded = {
         "validation_pending": False,
         "samples_seen": state["clips_seen"] * window,
         "train_seconds": state["seconds"],  # with those of validation
         "peaks": {},
+        "settings": None,
+        "origin": {"git_commit": ["unknown"], "machine": ["unknown"]},
     }
-    return unrecorded | state
+    return unrecorded | state | {"problems": problems}
+
+
+def extend_origin(before: Mapping[str, Sequence[str]], **names: str | None) -> dict[str, list[str]]:
+    """Add the commit and machine that train from here on to those of the first part of a resumed run."""
+    return {key: append_changed(before.get(key, []), name) for key, name in names.items()}
 
 
 def find_resumable_run(resume: str | None, run_dir: Path, *, uri: str | None) -> tuple[Path | None, str | None]:

@@ -1,5 +1,6 @@
 """ClapTrainer: fetch, forward, loss, backward, clip, step, log, validate, save."""
 
+import functools
 import itertools
 import logging
 import math
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from clap import checkpoint
 from clap.atomic import write_json
+from clap.corpus import SPLITS
 from clap.dataset.loader import Batch, EpochSampler
 from clap.evaluation.embedded_split import make_evaluation_loader
 from clap.evaluation.evaluator import Evaluator, check_evaluators, evaluate_split, find_needs, name_metrics
@@ -25,6 +27,7 @@ from clap.evaluation.retrieval import Retrieval
 from clap.model import Clap
 from clap.run_folder import COST, METRICS, count_clips, describe_clips, find_count, read_counts
 from clap.tracking.tracker import Tracker
+from clap.training.comparison import digest_dataset
 from clap.training.cost import measure_peaks, measure_size, reset_peak_memory
 from clap.training.finite import ADVICE, MIN_LOSS_SCALE, describe_gradients, find_non_finite
 from clap.training.interrupt import stop_on_signal
@@ -34,6 +37,7 @@ from clap.training.stopwatch import Stopwatch
 from clap.training.trainer_settings import TrainerSettings, make_autocast
 
 log = logging.getLogger(__name__)
+SAVED = ("dataset", "evaluation")  # groups of the composed config that checkpoints have next to the model's
 
 
 class ClapTrainer:
@@ -47,7 +51,7 @@ class ClapTrainer:
         evaluators: by name; retrieval if not given.
         settings: the options `trainer.*`; their defaults if not given.
         tracker: logs metrics and tags to MLflow; the run folder has them in any case.
-        saved_config: added to the model's config in checkpoints (dataset, evaluation).
+        config: the composed config of the run. Checkpoints have its dataset and evaluation, and a resume compares it.
 
     Raises:
         ValueError: an option is out of range, or an evaluator cannot run on a split.
@@ -67,7 +71,7 @@ class ClapTrainer:
         evaluators: Mapping[str, Evaluator] | None = None,
         settings: TrainerSettings | None = None,
         tracker: Tracker | None = None,
-        saved_config: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.train_loader, self.val_loader, self.test_loader = train_loader, val_loader, test_loader
         self.clap, self.optimizer, self.criterion, self.scheduler = clap, optimizer, criterion, scheduler
@@ -77,11 +81,12 @@ class ClapTrainer:
         self.evaluators = dict(evaluators or {"retrieval": Retrieval()})
         self.other_loaders = self.make_other_loaders()
         self.monitors = self.find_monitors()
-        self.tracker, self.saved_config = tracker, dict(saved_config or {})
+        self.tracker, self.config = tracker, dict(config or {})
         self.autocast, self.scaler = make_autocast(self.settings.precision, clap.device)
         self.epoch, self.step, self.step_in_epoch = 0, 0, 0
         self.best_metric, self.best_metrics, self.evaluations_since_best = -math.inf, {}, 0
-        self.problems: dict[int, str] = {}  # position in the training dataset -> why its clip is skipped
+        self.problems: dict[str, str] = {}  # id of a training clip -> why it is skipped
+        self.origin: dict[str, list[str]] = {}  # commits and machines, more than one if the run was resumed with others
         self.unlogged: list[tuple[Tensor, int]] = []  # loss and number of clips of each step since the last logged one
         self.fit_time, self.train_time = Stopwatch(), Stopwatch()  # of everything; of steps and waiting for data
         self.logged_time = 0.0  # train_time of the last logged step
@@ -198,16 +203,26 @@ class ClapTrainer:
             raise ValueError(f"{found} after step {self.step}; {ADVICE}")
 
         def write(folder: Path) -> None:
-            self.clap.save(folder, self.saved_config)
+            self.clap.save(folder, {key: self.config[key] for key in SAVED if key in self.config})
             if name == "last":
                 torch.save(collect_state(self), folder / checkpoint.TRAINER)
 
         checkpoint.write_folder(self.checkpoints / name, write)
 
     def resume(self, folder: str | Path) -> None:
-        """Continue from a `last` checkpoint: weights, optimizer, schedule, random states, position in the epoch."""
+        """Continue from a `last` checkpoint: weights, optimizer, schedule, random states, position in the epoch.
+
+        Raises:
+            ValueError: the run had other data, or settings that a resumed run cannot change.
+        """
         restore_state(self, Path(folder))
         log.info("resumed from %s at epoch %d, step %d", folder, self.epoch + 1, self.step)
+
+    @functools.cached_property
+    def data_digests(self) -> dict[str, Tensor]:
+        """Split -> digests of its clips (clips,), of the splits that the dataset has."""
+        loaders = zip(SPLITS, (self.train_loader, self.val_loader, self.test_loader), strict=True)
+        return {kind: digest_dataset(loader.dataset) for kind, loader in loaders if loader is not None}
 
     def test(self, out_path: str | Path) -> dict[str, float]:
         """Evaluate the best checkpoint on the test split; writes metrics.json, cost.json and per-query scores."""
@@ -264,10 +279,10 @@ class ClapTrainer:
         """Log clips that cannot be used, each once; too many of them stop the run."""
         dataset = self.train_loader.dataset
         for index, problem in batch.problems.items():
-            if index in self.problems:
+            if (clip_id := dataset.clips[index].id) in self.problems:
                 continue
             log.warning("skipped in training: %s", problem)
-            self.problems[index] = problem
+            self.problems[clip_id] = problem
             count = len(self.problems) + len(dataset.missing)
             if count > dataset.max_bad_fraction * dataset.num_listed:
                 raise ValueError(
@@ -365,10 +380,6 @@ class ClapTrainer:
             "seconds": round(self.fit_time.seconds, 1),
             "clips_per_second": round(self.clips_seen / max(self.train_time.seconds, 1e-9), 1),
             "steps": self.step,
-            **self.measure_peaks(),
+            **measure_peaks(self.peaks),
             **measure_size(self.clap, duration=duration or self.clap.audio_encoder.window),
         }
-
-    def measure_peaks(self) -> dict[str, int]:
-        """Peak memory since the start of the training, also before a resume."""
-        return {name: max(peak, self.peaks.get(name, 0)) for name, peak in measure_peaks().items()}

@@ -1,0 +1,132 @@
+"""What a run that resumes may change: settings, data and optimizer are compared with its first part."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from ramps import make_dataset
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+
+from clap.corpus import Clip
+from clap.training.comparison import check_data, check_optimizer, check_settings, digest_dataset, read_settings
+from clap.training.trainer_settings import TrainerSettings
+
+LAST = Path("run/checkpoints/last")
+CONFIG = {
+    "seed": 0,
+    "device": "cpu",
+    "optimizer": {"lr": 0.1},
+    "dataset": {"root": "a", "metadata": "a.csv", "num_workers": 2, "batch_size": 8},
+}
+
+
+def make_settings(config: dict = CONFIG, **options) -> dict:
+    return read_settings(TrainerSettings(**options), {**config, "trainer": vars(TrainerSettings(**options))})
+
+
+@pytest.mark.parametrize("key", ["seed", "optimizer.lr", "dataset.batch_size", "trainer.precision", "trainer.monitor"])
+def test_setting_of_the_result_is_refused(key: str):
+    before = make_settings()
+    with pytest.raises(
+        ValueError, match=rf"trained with {key}=\S+, now it is {key}=7; restore .* init_from={LAST} \(a resumed"
+    ):
+        check_settings(LAST, before, {**before, key: 7})
+
+
+@pytest.mark.parametrize(
+    "key", ["trainer.max_epochs", "trainer.max_steps", "trainer.patience", "dataset.metadata", "dataset.metadata.train"]
+)
+def test_length_of_the_training_is_applied_and_logged(key: str, caplog: pytest.LogCaptureFixture):
+    before = make_settings()
+    check_settings(LAST, before, {**before, key: 7})
+    assert f"resumes with {key}=7, before it was {before.get(key)}" in caplog.text
+
+
+def test_local_settings_are_not_compared():
+    moved = {**CONFIG, "device": "cuda", "dataset": {**CONFIG["dataset"], "root": "b", "num_workers": 0}}
+    assert make_settings() == make_settings(moved)
+
+
+def test_trainer_without_a_config_compares_its_own_settings():
+    before, now = make_settings(), read_settings(TrainerSettings(precision="bf16"), {})
+    with pytest.raises(ValueError, match=r"trained with trainer.precision=fp32, now it is trainer.precision=bf16"):
+        check_settings(LAST, before, now)
+    check_settings(LAST, before, read_settings(TrainerSettings(), {}))
+
+
+def refuse_data(before: list[Clip], now: list[Clip], match: str) -> None:
+    datasets = [{"train": make_dataset(clips)} for clips in (before, now)]
+    digests = [{kind: digest_dataset(dataset) for kind, dataset in some.items()} for some in datasets]
+    check_data(LAST, digests[0], digests[0], datasets[0])
+    with pytest.raises(ValueError, match=match):
+        check_data(LAST, *digests, datasets[1])
+
+
+def test_changed_data_is_refused_and_names_the_first_difference(ramps: list[Clip]):
+    end = "; restore the files"
+    recaptioned = [*ramps[:3], replace(ramps[3], captions=("a cat",)), *ramps[4:]]
+    refuse_data(ramps, recaptioned, f"train split had 10 clips and has 10, the first difference is clip 4, now 3{end}")
+    refuse_data(ramps, ramps[::-1], f"has 10, the first difference is clip 1, now 9{end}")
+    refuse_data(ramps, ramps[:-1], f"had 10 clips and has 9, the first difference is at the end{end}")
+    refuse_data(ramps[:-1], ramps, f"had 9 clips and has 10, the first difference is clip 10, now 9{end}")
+    refuse_data(ramps, [replace(ramps[0], label="dog"), *ramps[1:]], "clip 1, now 0")
+
+
+def test_moved_recordings_are_the_same_data(ramps: list[Clip], tmp_path: Path):
+    digests = {"train": digest_dataset(make_dataset(ramps))}
+    for clip in ramps:
+        (tmp_path / clip.path.name).write_bytes(clip.path.read_bytes())
+    moved = make_dataset([replace(clip, path=tmp_path / clip.path.name) for clip in ramps])
+    check_data(LAST, digests, {"train": digest_dataset(moved)}, {"train": moved})
+
+
+def test_split_that_is_gone_is_refused(ramps: list[Clip]):
+    digests = {"train": digest_dataset(make_dataset(ramps))}
+    with pytest.raises(ValueError, match="the test split had 10 clips and has 0, the first difference is at the end"):
+        check_data(LAST, {**digests, "test": digests["train"]}, digests, {})
+
+
+WEIGHT = torch.nn.Parameter(torch.zeros(2))
+BETAS = {"betas": (0.9, 0.98)}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "name"),
+    [
+        (partial(AdamW, lr=0.1), partial(AdamW, lr=0.2), "lr"),
+        (partial(AdamW, weight_decay=0.1), partial(AdamW, weight_decay=0.0), "weight_decay"),
+        (partial(AdamW, **BETAS), AdamW, "betas"),
+        (partial(SGD, momentum=0.9), partial(SGD, momentum=0.5), "momentum"),
+    ],
+)
+def test_optimizer_with_other_hyperparameters_is_refused(before, now, name: str):
+    state = before([WEIGHT]).state_dict()
+    check_optimizer(LAST, state, before([WEIGHT]), None)
+    with pytest.raises(ValueError, match=rf"trained with {name}=.* in the optimizer's group 0, now it is"):
+        check_optimizer(LAST, state, now([WEIGHT]), None)
+
+
+def test_what_a_scheduler_changes_is_not_compared():
+    optimizer = AdamW([WEIGHT], lr=0.1)
+    schedule = OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
+    fresh = optimizer.state_dict()
+    optimizer.step()
+    schedule.step()
+    check_optimizer(LAST, fresh, optimizer, schedule)
+    states = []
+    for lr in (0.1, 0.2):
+        optimizer = AdamW([WEIGHT], lr=lr)
+        schedule = LambdaLR(optimizer, lambda step: 0.5)
+        states.append(optimizer.state_dict())
+        check_optimizer(LAST, states[-1], optimizer, schedule)
+    with pytest.raises(ValueError, match=r"trained with initial_lr=0.1 in the optimizer's group 0, now it is 0.2"):
+        check_optimizer(LAST, states[0], optimizer, schedule)
+
+
+def test_another_number_of_parameter_groups_is_refused():
+    state = AdamW([{"params": [WEIGHT]}, {"params": [torch.nn.Parameter(WEIGHT.clone())]}]).state_dict()
+    with pytest.raises(ValueError, match="trained with 2 parameter groups, now there are 1"):
+        check_optimizer(LAST, state, AdamW([WEIGHT]), None)
