@@ -50,6 +50,7 @@ class Corpus:
     licence: str
     citation: str
     max_duration: float = 30.0  # seconds; training reads a part of this length from a longer clip
+    clip_duration: float | None = None  # seconds of every published clip; evaluation reads no more of a longer file
     longest_clip: float = LONGEST  # seconds; a clip of which more would be read is not loaded
     cache: WaveformReader | None = None
 

@@ -3,7 +3,9 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from clap.commands.synthesize import synthesize
 from clap.corpus import SPLITS
@@ -32,6 +34,16 @@ def test_replica_is_read(tmp_path: Path):
         assert len(dataset) == dataset.num_listed == size
         assert all(len(clip.captions) == captions for clip in dataset.clips)
         assert dataset[0].problem is None
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_training_and_evaluation_read_ten_seconds_of_a_longer_file(tmp_path: Path, split: str):
+    captions = 1 if split == "train" else 5
+    write_list(tmp_path, *(f"{number},{VIDEO},30,a dog" for number in range(captions)), split=split)
+    path = touch(tmp_path / "audio" / split / f"{VIDEO}_30.flac")
+    soundfile.write(path, np.zeros(441_882), 44_100)  # 10.02 s, as ffmpeg often cuts it
+    dataset = ClapDataset(AudioCaps(tmp_path), split, sample_rate=48_000, window=None)  # of a model with fusion
+    assert len(dataset[0].waveform) == 480_000
 
 
 def test_real_lists_have_the_published_counts(published_index):

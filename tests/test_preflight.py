@@ -1,15 +1,19 @@
 """Recordings of the evaluated splits are checked before training; settings without effect are in test_trainer.py."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from ramps import make_dataset
+from ramps import Ramps, make_dataset
 
+from clap.audio import LogMelSpectrogram
+from clap.audio_encoder.cnn14 import Cnn14
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
 from clap.dataset.synthetic import Synthetic
+from clap.fusion import AFF, GlobalAndLocal, MeanOfWindows, OneWindow
 from clap.training import preflight
-from clap.training.preflight import check_recordings
+from clap.training.preflight import check_recordings, log_idle_fusion
 
 
 @pytest.fixture
@@ -48,3 +52,46 @@ def test_rendered_scenes_have_nothing_to_check():
     dataset = ClapDataset(Synthetic(num_train=2, num_val=2, num_test=2), "val", sample_rate=8000)
     check_recordings(dataset)
     assert not dataset.headers
+
+
+FUSIONS = {"none": OneWindow(), "mean": MeanOfWindows(), "aff": GlobalAndLocal(AFF), "channel_map": GlobalAndLocal()}
+
+
+def warn_of_fusion(fusion: str, window: float, dataset: ClapDataset, caplog: pytest.LogCaptureFixture) -> str:
+    """What is logged of a model at 1 kHz."""
+    frontend = LogMelSpectrogram(1000, window=window, n_fft=64, hop_length=10, n_mels=32, f_max=500.0)
+    encoder = Cnn14(width=2, frontend=frontend, fusion=FUSIONS[fusion])
+    trainer = SimpleNamespace(
+        clap=SimpleNamespace(audio_encoder=encoder), train_loader=SimpleNamespace(dataset=dataset)
+    )
+    log_idle_fusion(trainer)
+    return caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*filters contain no bin")
+@pytest.mark.parametrize("fusion", ["mean", "aff", "channel_map"])
+@pytest.mark.parametrize(
+    ("window", "max_duration", "is_idle"), [(1.0, 30.0, False), (1.0, 1.0, True), (2.0, 30.0, True)]
+)
+def test_fusion_that_no_training_clip_needs_is_reported(
+    ramps: list[Clip], caplog: pytest.LogCaptureFixture, fusion: str, window: float, max_duration: float, is_idle: bool
+):
+    """The clips have 2 s."""
+    dataset = ClapDataset(Ramps(ramps, max_duration=max_duration), sample_rate=1000)
+    text = warn_of_fusion(fusion, window, dataset, caplog)
+    assert is_idle == ("the fusion has no effect" in text)
+    assert (is_idle and fusion != "mean") == ("untrained weights" in text)
+    assert bool(dataset.headers) == (max_duration > window)  # not read if the corpus decides
+
+
+@pytest.mark.filterwarnings("ignore:.*filters contain no bin")
+def test_model_without_fusion_is_not_reported(ramps: list[Clip], caplog: pytest.LogCaptureFixture):
+    assert not warn_of_fusion("none", 5.0, make_dataset(ramps), caplog)
+
+
+@pytest.mark.filterwarnings("ignore:.*filters contain no bin")
+@pytest.mark.parametrize(("window", "is_idle"), [(9.0, False), (10.0, True)])
+def test_durations_of_rendered_scenes_count(caplog: pytest.LogCaptureFixture, window: float, is_idle: bool):
+    scenes = Synthetic(num_train=20, num_val=2, num_test=2, min_duration=9.5, max_duration=10.0)
+    dataset = ClapDataset(scenes, sample_rate=1000)
+    assert is_idle == ("has no effect" in warn_of_fusion("aff", window, dataset, caplog))

@@ -43,6 +43,7 @@ class AudioCaps(Corpus):
     """
 
     name, title = "audiocaps", "AudioCaps"
+    clip_duration = 10.0  # files are often a few frames longer, which in evaluation would make them longer clips
     source = "github.com/cdjkim/audiocaps"
     licence = "lists: MIT, for academic use; audio: of its YouTube videos"
     citation = "C. D. Kim, B. Kim, H. Lee, G. Kim. AudioCaps: Generating captions for audios in the wild. NAACL 2019."

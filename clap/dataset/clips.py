@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -189,6 +188,21 @@ class ClapDataset(Dataset):
             self.headers |= zip([self.clips[index] for index in new], threads.map(read, new), strict=True)
         return [self.headers[self.clips[index]] for index in indices]
 
+    def find_longest(self, most: int) -> float:
+        """Seconds of the longest clip as training reads it, of at most `most` clips, evenly spaced.
+
+        A clip whose duration is unknown counts as long as its corpus allows.
+        """
+        chosen = range(0, len(self.clips), -(-len(self.clips) // most))
+        limits = [self.owners[index].max_duration for index in chosen]
+        found = zip(limits, self.read_headers(chosen), strict=True)
+        durations = [
+            limit if header is None else min(limit, header.duration)
+            for limit, header in found
+            if not isinstance(header, AudioError)
+        ]
+        return max(durations, default=0.0)
+
     def list_clips(self, corpus: Corpus) -> list[Clip]:
         """The clips of a corpus in this split, with a warning if there are fewer than published."""
         clips, published = corpus.clips(self.kind), corpus.counts.get(self.kind)
@@ -279,7 +293,8 @@ class ClapDataset(Dataset):
         index, number = self.locate_pair(position, epoch)
         clip, corpus = self.clips[index], self.owners[index]
         caption = clip.captions[rng.integers(len(clip.captions)) if number is None else number]
-        duration = min(self.window or math.inf, corpus.max_duration) if self.training else self.window
+        limits = (self.window, corpus.max_duration if self.training else corpus.clip_duration)
+        duration = min((limit for limit in limits if limit is not None), default=None)
         try:
             samples, scale = corpus.load_samples(clip, sample_rate=self.sample_rate, max_duration=duration, rng=rng)
         except (AudioError, MemoryError) as error:

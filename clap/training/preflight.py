@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
+from clap.audio_encoder.base import LogMelEncoder
 from clap.dataset.clips import ClapDataset
 from clap.waveform import AudioError
 
@@ -20,6 +21,7 @@ def check_run(trainer: "ClapTrainer") -> None:
         ValueError: an epoch has no batch, or more recordings than `max_bad_fraction` allows cannot be read.
     """
     log_ineffective_settings(trainer)
+    log_idle_fusion(trainer)
     for loader in filter(None, (trainer.val_loader, trainer.test_loader)):
         check_recordings(loader.dataset)
 
@@ -50,6 +52,24 @@ def log_ineffective_settings(trainer: "ClapTrainer") -> None:
         )
     if loader.batch_size and not loader.drop_last and len(loader.dataset) % loader.batch_size == 1:
         log.warning("the last batch of each epoch has a single clip and is skipped; set drop_last=True")
+
+
+def log_idle_fusion(trainer: "ClapTrainer") -> None:
+    """Warn if training reads no clip that is longer than the window, so that its fusion never acts."""
+    encoder, dataset = trainer.clap.audio_encoder, trainer.train_loader.dataset
+    if not isinstance(encoder, LogMelEncoder) or not encoder.whole_clip or not isinstance(dataset, ClapDataset):
+        return
+    shortest = encoder.window + encoder.frontend.hop_length / encoder.sample_rate  # of a longer clip
+    longest = max(corpus.max_duration for corpus in dataset.corpora)
+    if longest >= shortest:
+        longest = dataset.find_longest(MOST_HEADERS)
+    if longest < shortest:
+        untrained = "" if encoder.fusion.num_views == 1 else ", and longer clips in evaluation pass untrained weights"
+        log.warning(
+            "the fusion has no effect: training reads at most %.4g s of a clip, the window is %.4g s%s; set "
+            "fusion=none, raise dataset.max_duration, or lower audio_encoder.frontend.window",
+            *(longest, encoder.window, untrained),
+        )
 
 
 def check_recordings(dataset: ClapDataset) -> None:
