@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from clap.config.values import SPLITS
+from clap.prompts import check_texts
 from clap.waveform import LONGEST, AudioHeader, load_waveform, read_header
 
 
@@ -30,6 +31,9 @@ class Clip:
         source: the published recording that the clip is cut from, `youtube:ID@SECONDS` or `freesound:NUMBER`, if known.
         captions_from_labels: the captions are labels in templates; clips with equal captions are then right answers of
             each other in retrieval.
+
+    Raises:
+        ValueError: a caption, keyword or label is not a string, is blank or cannot be encoded; captions is not a tuple.
     """
 
     id: str
@@ -39,6 +43,16 @@ class Clip:
     keywords: tuple[str, ...] = ()
     source: str | None = None
     captions_from_labels: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str):
+            raise ValueError(f"clip id {self.id!r} is not a string; write it as one")
+        if not isinstance(self.captions, tuple):
+            raise ValueError(f'clip {self.id!r}: captions={self.captions!r} is not a tuple; write ("a dog barks",)')
+        check_texts(self.captions, "caption", clip=self.id)
+        check_texts(self.keywords, "keyword", clip=self.id)
+        if self.label is not None:
+            check_texts((self.label,), "label", clip=self.id)
 
 
 class Corpus:

@@ -23,7 +23,7 @@ from clap.config.values import WINDOW_POLICIES
 from clap.dataset.loader import Collate
 from clap.loss import MAX_LOGIT_SCALE, check_logit_scale
 from clap.parts import build_parts, choose_parts, load_part, model_config, parts_to_rebuild, read_saved_config
-from clap.prompts import TEMPLATE, check_prompts, fill_templates
+from clap.prompts import TEMPLATE, check_prompts, check_texts, fill_templates
 from clap.published.hub import is_published
 from clap.published.limits import check_described
 from clap.published.load import apply_overrides, check_keys, load_weights, no_weights, one_line_errors, read_published
@@ -354,9 +354,9 @@ class Clap(nn.Module):
         """Embeddings (n, embed_dim), unit norm, of n captions.
 
         Raises:
-            ValueError: a caption is blank, or the model has no text encoder. FileNotFoundError: it has no tokenizer.
+            ValueError: a caption is not text, or the model has no text encoder. FileNotFoundError: it has no tokenizer.
         """
-        captions = [captions] if isinstance(captions, str) else list(captions)
+        captions = check_texts([captions] if isinstance(captions, str) else captions, "caption")
         embeddings = [torch.empty(0, self.embed_dim, device=self.device)]
         with self.inference():
             for start in range(0, len(captions), batch_size):

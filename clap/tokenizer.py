@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from clap.prompts import check_texts
+
 CHUNK = 10_000  # captions per tokenizer call, which temporarily needs kilobytes per caption
 # A trained tokenizer numbers these 0 to 4, as RoBERTa does.
 SPECIAL_TOKENS = {
@@ -118,6 +120,7 @@ class Tokenizer:
 
     def train(self, captions: list[str]) -> None:
         """Learn a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of at most vocab_size tokens."""
+        check_texts(captions, "caption")
         alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
         smallest = len(alphabet) + len(SPECIAL_TOKENS)
         if self.vocab_size < smallest:
@@ -181,10 +184,6 @@ class Tokenizer:
 def _check_captions(captions: list[str]) -> None:
     if isinstance(captions, str):
         raise TypeError(f"captions={captions!r} is one string; give a list of captions")
-    if not captions:
+    if not len(captions):
         raise ValueError("captions is empty; give at least one caption")
-    for position, caption in enumerate(captions):
-        if not caption.strip():
-            raise ValueError(
-                f"caption {position} of {len(captions)} is blank: {caption!r}; give it text or drop its clip"
-            )
+    check_texts(captions, "caption")

@@ -222,15 +222,22 @@ def test_waveforms_are_classified(clap):
     ("labels", "template", "message"),
     [
         ([], "{}", "labels=.* one or more"),
-        (["a dog", " "], "{}", "not blank"),
+        (["a dog", " "], "{}", "label 1 of 2 is blank"),
+        (["a dog", None], "{}", "label 1 of 2 is None, of type NoneType"),
+        (["a dog"], ["{}", 3], "template 1 of 2 is 3, of type int"),
         (["a dog", "rain", "a dog"], "{}", "label 'a dog' is given twice"),
         ("a dog", "{}", "labels='a dog' is a string"),
         (["a dog"], "a sound", "template='a sound': each needs {}"),
         (["a dog"], [], "each needs {}"),
         (["a dog"], ["{}", "a sound"], "each needs {}"),
     ],
-    ids=["none", "blank", "twice", "text", "unfilled", "no template", "one unfilled"],
+    ids=["none", "blank", "not text", "number", "twice", "text", "unfilled", "no template", "one unfilled"],
 )
 def test_invalid_labels_and_templates_are_refused(clap, tones, labels, template, message):
     with pytest.raises(ValueError, match=message):
         clap.classify(tones, labels, template)
+
+
+def test_wrong_caption_is_named_by_its_position_in_all_batches(clap):
+    with pytest.raises(ValueError, match="^caption 5 of 6 is None"):
+        clap.get_text_embeddings([*["a dog"] * 5, None], batch_size=2)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from clap.audio_formats import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES
 from clap.config.values import CHOICES
+from clap.prompts import check_texts
 from clap.published.hub import fetch_source
 
 if TYPE_CHECKING:
@@ -158,10 +159,11 @@ def read_texts(texts: Sequence[str], path: Path | None, what: str) -> list[str]:
         what: the kind of text, for error messages.
 
     Raises:
-        ValueError: a text is blank, or the file is not text.
+        ValueError: a text is blank or not UTF-8, or the file is not text.
     """
     if blank := [text for text in texts if not text.strip()]:
         raise ValueError(f"a {what} is blank: {blank[0]!r}; remove it")
+    check_texts(texts, what)
     if path is None:
         return list(texts)
     try:

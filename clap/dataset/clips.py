@@ -141,6 +141,10 @@ class ClapDataset(Dataset):
         self.check_missing()
         if self.training and settings.captions == "keywords":
             self.clips = use_keyword_captions(self.clips, self.name)
+        if bare := [clip.id for clip in self.clips if not clip.captions]:
+            raise ValueError(
+                f"{len(bare)} clips of {self.name} have no caption, the first is {bare[0]!r}; add captions"
+            )
         numbers: dict[tuple[str, ...], int] = {}
         self.groups = [numbers.setdefault(clip.captions, len(numbers)) for clip in self.clips]
         self.epoch_pairs = self.build_epoch_pairs(every_caption=settings.captions == "all") if self.training else []
