@@ -10,6 +10,8 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
+from clap.progress import progress_bar
+
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 2**16  # bytes; a lost connection loses at most this
 MAX_ATTEMPTS = 5  # requests in a row without a new byte
@@ -223,9 +225,7 @@ def parse_content_range(answer: requests.Response) -> tuple[int, int | None]:
 
 
 def make_progress_bar(part: PartialFile, total: int | None) -> tqdm:
-    return tqdm(
-        total=total, initial=part.size, desc=part.target.name, unit="B", unit_scale=True, disable=None, leave=False
-    )
+    return progress_bar(total=total, initial=part.size, desc=part.target.name, unit="B", unit_scale=True, leave=False)
 
 
 def summarize_request_error(error: requests.RequestException) -> str:

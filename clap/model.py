@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from clap import checkpoint, saving
 from clap.audio_encoder.base import AudioEncoder
@@ -23,6 +22,7 @@ from clap.config.values import WINDOW_POLICIES
 from clap.dataset.loader import Collate
 from clap.loss import MAX_LOGIT_SCALE, check_logit_scale
 from clap.parts import build_parts, choose_parts, load_part, model_config, parts_to_rebuild, read_saved_config
+from clap.progress import progress_bar
 from clap.prompts import TEMPLATE, check_prompts, check_texts, fill_templates
 from clap.published.hub import is_published
 from clap.published.limits import check_described
@@ -325,7 +325,7 @@ class Clap(nn.Module):
         embedding = torch.empty(len(audio), self.embed_dim, device=self.device)
         hidden = len(audio) <= 2 * batch_size if progress is None else not progress
         rows = self.embed_each(audio, sample_rate, batch_size=batch_size)
-        for position, row in tqdm(rows, total=len(audio), unit="clip", disable=hidden):
+        for position, row in progress_bar(rows, total=len(audio), unit="clip", hidden=hidden):
             if isinstance(row, AudioError):
                 raise row
             embedding[position] = row

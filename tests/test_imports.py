@@ -27,9 +27,9 @@ ROWS = (
     ("clap.download",),
     ("clap.corpus", "clap.audio_encoder", "clap.text_encoder", "clap.loss", "clap.optimizer"),
     ("clap.fusion", "clap.tokenizer"),
-    ("clap.audio", "clap.waveform", "clap.checkpoint", "clap.device"),
+    ("clap.audio", "clap.waveform", "clap.checkpoint", "clap.device", "clap.config.launch"),
     ("clap.run_folder", "clap.fetch", "clap.plotting", "clap.audio_formats", "clap.prompts", "clap.containers"),
-    ("clap.atomic", "clap.config"),
+    ("clap.atomic", "clap.config", "clap.progress"),
 )
 ROOMS = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 MOST_LATE_IMPORTS = 20

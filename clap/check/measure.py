@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from clap.corpus import Clip, Corpus
+from clap.progress import progress_bar
 from clap.waveform import AudioError, check_samples, mix_down, open_recording, read_blocks
 
 WINDOW = 0.1  # seconds over which the level is averaged
@@ -47,7 +47,7 @@ def measure_all(items: Sequence[tuple[Corpus, Clip]], *, workers: int, name: str
     pool = ThreadPoolExecutor(workers)  # decoding and numpy release the GIL
     try:
         results = pool.map(lambda item: measure_clip(*item), items)
-        return list(tqdm(results, total=len(items), unit="clip", desc=name, disable=None))
+        return list(progress_bar(results, total=len(items), unit="clip", desc=name))
     finally:
         pool.shutdown(cancel_futures=True)  # on Ctrl-C, do not wait for the queued clips
 

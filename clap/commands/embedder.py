@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from clap.device import choose_device
 from clap.model import Clap
+from clap.progress import progress_bar
 from clap.waveform import AudioError
 
 
@@ -39,7 +40,9 @@ class Embedder:
         """
         rows = {}
         clips = self.clap.embed_each(files, batch_size=self.batch_size)
-        for position, row in tqdm(clips, total=len(files), unit="clip", disable=len(files) <= 2 * self.batch_size):
+        for position, row in progress_bar(
+            clips, total=len(files), unit="clip", hidden=len(files) <= 2 * self.batch_size
+        ):
             if isinstance(row, AudioError):
                 tqdm.write(f"skipped: {row}", file=sys.stderr)
             else:

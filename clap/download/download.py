@@ -8,8 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from clap.audio_formats import AUDIO_SUFFIXES
 from clap.corpus import Clip, Corpus
 from clap.download.manifest import MANIFEST_NAME, Manifest, Status
@@ -17,6 +15,7 @@ from clap.download.remote import RemoteFile, Result
 from clap.download.unpack import ArchiveError, join_parts, require_zip_program, unpack
 from clap.download.videos import VideoError, cut_video
 from clap.fetch import FetchError, fetch, matches_checksum
+from clap.progress import progress_bar
 
 SCRATCH = ".download"  # subfolder of the corpus for incomplete files
 MAX_FAILURES_IN_A_ROW = 10  # temporary failures after which the server is assumed to be blocking us
@@ -279,7 +278,7 @@ class Download:
         pool = ThreadPoolExecutor(self.workers)
         futures = [pool.submit(job) for job in jobs]
         try:
-            for future in tqdm(as_completed(futures), total=len(jobs), unit=unit, desc=self.name, disable=None):
+            for future in progress_bar(as_completed(futures), total=len(jobs), unit=unit, desc=self.name):
                 self.record_result(future)
         except BaseException as error:
             self.stop.set()  # the pool would wait for an archive that is being unpacked

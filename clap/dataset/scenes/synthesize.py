@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from tqdm import tqdm
 
 from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.scenes.phrases import NUM_CAPTIONS
 from clap.dataset.scenes.planning import SHORTEST_SCENE, plan_lone_event
 from clap.dataset.scenes.rendering import render_scene
 from clap.dataset.scenes.sounds import RENDER_RATE, SOUNDS
+from clap.progress import progress_bar
 
 NUM_FOLDS = 5
 NUM_CLASSES = 10  # of UrbanSound8K
@@ -44,7 +44,7 @@ class CorpusWriter:
 
     def write_split(self, split: str, names: dict[str, Path]) -> None:
         """Render the clips of a split; `names` maps their ids to paths relative to the folder."""
-        for clip in tqdm(self.corpus.clips(split), desc=split, unit="clip"):
+        for clip in progress_bar(self.corpus.clips(split), desc=split, unit="clip"):
             waveform = self.corpus.load(clip, sample_rate=self.sample_rate, max_duration=self.max_duration)
             self.write_audio(names[clip.id], waveform)
 
@@ -105,7 +105,7 @@ def write_esc50(writer: CorpusWriter) -> None:
     """
     kinds = tuple(SOUNDS)
     rows = []
-    for i in tqdm(range(writer.num_clips), desc="clips", unit="clip"):
+    for i in progress_bar(range(writer.num_clips), desc="clips", unit="clip"):
         fold, target = i % NUM_FOLDS + 1, i // NUM_FOLDS % len(kinds)
         pair, take = divmod(i // (NUM_FOLDS * len(kinds)), 2)
         source = 100_000 + (pair * len(kinds) + target) * NUM_FOLDS + fold
@@ -123,7 +123,7 @@ def write_urbansound8k(writer: CorpusWriter) -> None:
     """
     kinds = tuple(SOUNDS)[:NUM_CLASSES]
     rows = []
-    for i in tqdm(range(writer.num_clips), desc="clips", unit="clip"):
+    for i in progress_bar(range(writer.num_clips), desc="clips", unit="clip"):
         fold, target, number = i % 10 + 1, i // 10 % len(kinds), 100_000 + i
         name = f"{number}-{target}-0-0.wav"
         waveform = _render_kind(writer, kinds[target], i)

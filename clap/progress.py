@@ -1,0 +1,18 @@
+"""Progress bars: on a terminal only, and not in the processes of a launcher or loader, which share it."""
+
+import multiprocessing
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(items: Iterable | None = None, *, hidden: bool = False, **options: Any) -> tqdm:
+    """A tqdm bar over items, or one that `update` moves.
+
+    Args:
+        hidden: show no bar on a terminal either.
+        options: of tqdm, such as total, desc and unit.
+    """
+    is_worker = multiprocessing.current_process().name != "MainProcess"
+    return tqdm(items, disable=hidden or is_worker or None, **options)  # None: disabled unless stderr is a terminal
