@@ -37,7 +37,8 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         fsync_files(temporary)
     except WRITE_ERRORS as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"{folder}: checkpoint not written ({error}); an existing checkpoint is unchanged") from error
+        kept = f"the previous {folder} is complete" if folder.exists() else f"there is no earlier {folder}"
+        raise OSError(f"{folder}: checkpoint not written ({error}); {kept}") from error
     if folder.exists():
         folder.rename(backup_folder(folder))
     temporary.rename(folder)

@@ -1,14 +1,20 @@
-"""The files of a run folder, its metric history, clip counts and lock; the summary and the commit of a run."""
+"""The files of a run folder, its owner, metric history and clip counts; the summary and the commit of a run."""
 
+import itertools
 import logging
+import os
+import socket
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from clap.atomic import read_json, read_json_lines
+from clap.atomic import PARTIAL, read_json, read_json_lines, write_json
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +22,80 @@ RECORD = "mlflow.json"  # what the MLflow store should have of this run
 HISTORY = "metrics.jsonl"
 JOB_FILE, SWEEP_FILE, LOCK = "job.json", "sweep.json", ".lock"
 METRICS, COST, PROTOCOL = "metrics.json", "cost.json", "evaluation/protocol.json"
+OWNER = "run.json"  # id of the run, and the process that writes it
+RESULTS = ("checkpoints", "evaluation", METRICS, HISTORY, RECORD, JOB_FILE, SWEEP_FILE)  # a folder with one holds a run
+LOCK_SECONDS = 1.0  # timeout of a folder's lock, which `is_running` takes briefly
+_owned: set[Path] = set()  # folders of this process
+
+
+def create_new_folder(folder: Path) -> Path:
+    """Create a folder, or FOLDER-2, FOLDER-3, ... if it exists: of processes with one name, each gets its own."""
+    for number in itertools.count(1):
+        created = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            created.mkdir(parents=True)
+            return created
+        except FileExistsError:
+            continue
+
+
+@contextmanager
+def own_folder(
+    folder: Path, *, resume: str | Path | None = None, advice: str, written: Iterable[str] = ()
+) -> Iterator[None]:
+    """Lock the folder of a run, and record its id and this process in run.json; nested calls have no effect.
+
+    The lock ends with the process, also after a kill.
+
+    Args:
+        resume: `auto`, or a checkpoint; only a run that resumes from its own folder may write to one that holds a run.
+        advice: what to do about a folder that holds a run, for the error.
+        written: results that the run has written itself before this call.
+
+    Raises:
+        BlockingIOError: another process owns the folder.
+        FileExistsError: the folder holds a run that is not resumed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() in _owned:
+        yield
+        return
+    try:
+        lock = FileLock(folder / LOCK).acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        owner = read_json(folder / OWNER)
+        who = "process {pid} on {host} since {start}".format(**owner) if owner else "another process"
+        raise BlockingIOError(f"{folder} is in use by {who}; stop it, wait for it, or set another folder") from None
+    with lock:
+        found = [name for name in find_results(folder) if name not in written]
+        if found and not can_resume(folder, found, resume):
+            raise FileExistsError(f"{folder} holds {describe_results(found)} ({', '.join(found)}); {advice}")
+        for path in [*folder.glob(f"*{PARTIAL}"), *folder.glob(f"*/*{PARTIAL}")]:
+            path.unlink()  # left by a writer that was killed
+        run_id = (read_json(folder / OWNER).get("id") if find_results(folder) else None) or uuid.uuid4().hex
+        start = datetime.now().astimezone().isoformat(timespec="seconds")
+        write_json(folder / OWNER, {"id": run_id, "pid": os.getpid(), "host": socket.gethostname(), "start": start})
+        _owned.add(folder.resolve())
+        try:
+            yield
+        finally:
+            _owned.discard(folder.resolve())
+
+
+def find_results(folder: Path) -> list[str]:
+    """The results of a run in a folder; none if no run has been started there."""
+    return [name for name in RESULTS if (folder / name).exists()]
+
+
+def describe_results(found: Iterable[str]) -> str:
+    return "a sweep" if SWEEP_FILE in found else "a run" if "checkpoints" in found else "results"
+
+
+def can_resume(folder: Path, found: Iterable[str], resume: str | Path | None) -> bool:
+    """Whether a run with this `resume` continues the run of a folder, which has not lost its checkpoints."""
+    is_inside = resume == "auto" or (resume and Path(resume).resolve().is_relative_to(folder.resolve()))
+    is_whole = METRICS not in found or "checkpoints" in found or JOB_FILE in found
+    return bool(is_inside) and is_whole and SWEEP_FILE not in found
 
 
 def read_history(path: Path) -> list[dict]:

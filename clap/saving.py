@@ -10,6 +10,7 @@ import yaml
 from torch import nn
 
 from clap import checkpoint
+from clap.atomic import name_file
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def write_model(clap: nn.Module, folder: Path, extra: Mapping[str, Any] | None =
     (folder / checkpoint.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     # Copies: safetensors refuses weights that share memory, as T5's embeddings do.
     weights = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in clap.state_dict().items()}
-    safetensors.torch.save_file(weights, folder / checkpoint.WEIGHTS)
+    with name_file(folder / checkpoint.WEIGHTS):
+        safetensors.torch.save_file(weights, folder / checkpoint.WEIGHTS)
     if clap.text_encoder is not None:
         write_tokenizer(clap, folder)
 
@@ -57,7 +59,8 @@ def make_self_contained(clap: nn.Module, config: dict[str, Any]) -> dict[str, An
 def write_tokenizer(clap: nn.Module, folder: Path) -> None:
     """Write the tokenizer's files, or log that they are not available."""
     if clap.tokenizer.is_available:
-        clap.tokenizer.save(folder / checkpoint.TOKENIZER)
+        with name_file(folder / checkpoint.TOKENIZER):
+            clap.tokenizer.save(folder / checkpoint.TOKENIZER)
         return
     log.warning(
         "saved without a tokenizer: the model embeds audio only until %r can be read from the Hugging Face hub, or a "

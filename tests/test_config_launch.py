@@ -1,18 +1,22 @@
 """`launch` reports errors in one line, and keeps the traceback in the log file."""
 
 import os
+import shlex
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
 from config_yamls import write_yamls
 
-from clap.config.launch import resume_command
+from clap.config.launch import format_error, is_expected, resume_command
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
 import sys
+from pathlib import Path
+from hydra.core.hydra_config import HydraConfig
 from clap.config.launch import launch
 
 def main(cfg):
@@ -25,6 +29,9 @@ def main(cfg):
         raise TypeError("a bug")
     if cfg.note == "ctrl-c":
         raise KeyboardInterrupt
+    if cfg.note in ("disk full", "bad loss"):
+        (Path(HydraConfig.get().runtime.output_dir) / "checkpoints" / "last").mkdir(parents=True)
+        raise OSError("trainer.pt: not written") if cfg.note == "disk full" else FloatingPointError("nan")
     if cfg.seed == 1 and cfg.note == "second":
         raise FileNotFoundError("no such file")
 
@@ -96,8 +103,52 @@ def test_sweep_continues_after_a_failed_job(script: Path) -> None:
 
 def test_failed_job_is_named(script: Path) -> None:
     result = run(script, "-m", "seed=0,1", "note=second")
-    assert "error: job 1 (note=second,seed=1): no such file" in result.stderr
+    assert "error: job 1 (seed=1): no such file" in result.stderr
     assert (result.returncode, result.stderr.splitlines()[-1]) == (1, "error: no such file")
+
+
+def test_runs_started_in_the_same_second_have_folders_of_their_own(script: Path) -> None:
+    timed = "hydra.run.dir=timed/${now:%Y}"
+    first, second = (run(script, timed, f"seed={seed}") for seed in (1, 2))
+    assert (first.returncode, second.returncode) == (0, 0)
+    year = date.today().year
+    assert sorted(path.name for path in (script.parent / "timed").iterdir()) == [f"{year}", f"{year}-2"]
+    run(script, "-m", "hydra.sweep.dir=timed/${now:%Y}", "seed=1,2")
+    assert (script.parent / "timed" / f"{year}-3" / "1" / "train.log").exists()
+
+
+@pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
+def test_command_that_only_prints_creates_no_folder(script: Path, flag: str) -> None:
+    assert run(script, flag, "hydra.run.dir=printed").returncode == 0
+    assert not (script.parent / "printed").exists()
+
+
+def test_folder_that_holds_a_run_is_left_alone(script: Path) -> None:
+    (script.parent / "held" / "checkpoints").mkdir(parents=True)
+    for arguments in (["hydra.run.dir=held"], ["-m", "seed=1,2", "hydra.sweep.dir=held"]):
+        result = run(script, *arguments)
+        assert result.returncode == 1 and result.stderr.startswith("error: held holds a run (checkpoints); ")
+        assert len(result.stderr.splitlines()) == 1
+    assert [path.name for path in (script.parent / "held").iterdir() if path.name != ".lock"] == ["checkpoints"]
+    assert run(script, "hydra.run.dir=held", "resume=auto").returncode == 0
+
+
+def test_failure_after_a_checkpoint_prints_the_command_that_resumes(script: Path) -> None:
+    result = run(script, "note=disk full", "hydra.run.dir='disk (é)'")
+    resume, error = result.stderr.splitlines()
+    assert error.startswith("error: trainer.pt: not written")
+    _, *command = shlex.split(resume.removeprefix("to resume: "))
+    assert run(script, *command[1:], "note=heavy").returncode == 0
+    result = run(script, "note=bad loss", "hydra.run.dir=bad")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_killed_worker_of_a_loader_is_one_line() -> None:
+    for end in ("is killed by signal: Killed. ", "exited unexpectedly with exit code 1. Details are lost"):
+        error = RuntimeError(f"DataLoader worker (pid 31) {end}")
+        assert is_expected(error) and "killed because the memory was full; lower" in format_error(error)
+    assert is_expected(RuntimeError("DataLoader worker (pid(s) 31, 32) exited unexpectedly"))
+    assert not is_expected(RuntimeError("shapes do not match"))
 
 
 COMMANDS = {
@@ -105,6 +156,14 @@ COMMANDS = {
     "flag last": (["lr=1,2", "-m"], "python train.py hydra.sweep.dir=out resume=auto lr=1,2 -m"),
     "no override": (["-m"], "python train.py -m hydra.sweep.dir=out resume=auto"),
     "in their place": (["resume=a", "hydra.sweep.dir=${now:%H}"], "python train.py hydra.sweep.dir=out resume=auto"),
+    "naming of jobs": (
+        ["hydra.job.config.override_dirname.exclude_keys=[]", "lr=1,2", "-m"],
+        "python train.py hydra.sweep.dir=out resume=auto lr=1,2 -m",
+    ),
+    "folder with =": (
+        ["--config-dir", "/d/a=b", "lr=1"],
+        "python train.py --config-dir /d/a=b hydra.sweep.dir=out resume=auto lr=1",
+    ),
     "quoted": (["evaluation=[a,b]"], "python train.py hydra.sweep.dir=out resume=auto 'evaluation=[a,b]'"),
 }
 

@@ -152,15 +152,27 @@ def test_config_dir_flag_adds_options(conf: Path, tmp_path: Path) -> None:
     check_overrides(argv, config_dir=conf, config_name="config")
 
 
-def test_folder_of_a_job_is_named_by_its_overrides():
+def test_folder_of_a_job_is_named_by_what_is_swept():
     assert name_folder("optimizer.lr=0.001,seed=1") == "optimizer.lr=0.001,seed=1"
 
 
-def test_folder_name_has_no_slash_and_a_bounded_length():
-    name = name_folder("init_from=/models/best," + "x" * 300)
+def test_folder_name_has_no_slash_and_fits_a_file_system():
+    name = name_folder("init_from=/models/best," + "é" * 300)
     assert "/" not in name
-    assert len(name) < 140
+    assert name.startswith("init_from=_models_best,é") and len(name.encode()) <= 255
 
 
-def test_long_overrides_get_different_folders():
-    assert name_folder("x" * 300 + "1") != name_folder("x" * 300 + "2")
+DIFFERENT = [
+    ("init_from=runs/a/b", "init_from=runs/a_b"), ('t=["a {}"]', 't=["a: {}"]'), ('t=["{}!"]', 't=["{}?"]'),
+    ("dataset.name='a b'", "dataset.name=a_b_"), ("x" * 300 + "1", "x" * 300 + "2"),
+    ("a=[1]", "a={1}"), ("a=b c", "a=b\tc"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT)
+def test_different_values_have_different_folders(one: str, other: str):
+    assert name_folder(one) != name_folder(other)
+
+
+def test_name_that_fits_is_kept_whole():
+    assert name_folder("a=" + "x" * 250) == "a=" + "x" * 250

@@ -1,11 +1,14 @@
 """The type and value of an override are checked against the yaml."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 from config_yamls import write_yamls
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from clap.config.overrides import check_overrides
+from clap.config.values import quote_override, shell_override
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +84,19 @@ def test_value_is_rejected(argv: list[str], message: str, conf: Path) -> None:
 def test_number_for_a_path_in_a_yaml_is_rejected(conf: Path) -> None:
     with pytest.raises(ValueError, match="resume: 202405 must be a string or null; quote it in the yaml"):
         check_overrides(["experiment=number"], config_dir=conf, config_name="config")
+
+
+TEXTS = (
+    "/home/josé/r", "/data/新/r", "/d/a=b,c", "/d/x (2021)", "/d/a&b", "/d/tom's", 'a"b', 'a\\', 'a\\"b\\\\', "", " a ",
+    "2021", "2024_05", "1e3", ".5", "true", "Null", "nan", "[x]", "{a: b}", "a*?", "~/x", "sqlite:////d/x y.db", "#a",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_quoted_override_is_read_back_by_shell_and_hydra(text: str) -> None:
+    (word,) = shlex.split(shell_override("tracking.uri", text))
+    assert OverridesParser.create().parse_override(word).value() == text
+
+
+def test_plain_text_is_not_quoted() -> None:
+    assert quote_override("hydra.run.dir", "outputs/train/a-1.0") == "hydra.run.dir=outputs/train/a-1.0"

@@ -16,7 +16,8 @@ from sweeps import read_board, read_runs, run, statuses, wait_for
 
 from clap.commands.synthesize import synthesize
 from clap.study.factors import parse_overrides
-from clap.study.sweep import check_keys_name_folder, set_design
+from clap.study.job import Job, read_jobs
+from clap.study.sweep import rename_jobs, set_design
 
 
 @pytest.fixture
@@ -51,11 +52,14 @@ def test_one_at_a_time_needs_the_basic_sweeper(restored: None):
         set_design("one_at_a_time", sweeper="hydra_plugins.optuna.OptunaSweeper")
 
 
-def test_swept_key_must_be_in_the_folder_name():
-    unnamed = ["dataset.root", "device"]
-    check_keys_name_folder(["optimizer.lr", "seed"], unnamed)
-    with pytest.raises(ValueError, match=r"device is swept but excluded from .*exclude_keys=\[dataset.root\]'"):
-        check_keys_name_folder(["device", "seed"], unnamed)
+def test_job_folders_of_an_earlier_version_are_renamed(tmp_path: Path):
+    old = tmp_path / "init_from=_a_b,lr=1,seed=0"
+    (old / ".hydra").mkdir(parents=True)
+    (old / ".hydra" / "overrides.yaml").write_text("- seed=0\n- init_from=/a/b\n- lr=1\n")
+    Job(old, "lr=1-s0", status="finished").write()
+    for _ in range(2):
+        rename_jobs(tmp_path, ["lr", "seed"])
+        assert [job.folder.name for job in read_jobs(tmp_path)] == ["lr=1,seed=0"]
 
 
 def test_ctrl_c_prints_the_command_that_resumes_the_sweep(sweep_project: Path, sweep_store: Path, tmp_path: Path):

@@ -278,3 +278,14 @@ def test_batch_of_one_is_refused(make_trainer: Callable):
     trainer = make_trainer()
     with pytest.raises(ValueError, match="a contrastive batch needs two clips"):
         make_loader(trainer.train_loader.dataset, trainer.clap.collate, batch_size=1, num_workers=0, shuffle=True)
+
+
+def test_second_training_in_a_folder_is_refused(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(max_steps=1)
+    trainer.train_and_eval(tmp_path)
+    best = tmp_path / "checkpoints" / "best" / "model.safetensors"
+    before = best.stat().st_mtime_ns
+    with pytest.raises(FileExistsError, match=r"holds a run .*; give another out_path, or resume this run"):
+        make_trainer(max_steps=1).train_and_eval(tmp_path)
+    assert best.stat().st_mtime_ns == before
+    trainer.train_and_eval(tmp_path)  # the trainer of this run may go on

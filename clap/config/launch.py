@@ -1,33 +1,49 @@
-"""Runs a task under Hydra: checks the command line first, and reports expected errors in one line on stderr."""
+"""Runs a task under Hydra: checks the command line and takes the output folder first, and reports expected errors in
+one line on stderr.
+"""
 
 import contextlib
 import functools
 import inspect
+import json
 import logging
 import math
 import os
 import re
 import shlex
+import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from clap.config.overrides import VERSION_BASE, check_overrides
+from clap.atomic import is_full_disk
+from clap.config.overrides import VERSION_BASE, Configs, check_overrides, find_fixed_keys
 from clap.config.ran import restore_config
+from clap.config.values import quote_override
+from clap.run_folder import SWEEP_FILE, create_new_folder, describe_results, find_results, own_folder
 
 # Errors that a user can fix; any other exception is a bug and keeps its traceback.
-EXPECTED = (ValueError, OSError, ImportError, BrokenExecutor, HydraException, OmegaConfBaseException, yaml.YAMLError)
+EXPECTED = (
+    *(ValueError, ArithmeticError, OSError, ImportError, BrokenExecutor),
+    *(HydraException, OmegaConfBaseException, yaml.YAMLError),
+)
+# PyTorch's RuntimeError of a DataLoader whose worker process has died
+KILLED_WORKER = re.compile(r"DataLoader worker \(pid\D*[\d, ]+\) (is killed by signal: [^.]*|exited unexpectedly)")
 
 Task = Callable[[DictConfig], Any]
 RunJob = Callable[[Task, DictConfig], Any]
@@ -45,7 +61,8 @@ def launch(
 
     An expected error prints one line on stderr and exits with status 1, Ctrl-C with 130. The traceback is written to
     the job's log file, and to stderr with HYDRA_FULL_ERROR=1. Under -m, a failed job prints its line and the sweep
-    continues. After Ctrl-C, a task whose config has the key `resume` prints the command that resumes it.
+    continues. After Ctrl-C or SIGTERM, and after an error that follows a checkpoint, a task whose config has the key
+    `resume` prints the command that resumes it.
 
     Args:
         task: a function of the composed config, or one decorated with `hydra.main`; it imports slow packages itself.
@@ -56,12 +73,16 @@ def launch(
     config_dir = Path(inspect.getfile(inspect.unwrap(task))).resolve().parent / config_path
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises exceptions instead of printing its own report
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     run = hydra.main(version_base=VERSION_BASE, config_path=str(config_dir), config_name=config_name)
     try:
         if store_options is not None:
             store_options(sys.argv[1:])
         check_overrides(sys.argv[1:], config_dir=config_dir, config_name=config_name)
-        run(_report_failure(task, run_job, show_traceback=show_traceback))()
+        with own_output_folder(sys.argv[1:], config_dir=config_dir, config_name=config_name) as overrides:
+            sys.argv[1:] = insert_overrides(sys.argv[1:], overrides)
+            run(_report_failure(task, run_job, show_traceback=show_traceback))()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -71,14 +92,72 @@ def launch(
         sys.exit(f"error: {format_error(error)}")
 
 
-def resume_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
-    """The command of `argv` with additional overrides, which replace those of the same keys."""
-    script, *arguments = argv
+RUN_FOLDER, SWEEP_FOLDER = "hydra.run.dir", "hydra.sweep.dir"
+UNNAMED = "hydra.job.config.override_dirname.exclude_keys"  # keys that are not in the folder name of a job
+
+
+@contextlib.contextmanager
+def own_output_folder(argv: Sequence[str], *, config_dir: Path, config_name: str) -> Iterator[list[str]]:
+    """Choose the folder of a run or sweep, and lock that of a run; yields the overrides that name it.
+
+    A name with the time (`${now:...}`) gets the suffix -2, -3, ... if it is taken. Flags that only print own no folder.
+    Processes that share an explicitly named sweep folder lock it job by job.
+
+    Raises:
+        BlockingIOError, FileExistsError: the folder belongs to another process, or holds other results.
+    """
+    args, _ = get_args_parser().parse_known_args(argv)
+    if args.cfg or args.help or args.hydra_help or args.info or args.shell_completion or args.experimental_rerun:
+        yield []
+        return
+    configs = Configs.open(args, config_dir=config_dir, config_name=config_name)
+    JobRuntime.instance().set("name", Path(sys.argv[0]).stem)
+    config = configs.compose_all(args.overrides)
+    HydraConfig.instance().set_config(config)
+    is_sweep = args.multirun or config.hydra.mode == RunMode.MULTIRUN
+    key = SWEEP_FOLDER if is_sweep else RUN_FOLDER
+    pattern = OmegaConf.to_container(config.hydra.sweep if is_sweep else config.hydra.run)["dir"]
+    folder = Path(OmegaConf.select(config, key))
+    params = OmegaConf.to_container(config.hydra.sweeper).get("params") or {}
+    if "${now:" in pattern:
+        folder = create_new_folder(folder)
+    overrides = [quote_override(key, folder)]
+    if is_sweep:
+        if (found := find_results(folder)) and SWEEP_FILE not in found:
+            what = f"{describe_results(found)} ({', '.join(found)})"
+            raise FileExistsError(f"{folder} holds {what}; {SWEEP_FOLDER}=FOLDER sets another folder")
+        fixed = find_fixed_keys(configs, params, args.overrides)
+        yield [*overrides, f"{UNNAMED}=[{','.join(json.dumps(name) for name in fixed)}]"]
+        return
+    with own_folder(folder, resume=config.get("resume"), advice=_advise(config)):
+        yield overrides
+
+
+def _advise(config: DictConfig) -> str:
+    """What to do about a folder that holds a run."""
+    resume = "resume=auto resumes it, " if "resume" in config else ""
+    return f"{resume}{RUN_FOLDER}=FOLDER sets another folder"
+
+
+def insert_overrides(argv: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The arguments of a command with additional overrides, which replace those of the same keys."""
+    given = get_args_parser().parse_known_args(argv)[0].overrides
+    starts = [i for i in range(len(argv) - len(given) + 1) if list(argv[i : i + len(given)]) == given]
+    first = starts[-1] if starts else len(argv)  # flags are before or after all overrides
     keys = tuple(f"{override.partition('=')[0]}=" for override in overrides)
-    arguments = [argument for argument in arguments if not argument.startswith(keys)]
-    together = (i for i, argument in enumerate(arguments) if "=" in argument and not argument.startswith("-"))
-    first = next(together, len(arguments))  # flags are before or after all overrides
-    return shlex.join(["python", script, *arguments[:first], *overrides, *arguments[first:]])
+    kept = [override for override in given if not override.lstrip("+").startswith(keys)]
+    return [*argv[:first], *overrides, *kept, *argv[first + len(given) :]]
+
+
+def resume_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
+    """The command of `argv` with additional overrides `key=text`, which replace those of the same keys.
+
+    It can be pasted into a shell: the texts, such as folders, are quoted for Hydra and for the shell.
+    """
+    script, *arguments = argv
+    overrides = [quote_override(*override.split("=", 1)) for override in overrides]
+    arguments = [argument for argument in arguments if not argument.startswith(f"{UNNAMED}=")]  # from `launch`
+    return shlex.join(["python", script, *insert_overrides(arguments, overrides)])
 
 
 def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool) -> Task:
@@ -86,32 +165,51 @@ def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool)
 
     A single run exits with SystemExit; under -m, Hydra receives the exception and runs the other jobs.
     """
+    started = time.time()
 
     @functools.wraps(task)
     def run(config: DictConfig) -> Any:
         job = HydraConfig.get()
         try:
-            has_callbacks = job.mode == RunMode.MULTIRUN and job.callbacks
-            return run_job(task, config) if run_job and has_callbacks else task(config)
+            with logging_redirect_tqdm():  # log lines are printed above a progress bar
+                if run_job and job.mode == RunMode.MULTIRUN and job.callbacks:
+                    return run_job(task, config)
+                with own_folder(Path(job.runtime.output_dir), resume=config.get("resume"), advice=_advise(config)):
+                    return task(config)
         except KeyboardInterrupt:
             if job.mode == RunMode.RUN and "resume" in config:
-                overrides = [f"hydra.run.dir={job.runtime.output_dir}", "resume=auto"]
-                print(f"to resume: {resume_command(sys.argv, overrides)}", file=sys.stderr)
+                _print_resume_command()
             raise
         except Exception as error:
             log = _write_traceback()
             if job.mode == RunMode.MULTIRUN:
-                name = f"job {job.job.num} ({job.job.override_dirname})"
+                name = f"job {job.job.num} ({job.job.override_dirname or 'nothing swept'})"
                 print(f"error: {name}: {format_error(error)}{log}", file=sys.stderr)
                 if job.callbacks:
                     return math.nan
-            elif isinstance(error, EXPECTED) and not show_traceback:
+                raise
+            if "resume" in config and _can_be_resumed(error, started):
+                _print_resume_command()
+            if is_expected(error) and not show_traceback:
                 sys.exit(f"error: {format_error(error)}{log}")
             raise
         finally:
             restore_config(Path(job.runtime.output_dir))
 
     return run
+
+
+def _can_be_resumed(error: Exception, started: float) -> bool:
+    """Whether the run has saved a checkpoint, and would not fail at the same step again as with a loss of nan."""
+    last = Path(HydraConfig.get().runtime.output_dir, "checkpoints", "last")
+    with contextlib.suppress(FileNotFoundError):
+        return not isinstance(error, ArithmeticError) and (is_full_disk(error) or last.stat().st_mtime > started)
+    return False
+
+
+def _print_resume_command() -> None:
+    overrides = [f"{RUN_FOLDER}={HydraConfig.get().runtime.output_dir}", "resume=auto"]
+    print(f"to resume: {resume_command(sys.argv, overrides)}", file=sys.stderr)
 
 
 def _write_traceback() -> str:
@@ -124,7 +222,17 @@ def _write_traceback() -> str:
     return ""
 
 
+def is_expected(error: BaseException) -> bool:
+    """Whether a user can fix the cause, so that one line is enough."""
+    return isinstance(error, EXPECTED) or bool(KILLED_WORKER.search(str(error)))
+
+
 def format_error(error: BaseException) -> str:
     """The message of an exception in one line, without Hydra's hint to add a key with +."""
     text = str(error) or str(error.__cause__ or "") or type(error).__name__
+    if found := KILLED_WORKER.search(text):
+        return (
+            f"a process that loads data has died ({found[1]}), most likely killed because the memory was full; lower "
+            "dataset.num_workers, dataset.batch_size or dataset.max_duration"
+        )
     return " ".join(re.split(r"\n *(?:To append to|Config search path|Search path|See https)", text)[0].split())

@@ -7,8 +7,9 @@ Hydra accepts three kinds of errors: a key that is not in any yaml (`+lr=3`), a 
 import copy
 import hashlib
 import re
+import shlex
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clap.config import flatten
 from clap.config.required import MISSING
-from clap.config.values import LOCAL_KEYS, check_value, check_yaml_values, suggest, suggest_key
+from clap.config.values import check_value, check_yaml_values, shell_override, suggest, suggest_key
 
 
 def resolve_value(config: DictConfig, key: str) -> Any:
@@ -42,17 +43,19 @@ def resolve_value(config: DictConfig, key: str) -> Any:
 VERSION_BASE = "1.3"
 
 
-def name_folder(overrides: str, longest: int = 120) -> str:
-    """Folder name of a job from its overrides: without slashes, and shortened with a hash if too long."""
-    name = re.sub(r"[^\w.,=+-]+", "_", overrides) or "default"
-    if len(name) <= longest:
-        return name
-    return f"{name[:longest]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+def name_folder(overrides: str, longest: int = 255) -> str:
+    """Folder name of a job from what is swept: `optimizer.lr=0.001,seed=1`.
+
+    A hash follows if characters are replaced, or if the name is cut to `longest` bytes, the limit of file systems.
+    """
+    name = re.sub(r"[^\w.,=+-]+", "_", overrides)
+    if name == overrides and len(name.encode()) <= longest:
+        return name or "default"
+    digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
+    return f"{name.encode()[: longest - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
-# Used in conf/*.yaml: ${folder_name:${hydra.job.override_dirname}}, ${local_keys:} and ${local_keys:more,keys}.
-OmegaConf.register_new_resolver("folder_name", name_folder, replace=True)
-OmegaConf.register_new_resolver("local_keys", lambda *more: [*LOCAL_KEYS, *more], replace=True)
+OmegaConf.register_new_resolver("folder_name", name_folder, replace=True)  # in conf/*.yaml, of override_dirname
 
 
 def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> None:
@@ -147,13 +150,17 @@ class Configs:
             path.prepend(provider="command-line", path=added, anchor=SearchPathQuery(provider="schema"))
         return cls(ConfigLoaderImpl(path), args.config_name or config_name)
 
+    def compose_all(self, lines: list[str]) -> DictConfig:
+        """Compose the config with its `hydra` node, as Hydra does before a run or the jobs of a sweep."""
+        return self.loader.load_configuration(self.name, lines, RunMode.MULTIRUN)
+
     def parse(self, lines: list[str]) -> list[Override]:
         """Parse overrides with Hydra's grammar."""
         try:
             return OverridesParser.create(config_loader=self.loader).parse_overrides(lines)
         except OverrideParseException as error:
             key, sign, value = error.override.partition("=")
-            quoted = f"; quote a value with special characters: '{key}=\"{value}\"'" if sign else ""
+            quoted = f"; quote a value with special characters: {shell_override(key, value)}" if sign else ""
             raise ValueError(f"{error.override}: not an override; write key=value{quoted}") from error
 
     def split(self, overrides: list[Override]) -> tuple[list[Override], list[Override]]:
@@ -207,6 +214,14 @@ def _compose_jobs(configs: Configs, groups: list[Override], *, hydra_lines: list
         yield configs.compose([*hydra_lines, *(lines[index % len(lines)] for lines in choices)])
 
 
+def find_fixed_keys(configs: Configs, params: Mapping[str, Any], lines: list[str]) -> list[str]:
+    """The keys that all jobs of a sweep have in common, of those in the sweeper's parameters and overrides."""
+    study = configs.parse([f"{key}={value}" for key, value in params.items()])
+    given = [override for override in configs.parse(lines) if not _is_hydra(override)]
+    swept = {override.key_or_group for override in [*study, *given] if override.is_sweep_override()}
+    return sorted({override.key_or_group for override in [*study, *given]} - swept)
+
+
 def _is_hydra(override: Override) -> bool:
     """Whether the override sets a key of Hydra itself, which Hydra's schema checks."""
     return override.is_hydra_override() or override.key_or_group == "hydra"
@@ -243,7 +258,7 @@ def _check_single(overrides: list[Override]) -> None:
     for override in overrides:
         if override.is_sweep_override():
             key, text = override.key_or_group, override.get_value_string()
-            other = f", or write a list as '{key}=[{text}]' or a string as '{key}=\"{text}\"'"
+            other = f", or write a list as {shlex.quote(f'{key}=[{text}]')} or a string as {shell_override(key, text)}"
             simple = override.value_type == ValueType.SIMPLE_CHOICE_SWEEP
             raise ValueError(f"{override.input_line}: several values are a sweep; add -m{other if simple else ''}")
 

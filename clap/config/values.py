@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -55,6 +57,7 @@ CHOICES = {
     "fill": FILL_MODES,
     "mel_scale": MEL_SCALES,
 }
+PLAIN_TEXT = re.compile(r"(\.{0,2}/|[A-Za-z_])[A-Za-z0-9_/.+-]*")  # Hydra reads it as text without quotes
 TYPE_NAMES = {
     bool: "true or false",
     int: "an integer",
@@ -101,6 +104,21 @@ def choose_weights(part: str, pretrained: bool | str, name: str | None) -> str |
             "a hub name or false"
         )
     return name if pretrained is True else pretrained or None
+
+
+def quote_override(key: str, value: object) -> str:
+    """`key=value` as Hydra reads it back, for a command of several words (`shlex.join`)."""
+    text = str(value)
+    if PLAIN_TEXT.fullmatch(text) and text.lower() not in ("true", "false", "null", "nan", "inf"):
+        return f"{key}={text}"
+    # Hydra halves the backslashes in front of a quote, and keeps others.
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ("\\" if found[2] else "") + found[2], text)
+    return f'{key}="{escaped}"'
+
+
+def shell_override(key: str, value: object) -> str:
+    """`key=value` to be pasted into a shell."""
+    return shlex.quote(quote_override(key, value))
 
 
 def check_yaml_values(config: dict[str, Any]) -> None:
@@ -151,7 +169,7 @@ def _spelling(key: str, value: Any, types: tuple[type, ...], typed: str | None) 
     """How to write a number as a string or a single item as a list: Hydra infers the type from the spelling."""
     typed = json.dumps(value) if typed is None else typed
     if str in types and not isinstance(value, str | dict | type(None)):
-        return f"; write '{key}=\"{typed}\"'"
+        return f"; write {shell_override(key, typed)}"
     if list in types and isinstance(value, str | int | float):
-        return f"; write '{key}=[{typed}]'"
+        return f"; write {shlex.quote(f'{key}=[{typed}]')}"
     return ""

@@ -6,6 +6,7 @@ is a mean over queries `scores/<metric>` and `clips/<metric>` (queries,). evalua
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clap.atomic import read_json, write_json
+from clap.atomic import read_json, write_atomic, write_json
 from clap.evaluation.legacy_scores import read_legacy_scores
 from clap.evaluation.query_scores import QueryScores
 from clap.run_folder import PROTOCOL
@@ -84,7 +85,9 @@ def write_results(folder: Path, results: Mapping[str, Evaluation]) -> None:
         arrays = {"clip_id": np.array(result.clip_ids), **result.per_query, "metrics": np.array(list(result.metrics))}
         for metric, scores in result.scores.items():
             arrays |= {f"scores/{metric}": scores.values, f"clips/{metric}": scores.clips}
-        np.savez_compressed(folder / f"{stem}.npz", **arrays)
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        write_atomic(folder / f"{stem}.npz", content.getvalue())
         protocols[stem] = result.protocol
     write_json(path, protocols)
 

@@ -1,6 +1,7 @@
 """The note of a study: the report between `<!-- report -->` and `<!-- /report -->`, and a template around it."""
 
 import re
+import shlex
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -69,8 +70,9 @@ def read_question(yaml: Path) -> str:
 def format_command(runs: StudyRuns) -> str:
     """The command that runs the study, without local settings such as paths."""
     kept = {key: value for key, value in runs.fixed.items() if key not in OMITTED_KEYS or key == "dataset.root"}
-    words = [f"{key}={'FOLDER' if Path(value).is_absolute() else value}" for key, value in kept.items()]
-    return " ".join([f"python train.py -m experiment={runs.study.name}", *words])
+    paths = {key for key, value in kept.items() if Path(value.strip("'\"")).is_absolute()}
+    words = [f"{key}={'FOLDER' if key in paths else value}" for key, value in kept.items()]
+    return shlex.join(["python", "train.py", "-m", f"experiment={runs.study.name}", *words])
 
 
 def make_block(

@@ -3,23 +3,23 @@
 This module imports no sweeper: Hydra reloads its plugins at start-up, and `clap.study.sweep` patches one of them.
 """
 
+import contextlib
 import logging
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from clap.config.launch import format_error
-from clap.run_folder import LOCK, append_changed, git_commit
+from clap.run_folder import append_changed, git_commit, own_folder
 from clap.study.job import Job, job_tags, read_job
 from clap.study.result_config import check_job_unchanged, digest_data, has_checkpoint, read_result_config
 
 log = logging.getLogger(__name__)
-LOCK_SECONDS = 1.0  # timeout of a job's lock, which `is_running` takes briefly
 
 
 def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
@@ -28,13 +28,13 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
     An unfinished job resumes from its `last` checkpoint. Exceptions are recorded in job.json and re-raised.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / LOCK).acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        log.warning("%s: skipped, another process is running it", folder.name)
-        return math.nan
-    with lock:
+    name_log_lines(job_tags()[0] or folder.name)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(own_folder(folder, resume="auto", advice="set another hydra.sweep.dir"))
+        except BlockingIOError:
+            log.warning("%s: skipped, another process is running it", folder.name)
+            return math.nan
         job = Job(folder, job_tags()[0] or folder.name, status="running", config=read_result_config(config))
         job.data, earlier = digest_data(config), []
         before = read_job(folder)
@@ -46,6 +46,14 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
             log.info("%s: skipped, already finished", job.name)
             return before.value
         return run_locked(task, config, job)
+
+
+def name_log_lines(job: str) -> None:
+    """Put the name of a job in front of its lines on the screen, which the launcher's processes share."""
+    for handler in logging.getLogger().handlers:
+        if getattr(handler, "stream", None) in (sys.stdout, sys.stderr) and handler.formatter is not None:
+            layout = handler.formatter._fmt
+            handler.setFormatter(logging.Formatter(f"[{job.replace('%', '%%')}]{layout}"))
 
 
 def run_locked(task: Callable[[DictConfig], Any], config: DictConfig, job: Job) -> float | None:

@@ -13,10 +13,11 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.override_parser.types import Override
@@ -25,19 +26,22 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from clap.atomic import write_json
-from clap.config.launch import format_error, resume_command
+from clap.atomic import write_atomic, write_json
+from clap.config.launch import SWEEP_FOLDER, format_error, resume_command
+from clap.config.overrides import name_folder
+from clap.config.values import LOCAL_KEYS
 from clap.run_folder import LOCK, SWEEP_FILE, is_running
 from clap.study.factors import find_factors, one_factor_at_a_time, parse_overrides, parse_study
 from clap.study.job import job_levels, read_jobs
 from clap.study.job_tracking import end_run
 from clap.study.leaderboard import Leaderboard
-from clap.study.result_config import FOLDER_KEY, check_fixed_overrides, check_settings_unchanged, read_result_config
+from clap.study.result_config import check_fixed_overrides, check_settings_unchanged, read_result_config
 from clap.tracking.store import DEFAULT_STORE
 from clap.tracking.tracker import Tracker, recorded_run
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
+UNRECORDED = (*LOCAL_KEYS, "dataset.metadata")  # not among the fixed overrides of a sweep; may change when it resumes
 split_grid = BasicSweeper.split_arguments  # parsed overrides -> batches of jobs, a job is a list of key=value
 
 
@@ -82,14 +86,15 @@ class Sweep(Callback):
         self.study = name = study.name if study else None
         self.metrics = study.metrics if study else []
         set_design(study.design if study else "grid", sweeper=hydra.sweeper._target_)
-        params, unnamed = hydra.sweeper.get("params"), hydra.job.config.override_dirname.exclude_keys
+        params = hydra.sweeper.get("params")
         self.swept = swept = list(find_factors(params, lines))
-        check_keys_name_folder(swept, unnamed)
-        others = [item for item in parse_overrides(params, lines) if item.key_or_group not in {*swept, *unnamed}]
+        others = [item for item in parse_overrides(params, lines) if item.key_or_group not in {*swept, *UNRECORDED}]
         fixed = sorted(override.input_line for override in others)
         settings = read_result_config(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
         with FileLock(self.folder / LOCK):
             check_fixed_overrides(self.folder, fixed)
+            if OmegaConf.to_container(hydra.sweep)["subdir"].startswith("${folder_name:"):
+                rename_jobs(self.folder, swept)
             check_settings_unchanged(self.folder, settings, swept)
             self.tracker = Tracker(
                 **config.tracking,
@@ -123,7 +128,7 @@ class Sweep(Callback):
         board = Leaderboard(jobs, self.metrics)
         with FileLock(self.folder / LOCK):
             for name, text in (("leaderboard.csv", board.csv()), ("leaderboard.md", board.markdown())):
-                (self.folder / name).write_text(text)
+                write_atomic(self.folder / name, text.encode())
                 self.tracker.log_artifact(self.folder / name)
             self.tracker.log_view(swept=[*self.swept, *board.counts], metrics=board.metrics)
             self.end_runs("FAILED" if any(job.problem for job in jobs) else "FINISHED")
@@ -154,7 +159,7 @@ class Sweep(Callback):
         return shlex.join(["python", "experiments/report.py", self.study, *store])
 
     def resume_command(self) -> str:
-        return resume_command(sys.argv, [f"{FOLDER_KEY}{self.folder}"])
+        return resume_command(sys.argv, [f"{SWEEP_FOLDER}={self.folder}"])
 
     def failures(self) -> list[str]:
         """Unfinished jobs and their problems; jobs with the same problem in one item."""
@@ -172,10 +177,13 @@ def set_design(design: str, *, sweeper: str) -> None:
     BasicSweeper.split_arguments = staticmethod(split_one_at_a_time if design == "one_at_a_time" else split_grid)
 
 
-def check_keys_name_folder(swept: Sequence[str], unnamed: Collection[str]) -> None:
-    """Reject sweeping a key that is not part of the folder name: its jobs would share a folder."""
-    if found := sorted(set(swept) & set(unnamed)):
-        raise ValueError(
-            f"{found[0]} is swept but excluded from the names of job folders; add "
-            f"'hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(set(unnamed) - set(swept)))}]'"
-        )
+def rename_jobs(folder: Path, swept: Collection[str]) -> None:
+    """Name the job folders of an earlier version, which had all overrides in their names, by what is swept."""
+    for job in read_jobs(folder):
+        overrides = job.folder / ".hydra" / "overrides.yaml"
+        lines = yaml.safe_load(overrides.read_text(encoding="utf-8")) if overrides.is_file() else []
+        named = sorted(item.input_line for item in parse_overrides(None, lines) if item.key_or_group in swept)
+        target = folder / name_folder(",".join(named))
+        if named and target != job.folder and not target.exists() and not is_running(job.folder):
+            log.info("%s is renamed to %s", job.folder, target.name)
+            job.folder.rename(target)

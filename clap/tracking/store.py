@@ -6,6 +6,7 @@ Other modules import MLflow from here, because environment variables must be set
 import json
 import logging
 import os
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -96,7 +97,8 @@ def open_store(uri: str) -> MlflowClient:
     except (MlflowException, SQLAlchemyError, sqlite3.Error, CommandError, OSError) as error:
         if uri.startswith("sqlite:"):
             problem = "cannot be opened as an MLflow store"
-            advice = f"move the file, run `mlflow db upgrade {uri}` if an older MLflow wrote it, or set another path"
+            upgrade = f"mlflow db upgrade {shlex.quote(uri)}"
+            advice = f"move the file, run `{upgrade}` if an older MLflow wrote it, or set another path"
         else:
             problem = "does not answer as an MLflow server"
             advice = f"start it with `mlflow server --port PORT`, or leave tracking.uri at {DEFAULT_STORE}"
@@ -168,7 +170,7 @@ def find_or_create_experiment(client: MlflowClient, name: str, *, uri: str) -> s
     if found.lifecycle_stage == "deleted":
         raise ValueError(
             f"tracking.experiment={name} was deleted in {uri}; set another name, or restore it with "
-            f"`MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {found.experiment_id}`"
+            f"`MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {found.experiment_id}`"
         )
     return found.experiment_id
 

@@ -5,18 +5,18 @@ MLflow never stops a training: an unreachable store is an error before the first
 calls are sent when the store is reachable again, and metrics.jsonl in the run folder always has every metric.
 """
 
-import json
 import logging
 import os
 import re
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clap.atomic import read_json, write_json
-from clap.run_folder import HISTORY, RECORD
+from clap.atomic import append_json_line, read_json, write_json
+from clap.run_folder import HISTORY, OWNER, RECORD
 from clap.tracking.store import (
     MAX_TAG_LENGTH,
     Metric,
@@ -81,7 +81,7 @@ class Tracker:
         self.experiment_id: str | None = None
         self._record_path = Path(run_dir) / RECORD
         self._record = {"uri": self.uri, "experiment": experiment, "run_name": run_name, "status": "RUNNING"}
-        self._record["tags"] = to_tags(tags or {})
+        self._record |= {"owner": read_json(Path(run_dir) / OWNER).get("id"), "tags": to_tags(tags or {})}
         self._resumed = self.run_id is not None
         self._metrics: list[Metric] = []
         self._last_flush = time.monotonic()
@@ -129,7 +129,7 @@ class Tracker:
         if self.uri is None:
             return "MLflow is off (tracking.uri=null)"
         if self.uri.startswith("sqlite:"):
-            return f"mlflow ui --backend-store-uri {self.uri}"
+            return shlex.join(["mlflow", "ui", "--backend-store-uri", self.uri])
         return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     @property
@@ -189,8 +189,7 @@ class Tracker:
                 "between parts, as in val/clotho/text_to_audio/recall_at_1"
             )
         values, now = {name: float(value) for name, value in metrics.items()}, time.time()
-        with self.history_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "time": now, "metrics": values}) + "\n")
+        append_json_line(self.history_path, {"step": step, "time": now, "metrics": values})
         self._metrics += [Metric(name, value, int(now * 1000), step) for name, value in values.items()]
         if len(self._metrics) >= FLUSH_SIZE or time.monotonic() - self._last_flush >= FLUSH_SECONDS:
             self.flush()
@@ -242,7 +241,7 @@ class Tracker:
         self.flush()
         self._send("status", lambda client: client.set_terminated(self.run_id, status=status))
         if self._queue:
-            folder = self.history_path.parent
+            folder = shlex.quote(str(self.history_path.parent))
             logger.info("MLflow is still unreachable; to send the rest later: python -m clap upload %s", folder)
 
     def _update_record(self, key: str, value: object) -> None:

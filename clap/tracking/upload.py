@@ -5,6 +5,7 @@ metrics.jsonl. Data in the store is not sent again, so that an upload can be rep
 """
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clap.atomic import read_json, read_json_lines, write_json
-from clap.run_folder import HISTORY, LOCK, RECORD, SWEEP_FILE, is_running
+from clap.run_folder import HISTORY, LOCK, OWNER, RECORD, SWEEP_FILE, is_running
 from clap.tracking.store import (
     Metric,
     MlflowClient,
@@ -81,6 +82,9 @@ def send_run(client: MlflowClient, run_dir: Path, *, uri: str) -> str:
     check_artifacts(run_dir, [path for path, _ in record.get("artifacts", [])])
     times = [metric.timestamp for metric in metrics] or [round(1000 * (run_dir / RECORD).stat().st_mtime)]
     before = record["run_id"]
+    owner = read_json(run_dir / OWNER).get("id")
+    if owner and record.get("owner", owner) not in (owner, None):
+        raise ValueError(f"{run_dir}: {RECORD} and {OWNER} are of two runs; restore the files of one of them")
     link_to_parent(record, run_dir, uri=uri)
     if not has_run(client, before, uri=uri):
         create_run(client, record, run_dir, uri=uri, start_time=min(times))
@@ -153,7 +157,7 @@ def has_run(client: MlflowClient, run_id: str | None, *, uri: str) -> bool:
     if run.info.lifecycle_stage == "deleted":
         raise ValueError(
             f"run {run_id} was deleted in {uri}; to restore it: "
-            f"`MLFLOW_TRACKING_URI={uri} mlflow runs restore --run-id {run_id}`"
+            f"`MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow runs restore --run-id {run_id}`"
         )
     return True
 

@@ -10,6 +10,10 @@ MIN_LOSS_SCALE = 2.0**-10  # of fp16; it starts at 2**16 and halves with each sk
 ADVICE = "checkpoints stay as they were; lower optimizer.lr or set trainer.precision=fp32"
 
 
+class NotFiniteError(ValueError, ArithmeticError):
+    """A loss, gradient or weight is not finite; the same step would fail again."""
+
+
 def find_non_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> str | None:
     """`NAME is nan` of the first tensor with a value that is not finite; None if all are finite."""
     for name, tensor in tensors:

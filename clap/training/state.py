@@ -2,7 +2,8 @@
 
 import logging
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from clap import checkpoint
-from clap.run_folder import append_changed
+from clap.run_folder import HISTORY, RECORD, append_changed, own_folder
 from clap.tracking.tracker import recorded_run
 from clap.training.comparison import check_data, check_optimizer, check_settings, read_settings
 from clap.training.cost import measure_peaks
@@ -121,11 +122,32 @@ def extend_origin(before: Mapping[str, Sequence[str]], **names: str | None) -> d
     return {key: append_changed(before.get(key, []), name) for key, name in names.items()}
 
 
+@contextmanager
+def own_run_folder(trainer: "ClapTrainer", out_path: Path) -> Iterator[None]:
+    """Own the folder that a trainer writes to while it trains.
+
+    Raises:
+        FileExistsError: it holds another run than the one that this trainer resumes or has begun.
+        BlockingIOError: another process owns it.
+    """
+    advice = "give another out_path, or resume this run with trainer.resume(OUT_PATH/checkpoints/last)"
+    with own_folder(out_path, resume=trainer.resumed_from, advice=advice, written=(RECORD, HISTORY)):
+        source = trainer.resumed_from
+        if trainer.tracker is not None and source is not None and out_path.resolve() not in source.parents:
+            trainer.tracker.set_tags({"resumed_from": source})
+        trainer.checkpoints = out_path / "checkpoints"
+        trainer.resumed_from = trainer.checkpoints.resolve()
+        yield
+
+
 def find_resumable_run(resume: str | None, run_dir: Path, *, uri: str | None) -> tuple[Path | None, str | None]:
-    """The checkpoint that a run resumes from (see `checkpoint.find_resume`), and its MLflow run in the store `uri`."""
+    """The checkpoint that a run resumes from (see `checkpoint.find_resume`), and its MLflow run in the store `uri`.
+
+    A run that starts from a checkpoint of another run folder is a new run in MLflow: an id belongs to one folder.
+    """
     folder = checkpoint.find_resume(resume, run_dir)
-    recorded = recorded_run(run_dir, uri) if resume == "auto" else None
-    return folder, recorded or read_run_id(folder)
+    is_other = folder is not None and not folder.resolve().is_relative_to(run_dir.resolve())
+    return folder, None if is_other else recorded_run(run_dir, uri) or read_run_id(folder)
 
 
 def read_run_id(folder: Path | None) -> str | None:

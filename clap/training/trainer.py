@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clap import checkpoint
-from clap.atomic import write_json
+from clap.atomic import name_file, write_json
 from clap.corpus import SPLITS
 from clap.dataset.loader import Batch, EpochSampler
 from clap.evaluation.embedded_split import make_evaluation_loader
@@ -25,14 +25,15 @@ from clap.evaluation.evaluator import Evaluator, check_evaluators, evaluate_spli
 from clap.evaluation.results import Evaluation, merge_metrics, write_results
 from clap.evaluation.retrieval import Retrieval
 from clap.model import Clap
+from clap.progress import progress_bar
 from clap.run_folder import COST, METRICS, count_clips, describe_clips, find_count, read_counts
 from clap.tracking.tracker import Tracker
 from clap.training.comparison import digest_dataset
 from clap.training.cost import measure_peaks, measure_size, reset_peak_memory
-from clap.training.finite import ADVICE, MIN_LOSS_SCALE, describe_gradients, find_non_finite
+from clap.training.finite import ADVICE, MIN_LOSS_SCALE, NotFiniteError, describe_gradients, find_non_finite
 from clap.training.interrupt import stop_on_signal
 from clap.training.preflight import check_run
-from clap.training.state import collect_state, restore_state
+from clap.training.state import collect_state, own_run_folder, restore_state
 from clap.training.stopwatch import Stopwatch
 from clap.training.trainer_settings import TrainerSettings, make_autocast
 
@@ -93,7 +94,7 @@ class ClapTrainer:
         self.clips_seen, self.samples_seen = 0, 0
         self.peaks: dict[str, int] = {}  # of memory before a resume
         self.validation_pending = False
-        self.checkpoints = Path("checkpoints")
+        self.checkpoints, self.resumed_from = Path("checkpoints"), None
         if clap.tokenizer.needs_training:
             clap.tokenizer.train(train_loader.dataset.captions)
 
@@ -107,13 +108,13 @@ class ClapTrainer:
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM arrived; the `last` checkpoint is of the step in which it did.
-            ValueError: a loss, gradient or weight is not finite, or too many clips cannot be used.
+            NotFiniteError: a loss, gradient or weight is not finite. ValueError: too many clips cannot be used.
+            FileExistsError: out_path holds another run than the one that this trainer resumes or has begun.
         """
-        self.checkpoints = Path(out_path) / "checkpoints"
         check_run(self)
         reset_peak_memory()
         self.clap.tokenizer.cache_captions(getattr(self.train_loader.dataset, "captions", []))  # a Subset has none
-        with stop_on_signal() as stop_requested, self.fit_time.running():
+        with own_run_folder(self, Path(out_path)), stop_on_signal() as stop_requested, self.fit_time.running():
             if self.validation_pending:
                 self.validate()
             while not self.finished():
@@ -125,7 +126,7 @@ class ClapTrainer:
     def train_epoch(self, stop_requested: list[int]) -> None:
         self.clap.train()
         steps, done = len(self.train_loader), self.step_in_epoch
-        with tqdm(total=steps, initial=done, desc=f"epoch {self.epoch + 1}/{self.epochs}", unit="step") as bar:
+        with progress_bar(total=steps, initial=done, desc=f"epoch {self.epoch + 1}/{self.epochs}", unit="step") as bar:
             for batch in self.batches():
                 self.step_in_epoch += 1
                 bar.update()
@@ -200,12 +201,14 @@ class ClapTrainer:
         """
         weights = [*self.clap.state_dict().items(), *self.criterion.state_dict(prefix="loss.").items()]
         if found := find_non_finite(weights):
-            raise ValueError(f"{found} after step {self.step}; {ADVICE}")
+            raise NotFiniteError(f"{found} after step {self.step}; {ADVICE}")
 
         def write(folder: Path) -> None:
             self.clap.save(folder, {key: self.config[key] for key in SAVED if key in self.config})
             if name == "last":
-                torch.save(collect_state(self), folder / checkpoint.TRAINER)
+                path = folder / checkpoint.TRAINER
+                with name_file(path), path.open("wb") as file:  # of a path, torch.save hides why it cannot be written
+                    torch.save(collect_state(self), file)
 
         checkpoint.write_folder(self.checkpoints / name, write)
 
@@ -216,6 +219,7 @@ class ClapTrainer:
             ValueError: the run had other data, or settings that a resumed run cannot change.
         """
         restore_state(self, Path(folder))
+        self.resumed_from = Path(folder).resolve()
         log.info("resumed from %s at epoch %d, step %d", folder, self.epoch + 1, self.step)
 
     @functools.cached_property
@@ -267,10 +271,10 @@ class ClapTrainer:
         yield from self.criterion.named_parameters(prefix="loss")
 
     def stop(self, problem: str, batch: Batch) -> None:
-        """ValueError that names the step and clips of a problem."""
+        """NotFiniteError that names the step and clips of a problem."""
         dataset = self.train_loader.dataset
         names = ", ".join(dataset.clips[i].id for i in batch.index.tolist()[:4])
-        raise ValueError(
+        raise NotFiniteError(
             f"{problem} at step {self.step + 1} (epoch {self.epoch + 1}, batch {self.step_in_epoch}: {names}, ...); "
             f"{ADVICE}"
         )
