@@ -6,6 +6,7 @@ recording. The frames or pages themselves are counted here. Imports no torch.
 
 import functools
 import io
+import itertools
 import re
 import struct
 from collections.abc import Iterator
@@ -101,13 +102,18 @@ def skip_id3(content: bytes, position: int = 0) -> int:
     return 10 + functools.reduce(lambda size, byte: size << 7 | byte, rest, high)
 
 
-def read_xing(frame: bytes) -> tuple[int, int] | None:
-    """Frames and bytes of the stream from the Xing header in its first frame; None without one."""
+def read_info(frame: bytes) -> tuple[int | None, int | None] | None:
+    """Frames and bytes of the stream as the Xing header in its first frame has them; None if it has no such header.
+
+    A frame with Fraunhofer's VBRI header, which libsndfile does not read, is one with neither.
+    """
     start = find_xing(frame)
-    flags = struct.unpack_from(">I", frame.ljust(start + 16), start + 4)[0]
-    if frame[start : start + 4] not in (b"Xing", b"Info") or flags & 3 != 3:
+    if frame[36:40] == b"VBRI":
+        return None, None
+    if frame[start : start + 4] not in (b"Xing", b"Info"):
         return None
-    return struct.unpack_from(">II", frame, start + 8)
+    flags, *fields = struct.unpack(">III", frame[start + 4 : start + 16].ljust(12, b"\0"))
+    return (fields[0] if flags & 1 else None), (fields[flags & 1] if flags & 2 else None)
 
 
 def find_xing(frame: bytes) -> int:
@@ -132,8 +138,8 @@ def check_mpeg(path: Path, frames: int) -> tuple[Path | io.BytesIO, int]:
         file.seek(tag)
         head = file.read(HEAD)
     first = next(find_mpeg_frames(head), None)
-    xing = read_xing(head[first[0] : first[0] + first[1]]) if first else None
-    if xing and tag + first[0] + xing[1] == path.stat().st_size:
+    info = read_info(head[first[0] : first[0] + first[1]]) if first else None
+    if info and None not in info and tag + first[0] + info[1] == path.stat().st_size:
         return path, frames
     content = path.read_bytes()
     found = list(find_mpeg_frames(content))
@@ -143,16 +149,18 @@ def check_mpeg(path: Path, frames: int) -> tuple[Path | io.BytesIO, int]:
     if last + last_size > len(content):
         missing = last + last_size - len(content)
         raise AudioError(f"{path}: truncated, {missing} bytes of its last MPEG frame are missing")
-    xing = read_xing(content[start : start + size])
-    has_info = xing is not None or content[start + 36 : start + 40] == b"VBRI"
-    num_frames = len(found) - has_info
-    if xing and num_frames < xing[0]:
-        raise AudioError(f"{path}: truncated, its header announces {xing[0]} MPEG frames and {num_frames} are there")
-    if xing and num_frames == xing[0]:
+    if len(list(itertools.islice(find_mpeg_frames(content[last + last_size :]), 4))) == 4:  # by chance not so many
+        raise AudioError(f"{path}: MPEG audio of two formats in a row, of which one can be read; {advise(path)}")
+    info = read_info(content[start : start + size])
+    num_frames = len(found) - (info is not None)
+    announced = info[0] if info else None
+    if announced is not None and num_frames < announced:
+        raise AudioError(f"{path}: truncated, its header announces {announced} MPEG frames and {num_frames} are there")
+    if num_frames == announced:
         return path, frames
     num_samples = num_frames * measure_mpeg_frame(content[start + 1], content[start + 2])[1]
     if content[start + 1] >> 1 & 3 == 1:  # layer III
-        stream = b"".join(content[start : start + size] for start, size in found[has_info:])
+        stream = b"".join(content[start : start + size] for start, size in found[info is not None :])
         return io.BytesIO(make_xing(stream, num_frames) + stream), num_samples
     if frames < num_samples:
         raise AudioError(f"{path}: MPEG audio of variable bit rate in layer I or II; {advise(path)}")

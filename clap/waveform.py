@@ -23,6 +23,7 @@ MAX_RATE = 1_000_000  # Hz; the highest in use is 768 kHz
 MAX_PEAK = 10.0  # full scale is 1; lossy decoders and float mixes exceed it slightly, integers stored as floats by far
 BLOCK = 2**22  # samples of all channels that are decoded at once
 MPEG_LEAD = 4 * 1152  # samples decoded before a part of MPEG audio, whose frames refer to earlier ones
+MAX_TRAILER = 2**16  # bytes behind the audio of a WAV file that its header does not count, such as a tag
 UNKNOWN_LENGTH = 0x7FFFF000  # bytes; sox (ffmpeg: all ones) writes it into the header of a stream
 ANNOUNCED = r"(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)"  # of WAV, AIFF, AU, RF64, W64
 
@@ -181,6 +182,12 @@ def check_header(path: Path, file: soundfile.SoundFile, num_frames: int) -> None
     for announced, present in re.findall(ANNOUNCED, file.extra_info):
         if int(present) < int(announced) < UNKNOWN_LENGTH:
             raise AudioError(f"{path}: truncated, its header announces {announced} bytes and {present} are there")
+    for present, announced in re.findall(r"Length *: (\d+)\nRIFF *: (\d+)\n", file.extra_info):
+        if int(present) - int(announced) > max(MAX_TRAILER, int(announced) // 10) and int(announced) > 0:
+            raise AudioError(
+                f"{path}: its header announces {announced} bytes and {present} are there; read all of them with "
+                f"`ffmpeg -ignore_length 1 -i {path.name} {path.stem}.flac`"
+            )
     if num_frames <= 0:
         raise AudioError(f"{path}: empty, no samples according to its header; if it has some, {advise(path)}")
     if file.samplerate > MAX_RATE:

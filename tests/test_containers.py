@@ -119,6 +119,22 @@ def test_joined_mp3s_are_read_to_the_end(tmp_path: Path, encoded: dict[str, byte
     assert abs(len(load_waveform(path, RATE)) - 2 * NUM_SAMPLES) <= 2 * DELAY
 
 
+def test_mp3s_of_two_sample_rates_in_a_row_are_refused(tmp_path: Path, encoded: dict[str, bytes]) -> None:
+    content = io.BytesIO()
+    soundfile.write(content, sweep(), 32000, format="MP3")
+    path = write(tmp_path / "a.mp3", encoded["cbr"] + content.getvalue())
+    assert "two formats in a row" in error_message(path) and "ffmpeg -i a.mp3" in error_message(path)
+
+
+@pytest.mark.parametrize("flags", [0, 1, 2])
+def test_mp3_whose_header_lacks_a_length_is_whole(tmp_path: Path, encoded: dict[str, bytes], flags: int) -> None:
+    content = bytearray(encoded["vbr"])
+    place = max(content.find(b"Xing"), content.find(b"Info"))
+    fields = {1: content[place + 8 : place + 12], 2: content[place + 12 : place + 16]}
+    content[place + 4 : place + 16] = bytes([0, 0, 0, flags]) + fields.get(flags, b"").ljust(8, b"\0")
+    assert_whole(write(tmp_path / "a.mp3", bytes(content)))
+
+
 @pytest.mark.parametrize("has_header", [True, False])
 def test_truncated_mp3_is_refused_before_it_is_decoded(
     tmp_path: Path, encoded: dict[str, bytes], has_header: bool

@@ -232,6 +232,23 @@ def test_wav_whose_header_was_never_completed_is_refused_with_a_remedy(tmp_path:
     assert "ffmpeg -i a.wav a.flac" in error_message(tmp_path / "a.wav")
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_wav_longer_than_its_header_is_refused(tmp_path: Path, share: float) -> None:
+    """A recorder that lost power, or a file above 4 GiB, whose 32-bit sizes have wrapped."""
+    soundfile.write(tmp_path / "a.wav", sound(10 * RATE), RATE)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    size = int(share * 20 * RATE) + 2000
+    content[4:8], content[40:44] = (size + 36).to_bytes(4, "little"), size.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    assert "ffmpeg -ignore_length 1 -i a.wav" in error_message(tmp_path / "a.wav")
+
+
+def test_tag_behind_a_wav_is_ignored(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", sound(RATE), RATE)
+    (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes() + b"TAG" + bytes(1000))
+    assert len(load_waveform(tmp_path / "a.wav", RATE)) == RATE
+
+
 @pytest.mark.parametrize("container", ["RF64", "W64", "AU"])
 def test_other_truncated_containers_are_refused(tmp_path: Path, container: str) -> None:
     soundfile.write(tmp_path / "a.wav", sound(RATE), RATE, format=container)
