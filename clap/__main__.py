@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 
+from clap.config.secrets import hide_secrets
 from clap.config.values import suggest
 
 VERBS = {  # verb: module with add_arguments(parser) and run(arguments), and its help
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     try:
         module.run(command.parse_intermixed_args(argv[1:]))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {hide_secrets(' '.join(str(error).split()))}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
+from clap.config.secrets import hide_secrets
 from clap.progress import progress_bar
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -55,12 +56,12 @@ def fetch(
     if path.exists() and (not checksum or matches_checksum(path, checksum)):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = PartialFile(path, trusted=bool(checksum), max_size=max_size)
+    part = PartialFile(path, hide_secrets(address), trusted=bool(checksum), max_size=max_size)
     stop = stop or threading.Event()
     try:
         fetch_with_retries(address, part, stop)
         if checksum:
-            part.verify(address, checksum)
+            part.verify(checksum)
         part.finish()
     except FetchError:
         raise
@@ -75,12 +76,13 @@ class PartialFile:
     """The received bytes of a file, and the version of the server's file that they belong to.
 
     Args:
+        source: its address, without passwords.
         trusted: whether a checksum will be verified, so that a part of unknown version may be resumed.
         max_size: bytes.
     """
 
-    def __init__(self, path: Path, *, trusted: bool, max_size: float) -> None:
-        self.target, self.trusted, self.max_size = path, trusted, max_size
+    def __init__(self, path: Path, source: str, *, trusted: bool, max_size: float) -> None:
+        self.target, self.source, self.trusted, self.max_size = path, source, trusted, max_size
         self.path, self.version = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.version")
 
     @property
@@ -109,7 +111,7 @@ class PartialFile:
         version, own = read_file_version(answer), self.stored_version
         return not (version and own) or version == own
 
-    def check_size(self, address: str, size: int) -> None:
+    def check_size(self, size: int) -> None:
         """Check the length that the server states, or the number of bytes received so far.
 
         Raises:
@@ -117,7 +119,7 @@ class PartialFile:
         """
         if size > self.max_size:
             raise FetchError(
-                f"{address}: not downloaded (larger than {self.max_size / 1e9:g} GB); if it is the published file, "
+                f"{self.source}: not downloaded (larger than {self.max_size / 1e9:g} GB); if it is the published file, "
                 "raise max_gigabytes"
             )
         free = shutil.disk_usage(self.path.parent).free
@@ -128,12 +130,12 @@ class PartialFile:
         self.path.unlink(missing_ok=True)
         self.version.unlink(missing_ok=True)
 
-    def verify(self, address: str, checksum: str) -> None:
+    def verify(self, checksum: str) -> None:
         """Verify the checksum of the whole file; a wrong file is deleted."""
         if not matches_checksum(self.path, checksum):
             self.delete()
             kind, _, wanted = checksum.partition(":")
-            raise FetchError(f"{address}: not the published file, its {kind} is not {wanted}; deleted")
+            raise FetchError(f"{self.source}: not the published file, its {kind} is not {wanted}; deleted")
 
     def finish(self) -> None:
         os.replace(self.path, self.target)
@@ -161,7 +163,7 @@ def fetch_with_retries(address: str, part: PartialFile, stop: threading.Event) -
     failures = 0
     while True:
         if stop.is_set():
-            raise Interrupted(f"{address}: interrupted, {part.path} is kept")
+            raise Interrupted(f"{part.source}: interrupted, {part.path} is kept")
         before = part.size
         try:
             fetch_rest(address, part, stop)
@@ -170,11 +172,11 @@ def fetch_with_retries(address: str, part: PartialFile, stop: threading.Event) -
             answer = error.response
             if isinstance(error, ValueError) or (answer is not None and answer.status_code not in RETRY_STATUSES):
                 reason = summarize_request_error(error)  # ValueError: the address is not a URL
-                raise FetchError(f"{address}: not downloaded ({reason})") from None
+                raise FetchError(f"{part.source}: not downloaded ({reason})") from None
             failures = 1 if part.size > before else failures + 1
             if failures >= MAX_ATTEMPTS:
                 raise FetchError(
-                    f"{address}: not downloaded ({summarize_request_error(error)}, {failures} times)"
+                    f"{part.source}: not downloaded ({summarize_request_error(error)}, {failures} times)"
                 ) from None
             stop.wait(min(max(WAIT * 2 ** (failures - 1), read_retry_after(answer)), MAX_WAIT))
 
@@ -194,12 +196,12 @@ def fetch_rest(address: str, part: PartialFile, stop: threading.Event) -> None:
         answer.raise_for_status()
         if answer.status_code != 206:
             part.restart(answer)
-        part.check_size(address, total or 0)
+        part.check_size(total or 0)
         limit = part.max_size if total is None else total
         with part.path.open("ab") as file, make_progress_bar(part, total) as bar:
             for chunk in answer.iter_content(CHUNK):
                 if stop.is_set():
-                    raise Interrupted(f"{address}: interrupted, {part.path} is kept")
+                    raise Interrupted(f"{part.source}: interrupted, {part.path} is kept")
                 file.write(chunk)
                 bar.update(len(chunk))
                 if file.tell() > limit:
@@ -207,7 +209,7 @@ def fetch_rest(address: str, part: PartialFile, stop: threading.Event) -> None:
     if part.size > limit:
         size = part.size
         part.delete()
-        part.check_size(address, size)
+        part.check_size(size)
         raise requests.ConnectionError(f"received more than {total} bytes")
     if total is not None and part.size != total:
         raise requests.ConnectionError(f"received {part.size} of {total} bytes")
@@ -234,7 +236,7 @@ def summarize_request_error(error: requests.RequestException) -> str:
         return f"{error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout):
         return f"no answer for {TIMEOUT:g} s"
-    return str(error).rpartition(": ")[2].strip("'\")(") or type(error).__name__
+    return hide_secrets(str(error).rpartition(": ")[2].strip("'\")(")) or type(error).__name__
 
 
 def read_retry_after(answer: requests.Response | None) -> float:

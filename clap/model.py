@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from clap import checkpoint, saving
 from clap.audio_encoder.base import AudioEncoder
 from clap.config import read_config
+from clap.config.secrets import hide_secrets
 from clap.config.values import WINDOW_POLICIES
 from clap.dataset.loader import Collate
 from clap.loss import MAX_LOGIT_SCALE, check_logit_scale
@@ -131,7 +132,7 @@ class Clap(nn.Module):
 
     @classmethod
     def from_published(cls, source: str, settings: Mapping[str, Any] | None) -> "Clap":
-        family, config, weights = read_published(source, settings)
+        (family, config, weights), source = read_published(source, settings), hide_secrets(source)
         if "embed_dim" not in config:
             raise ValueError(f"{source} contains only an audio encoder ({family}); set audio_encoder.pretrained=...")
         check_described(cls, config, weights, source)

@@ -66,6 +66,14 @@ def test_launch_reports_a_wrong_override_in_one_line(script: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (1, "", expected)
 
 
+def test_password_is_not_written(script: Path) -> None:
+    server = "tracking.experiment=http://me:hunter2@host"
+    result = run(script, "note=value", server, "hydra.run.dir=secret", "hydra.output_subdir=.hydra")
+    assert "first line" in result.stderr and "hunter2" not in result.stdout + result.stderr
+    files = [path for path in (script.parent / "secret").rglob("*") if path.is_file()]
+    assert len(files) >= 4 and not [path for path in files if "hunter2" in path.read_text()]
+
+
 def test_launch_shortens_errors_of_hydra(script: Path) -> None:
     result = run(script, "hydra.nothing=3")
     assert (result.returncode, result.stderr) == (1, "error: Could not override 'hydra.nothing'.\n")

@@ -43,6 +43,7 @@ def test_override_is_accepted(argv: list[str], conf: Path) -> None:
 
 REJECTED = {
     "option": (["audio_encoder=tinny"], "audio_encoder has no option tinny; did you mean tiny?; options: large, tiny"),
+    "password": (["note=https://me:hunter2@host/w"], "note=https://***@host/w has a password or token, which"),
     "option in a list": (["evaluation=[retrieval,zeroshot]"], "no option zeroshot; did you mean zero_shot?"),
     "part of an option": (["dataset=_loader"], "dataset has no option _loader"),
     "group": (["audio_encodr=tiny"], "there is no key audio_encodr; did you mean audio_encoder"),

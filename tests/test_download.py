@@ -128,6 +128,15 @@ def test_download_of_another_split_keeps_partial_files(clotho: dict, file_server
     assert (tmp_path / "clotho" / ".download" / "audio_development.part").stat().st_size == 65_536
 
 
+def test_password_of_a_mirror_is_not_recorded(clotho: dict, file_server: FileServer, tmp_path: Path):
+    server = file_server.address.replace("://", "://me:hunter2@")
+    file_server.faults["clotho_metadata_evaluation.csv"] = [("status", 404)]
+    result = download("clotho", tmp_path, clotho | {"server": server}, splits=["test"])
+    assert result.clips["test"][:2] == (2, 2) and "http://***@" in str(result)
+    recorded = (tmp_path / "clotho" / "download.jsonl").read_text()
+    assert "http://***@" in recorded and "hunter2" not in recorded + str(result)
+
+
 def test_file_above_the_size_limit_is_not_downloaded(clotho: dict, tmp_path: Path):
     result = download("clotho", tmp_path, clotho | {"max_gigabytes": 1e-6}, splits=["test"])
     assert any(

@@ -145,6 +145,11 @@ def test_connection_that_always_fails_is_given_up(server: FileServer, tmp_path: 
     assert len(server.requests) == MAX_ATTEMPTS
 
 
+def test_error_hides_the_signature_of_an_address(server: FileServer, tmp_path: Path):
+    with pytest.raises(FetchError, match=r"/b.bin\?X-Amz-Signature=\*\*\*: not downloaded .404"):
+        get(server, tmp_path, "b.bin?X-Amz-Signature=hunter2")
+
+
 def test_address_that_is_not_a_url_is_refused_at_once(tmp_path: Path):
     with pytest.raises(FetchError, match="mirror/a.bin: not downloaded"):
         fetch("mirror/a.bin", tmp_path / "a.bin")

@@ -1,8 +1,11 @@
 """The store of tracking.uri: files, reachable and unreachable servers, experiments."""
 
+import base64
 import os
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,34 @@ def test_silent_server_times_out_quickly(silent_server: str, monkeypatch: pytest
     with pytest.raises(ConnectionError, match="tracking.uri"):
         open_store(silent_server)
     assert time.monotonic() - start < 7  # two attempts; under 15 with the default of five seconds
+
+
+def test_login_of_the_address_is_sent_and_a_refusal_is_named(monkeypatch: pytest.MonkeyPatch):
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            logins.append(self.headers.get("Authorization"))
+            self.send_error(401)
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    logins: list[str | None] = []
+    with HTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        uri = resolve_uri(f"http://me:hunter2@127.0.0.1:{server.server_port}")
+        with pytest.raises(ConnectionError, match="refuses the login .*set MLFLOW_TRACKING_USERNAME and") as error:
+            open_store(uri)
+        server.shutdown()
+    assert "hunter2" not in uri + str(error.value)
+    assert logins[-1] == f"Basic {base64.b64encode(b'me:hunter2').decode()}"
+
+
+def test_password_in_an_unknown_uri_is_hidden():
+    with pytest.raises(ValueError, match="tracking.uri=postgresql://...@host/db is neither a SQLite file"):
+        resolve_uri("postgresql://me:hunter2@host/db")
 
 
 def test_experiment_created_by_another_process_is_used(

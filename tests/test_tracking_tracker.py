@@ -63,6 +63,19 @@ def test_long_params_are_truncated():
     assert len(to_params({"captions": "x" * 10_000})["captions"]) == MAX_PARAM_LENGTH
 
 
+def test_passwords_are_not_recorded(tracker: Tracker):
+    address = "http://me:hunter2@host/data?token=hunter2"
+    tracker.log_params({"tracking": {"uri": address}})
+    tracker.set_tags({"checkpoint": address})
+    tracker.log_dataset("d", digest="0", split="train", source=address)
+    with pytest.raises(ValueError), tracker:
+        raise ValueError(address)
+    run = tracker._client.get_run(tracker.run_id)
+    hidden = "http://***@host/data?token=***"
+    assert run.data.params["tracking.uri"] == run.data.tags["checkpoint"] == hidden
+    assert "hunter2" not in str(run.to_dictionary()) + (tracker.history_path.parent / "mlflow.json").read_text()
+
+
 def test_tags_of_none_are_skipped(tracker: Tracker):
     tracker.set_tags({"audio_encoder": "htsat_tiny", "git_commit": None})
     tags = read_run(tracker).data.tags

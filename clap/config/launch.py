@@ -34,6 +34,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from clap.atomic import is_full_disk
 from clap.config.overrides import VERSION_BASE, Configs, check_overrides, find_fixed_keys
 from clap.config.ran import restore_config
+from clap.config.secrets import hide_secrets, move_logins
 from clap.config.values import quote_override
 from clap.run_folder import SWEEP_FILE, create_new_folder, describe_results, find_results, own_folder
 
@@ -77,6 +78,7 @@ def launch(
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     run = hydra.main(version_base=VERSION_BASE, config_path=str(config_dir), config_name=config_name)
     try:
+        sys.argv[1:] = move_logins(sys.argv[1:])
         if store_options is not None:
             store_options(sys.argv[1:])
         check_overrides(sys.argv[1:], config_dir=config_dir, config_name=config_name)
@@ -217,7 +219,7 @@ def _write_traceback() -> str:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             with contextlib.suppress(OSError), open(handler.baseFilename, "a") as file:
-                traceback.print_exc(file=file)
+                file.write(hide_secrets(traceback.format_exc()))
                 return f" (traceback: {os.path.relpath(handler.baseFilename)})"
     return ""
 
@@ -228,11 +230,12 @@ def is_expected(error: BaseException) -> bool:
 
 
 def format_error(error: BaseException) -> str:
-    """The message of an exception in one line, without Hydra's hint to add a key with +."""
+    """The message of an exception in one line, without passwords, and without Hydra's hint to add a key with +."""
     text = str(error) or str(error.__cause__ or "") or type(error).__name__
     if found := KILLED_WORKER.search(text):
         return (
             f"a process that loads data has died ({found[1]}), most likely killed because the memory was full; lower "
             "dataset.num_workers, dataset.batch_size or dataset.max_duration"
         )
-    return " ".join(re.split(r"\n *(?:To append to|Config search path|Search path|See https)", text)[0].split())
+    text = re.split(r"\n *(?:To append to|Config search path|Search path|See https)", text)[0]
+    return hide_secrets(" ".join(text.split()))

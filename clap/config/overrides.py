@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clap.config import flatten
 from clap.config.required import MISSING
+from clap.config.secrets import check_no_secrets
 from clap.config.values import check_value, check_yaml_values, shell_override, suggest, suggest_key
 
 
@@ -90,9 +91,9 @@ def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> N
     else:
         _check_single(overrides)
     for job in _compose_jobs(configs, groups, hydra_lines=hydra_lines):
-        config = _set_values(job, values)
+        flat = dict(flatten(OmegaConf.to_container(_set_values(job, values))))
+        check_no_secrets(flat)
         if not composes_only:
-            flat = dict(flatten(OmegaConf.to_container(config)))
             job.check_given([key for key, value in flat.items() if value == MISSING])
             check_yaml_values(flat)
 

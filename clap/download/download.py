@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clap.audio_formats import AUDIO_SUFFIXES
+from clap.config.secrets import hide_secrets
 from clap.corpus import Clip, Corpus
 from clap.download.manifest import MANIFEST_NAME, Manifest, Status
 from clap.download.remote import RemoteFile, Result
@@ -48,7 +49,7 @@ class Download:
         self.videos, self.max_size = settings.get("videos"), 1e9 * settings["max_gigabytes"]
         self.options = {"version": settings["version"]} if "version" in settings else {}
         self.other_versions = tuple(
-            f"{text}/" for name, text in settings.get("lists", {}).items() if name != settings["version"]
+            f"{hide_secrets(text)}/" for name, text in settings.get("lists", {}).items() if name != settings["version"]
         )
         self.scratch, self.manifest = folder / SCRATCH, Manifest(folder)
         self.stop, self.failures = threading.Event(), []
@@ -121,7 +122,7 @@ class Download:
             except ValueError as error:
                 if str(path) in str(error):
                     path.unlink()
-                    self.failures.append(f"{remote.address}: not an index of {self.name} ({error}); deleted")
+                    self.failures.append(f"{remote.origin}: not an index of {self.name} ({error}); deleted")
 
     def count_published_clips(self, remote: RemoteFile) -> int:
         """Published number of clips of the requested splits that need a file, 0 where unknown."""
@@ -150,7 +151,7 @@ class Download:
     def is_present_or_gone(self, path: Path, address: str) -> bool:
         """Whether a clip is present, or known to be permanently unavailable at this address."""
         known = self.manifest[path]
-        is_gone = known is not None and known.status == "gone" and known.origin == address
+        is_gone = known is not None and known.status == "gone" and known.origin == hide_secrets(address)
         return self.manifest.is_intact(path) or (is_gone and not self.again)
 
     def fetch_archive(self, remote: RemoteFile) -> list[Status]:
@@ -171,7 +172,7 @@ class Download:
             absent = self.find_clips_not_in_archive(remote, targets)
         except ArchiveError as error:
             delete_paths([*downloaded, joined, unpacked])
-            raise FetchError(f"{remote.address}: {error}; the archive is deleted") from None
+            raise FetchError(f"{remote.origin}: {error}; the archive is deleted") from None
         for target, path in targets.items():
             if not self.must_keep(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -204,8 +205,8 @@ class Download:
         """Whether an archive must not overwrite a file: an intact clip, or a list, which the user may have edited."""
         return self.manifest.is_intact(path) if path.suffix.lower() in AUDIO_SUFFIXES else path.exists()
 
-    def make_status(self, path: Path, status: str, **details: Any) -> Status:
-        return Status(self.manifest.relative_path(path), status, **details)
+    def make_status(self, path: Path, status: str, *, origin: str, **details: Any) -> Status:
+        return Status(self.manifest.relative_path(path), status, origin=hide_secrets(origin), **details)
 
     def fetch_videos(self) -> None:
         """Cut the missing clips from their videos."""

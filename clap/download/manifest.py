@@ -18,7 +18,7 @@ class Status:
     Args:
         path: relative to the folder of the corpus.
         size: bytes, for a clip that is present.
-        origin: address that it was downloaded from.
+        origin: address that it was downloaded from, without passwords.
         reason: why it is missing, or how it differs from what was requested.
     """
 

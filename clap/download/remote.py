@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clap.config.secrets import hide_secrets
 from clap.download.manifest import MANIFEST_NAME
 from clap.download.unpack import find_kind
 
@@ -47,6 +48,11 @@ class RemoteFile:
     @property
     def is_archive(self) -> bool:
         return self.to.endswith("/")
+
+    @property
+    def origin(self) -> str:
+        """The address without passwords, for messages."""
+        return hide_secrets(self.address)
 
     def files(self) -> Iterator[tuple[str, str, str]]:
         """Address, name in the scratch folder and checksum of each file, parts first."""

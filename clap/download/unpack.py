@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 import py7zr
 
+from clap.config.secrets import hide_secrets
+
 KINDS = {".zip": "zip", ".7z": "7z", ".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz"}
 # Errors of the system that an archive causes: a negative offset, and names that are too long or occur twice.
 ARCHIVE_ERRNOS = (errno.EINVAL, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
@@ -43,7 +45,9 @@ def find_kind(address: str) -> str:
     for suffix, kind in KINDS.items():
         if path.endswith(suffix):
             return kind
-    raise ValueError(f"{address} is not the address of an archive; give one that ends with {', '.join(KINDS)}")
+    raise ValueError(
+        f"{hide_secrets(address)} is not the address of an archive; give one that ends with {', '.join(KINDS)}"
+    )
 
 
 def unpack(archive: Path, folder: Path, *, kind: str, max_size: float) -> dict[str, Path]:

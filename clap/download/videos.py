@@ -13,6 +13,8 @@ import imageio_ffmpeg
 import soundfile
 import yt_dlp
 
+from clap.config.secrets import hide_secrets
+
 TIMEOUT = 300.0  # seconds for one clip
 TOLERANCE = 0.5  # seconds; a clip may be this much shorter than requested
 RECONNECT = ("-reconnect", "1", "-reconnect_streamed", "1", "-reconnect_delay_max", "4")  # ffmpeg options
@@ -117,7 +119,7 @@ def run_ffmpeg(stream: dict, part: Path, *, start: float, duration: float) -> No
     except subprocess.TimeoutExpired:
         raise VideoError(f"no audio within {TIMEOUT:g} s", gone=False) from None
     except subprocess.CalledProcessError as error:
-        raise VideoError(f"ffmpeg: {last_line(error.stderr)}", gone=False) from None
+        raise VideoError(f"ffmpeg: {hide_secrets(last_line(error.stderr))}", gone=False) from None
 
 
 def decoded_duration(path: Path) -> float:

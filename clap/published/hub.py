@@ -9,6 +9,7 @@ from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from clap.config.secrets import hide_secrets
 from clap.fetch import FetchError, fetch
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -39,7 +40,7 @@ def fetch_source(source: str) -> Path:
         if len(parts) > 2 and all(parts):
             return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = hide_secrets(str(error).splitlines()[0])
         raise FileNotFoundError(
             f"{source}: no such file or folder, and not found on the Hugging Face hub or in its cache ({reason})"
         ) from None
@@ -71,7 +72,7 @@ def find_cached(address: str) -> Path:
     home = Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser()
     name = unquote(urlsplit(address).path).rpartition("/")[2]
     if not name:
-        raise FileNotFoundError(f"{address}: the URL has no file name; give the URL of a checkpoint")
+        raise FileNotFoundError(f"{hide_secrets(address)}: the URL has no file name; give the URL of a checkpoint")
     if name in FOLDER_FILES:
         name = f"{hashlib.sha256(address.encode()).hexdigest()[:8]}-{name}"
     return home / "hub" / "checkpoints" / name

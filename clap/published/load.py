@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from clap.audio import LogMelSpectrogram
 from clap.checkpoint import check_finite
 from clap.config import flatten
+from clap.config.secrets import hide_secrets
 from clap.config.values import suggest_key
 from clap.published.files import read_json_file, read_state_dict
 from clap.published.hub import CONFIG, PREPROCESSOR, fetch_source
@@ -34,14 +35,14 @@ def read_published(source: str, settings: Mapping[str, Any] | None = None) -> tu
         FileNotFoundError: there is no such checkpoint.
         ValueError: it is damaged, refused, or of an unknown family.
     """
-    path = fetch_source(str(source))
+    path, where = fetch_source(str(source)), hide_secrets(str(source))
     weights = read_state_dict(path)
     folder = path if path.is_dir() else path.parent
     files = {name: read_json_file(folder / name) if path.is_dir() else {} for name in (CONFIG, PREPROCESSOR)}
-    family = find_family(list(weights), str(source))
-    with one_line_errors(str(source)):
+    family = find_family(list(weights), where)
+    with one_line_errors(where):
         weights = rename(weights, family)
-        config = describe(weights, family.name, files, str(source))
+        config = describe(weights, family.name, files, where)
     if family.name == "huggingface" and (folder / "tokenizer_config.json").is_file():
         config["text_encoder"]["tokenizer"] = str(folder)
     apply_overrides(config, settings or {})

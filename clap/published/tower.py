@@ -14,6 +14,7 @@ from clap import checkpoint
 from clap.audio import LogMelSpectrogram
 from clap.config.build import find_target
 from clap.config.saved import read_saved_yaml
+from clap.config.secrets import hide_secrets
 from clap.fusion import GlobalAndLocal
 from clap.published.hub import is_published
 from clap.published.keys import AUDIO, UNUSED
@@ -56,8 +57,9 @@ def open_tower(source: str, node: Node) -> Tower:
         FileNotFoundError: there is no such checkpoint.
         ValueError: it cannot be read, or has other sizes.
     """
-    where = f"audio_encoder.pretrained={source}"
     stored, fusion, weights = read_tower(source)
+    source = hide_secrets(source)
+    where = f"audio_encoder.pretrained={source}"
     check_sizes(node, stored, where)
     if differences := list_differences(
         fill_defaults(node.get("frontend", {})), fill_defaults(stored.get("frontend", {}))

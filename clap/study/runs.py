@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clap.config.result_settings import changes_result, update_settings
+from clap.config.secrets import hide_secrets
 from clap.evaluation.results import RecordedEvaluation, read_results
 from clap.study.factors import SEED, Study
 from clap.study.scores import Column, RunScores, make_column
@@ -141,7 +142,7 @@ def read_study_runs(study: Study, uri: str, *, sweep_id: str | None = None) -> S
         ValueError: the sweep does not exist, has no finished run, or its runs are not comparable.
         OSError: the store does not exist or does not respond.
     """
-    client = open_existing_store(uri, study.name)
+    client, uri = open_existing_store(uri, study.name), hide_secrets(uri)
     try:
         return add_scores(client, find_runs(client, study, uri=uri, sweep_id=sweep_id))
     except MlflowException as error:

@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from clap.atomic import write_atomic, write_json
 from clap.config.launch import SWEEP_FOLDER, format_error, resume_command
 from clap.config.overrides import name_folder
+from clap.config.secrets import hide_secrets
 from clap.config.values import LOCAL_KEYS
 from clap.run_folder import LOCK, SWEEP_FILE, is_running
 from clap.study.factors import find_factors, one_factor_at_a_time, parse_overrides, parse_study
@@ -154,7 +155,7 @@ class Sweep(Callback):
         self.tracker.finish(status)
 
     def report_command(self) -> str:
-        uri = self.tracking.uri
+        uri = hide_secrets(self.tracking.uri)
         store = [] if uri == DEFAULT_STORE else ["--uri", uri]
         return shlex.join(["python", "experiments/report.py", self.study, *store])
 

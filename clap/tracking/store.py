@@ -45,6 +45,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  #
 from mlflow.tracking.context.registry import resolve_tags  # noqa: E402, F401
 
 from clap.config.build import update_target  # noqa: E402
+from clap.config.secrets import PASSWORD, USERNAME, hide_secrets, move_server_login  # noqa: E402
 from clap.tracking.relocate import artifact_root, relocate_artifacts  # noqa: E402
 from clap.tracking.view import VIEW_TAG, pack_view  # noqa: E402
 
@@ -58,16 +59,19 @@ MAX_DIGEST_LENGTH = 36
 
 
 def resolve_uri(uri: str | None) -> str | None:
-    """Absolute `sqlite:///` URI of a local path, or the address of a server; None if tracking is off."""
+    """Absolute `sqlite:///` URI of a local path, or the address of a server; None if tracking is off.
+
+    User and password of an address are moved to the environment, from which MLflow reads them.
+    """
     if uri is None or uri.lower() == "none":
         return None
     if uri.startswith(("http://", "https://")):
-        return uri.rstrip("/")
+        return move_server_login(uri)
     path = (uri or DEFAULT_STORE).removeprefix("sqlite:///")
     if "://" in path or Path(path).suffix not in STORE_SUFFIXES:
         raise ValueError(
-            f"tracking.uri={uri} is neither a SQLite file ({', '.join(STORE_SUFFIXES)}) nor a server; set it to a path "
-            f"like {DEFAULT_STORE}, to http://HOST:PORT, or to null to turn MLflow off"
+            f"tracking.uri={hide_secrets(uri)} is neither a SQLite file ({', '.join(STORE_SUFFIXES)}) nor a server; "
+            f"set it to a path like {DEFAULT_STORE}, to http://HOST:PORT, or to null to turn MLflow off"
         )
     return f"sqlite:///{Path(path).expanduser().resolve().as_posix()}"
 
@@ -102,6 +106,8 @@ def open_store(uri: str) -> MlflowClient:
         else:
             problem = "does not answer as an MLflow server"
             advice = f"start it with `mlflow server --port PORT`, or leave tracking.uri at {DEFAULT_STORE}"
+            if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
+                problem, advice = "refuses the login", f"set {USERNAME} and {PASSWORD}, or MLFLOW_TRACKING_TOKEN"
         raise ConnectionError(f"tracking.uri={uri} {problem} ({error_summary(error)}); {advice}") from error
     return client
 
@@ -223,4 +229,4 @@ def error_summary(error: Exception) -> str:
     """Cause in the first line of an error; messages of MLflow and urllib3 are very long."""
     lines = str(error).splitlines() or [type(error).__name__]
     _, _, cause = lines[0].partition("(Caused by ")
-    return (cause.removesuffix(")") or lines[0])[:200]
+    return hide_secrets(cause.removesuffix(")") or lines[0])[:200]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clap.atomic import append_json_line, read_json, write_json
+from clap.config.secrets import hide_secrets
 from clap.run_folder import HISTORY, OWNER, RECORD
 from clap.tracking.store import (
     MAX_TAG_LENGTH,
@@ -99,7 +100,7 @@ class Tracker:
     def _start_run(self, experiment: str, run_name: str) -> None:
         if self.run_id is None:
             self.experiment_id = find_or_create_experiment(self._client, experiment, uri=self.uri)
-            self._record["tags"] = tags = {**resolve_tags(), **self._record["tags"]}
+            self._record["tags"] = tags = {**to_tags(resolve_tags()), **self._record["tags"]}
             self.run_id = self._client.create_run(self.experiment_id, tags=tags, run_name=run_name).info.run_id
             return
         try:
@@ -170,7 +171,8 @@ class Tracker:
             digest: fingerprint of the clips and captions; MLflow keeps 36 characters.
             source: folder or address of the data.
         """
-        described = {"name": name, "digest": digest, "split": split, "source": source, "num_clips": num_clips}
+        described = {"name": name, "digest": digest, "split": split, "num_clips": num_clips}
+        described["source"] = hide_secrets(source)
         self._update_record("datasets", [*self._record.get("datasets", []), described])
         self._send(f"dataset {name}", lambda client: send_dataset(client, self.run_id, **described))
 
@@ -280,20 +282,20 @@ class Tracker:
 
 
 def to_params(config: Mapping, prefix: str = "") -> dict[str, str]:
-    """Nested mapping -> {dotted key: text}, truncated to MLflow's limit."""
+    """Nested mapping -> {dotted key: text}, without passwords, truncated to MLflow's limit."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             flat |= to_params(value, prefix=f"{name}.")
         else:
-            flat[name] = str(value)[:MAX_PARAM_LENGTH]
+            flat[name] = hide_secrets(str(value))[:MAX_PARAM_LENGTH]
     return flat
 
 
 def to_tags(values: Mapping[str, object]) -> dict[str, str]:
-    """Tags as text, truncated to MLflow's limit, without those that are None."""
-    return {name: str(value)[:MAX_TAG_LENGTH] for name, value in values.items() if value is not None}
+    """Tags as text, without passwords, truncated to MLflow's limit, without those that are None."""
+    return {name: hide_secrets(str(value))[:MAX_TAG_LENGTH] for name, value in values.items() if value is not None}
 
 
 def check_store(uri: str | None) -> None:
