@@ -3,12 +3,13 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from ramps import make_dataset
-from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from clap.corpus import Clip
 from clap.training.comparison import check_data, check_optimizer, check_settings, digest_dataset, read_settings
@@ -19,12 +20,22 @@ CONFIG = {
     "seed": 0,
     "device": "cpu",
     "optimizer": {"lr": 0.1},
-    "dataset": {"root": "a", "metadata": "a.csv", "num_workers": 2, "batch_size": 8},
+    "dataset": {
+        "_target_": "clap.dataset.csv.CSV",
+        "root": "a",
+        "metadata": "a.csv",
+        "num_workers": 2,
+        "batch_size": 8,
+    },
 }
 
 
-def make_settings(config: dict = CONFIG, **options) -> dict:
-    return read_settings(TrainerSettings(**options), {**config, "trainer": vars(TrainerSettings(**options))})
+def make_settings(config: dict = CONFIG, *, batch_size: int = 8, **options) -> dict:
+    """The settings of a trainer; of an empty config those that it knows."""
+    settings = TrainerSettings(**options)
+    loader = SimpleNamespace(dataset=SimpleNamespace(seed=0), batch_sampler=SimpleNamespace(batch_size=batch_size))
+    config = {**config, "trainer": vars(settings)} if config else {}
+    return read_settings(SimpleNamespace(train_loader=loader, settings=settings, config=config))
 
 
 @pytest.mark.parametrize("key", ["seed", "optimizer.lr", "dataset.batch_size", "trainer.precision", "trainer.monitor"])
@@ -50,11 +61,15 @@ def test_local_settings_are_not_compared():
     assert make_settings() == make_settings(moved)
 
 
-def test_trainer_without_a_config_compares_its_own_settings():
-    before, now = make_settings(), read_settings(TrainerSettings(precision="bf16"), {})
-    with pytest.raises(ValueError, match=r"trained with trainer.precision=fp32, now it is trainer.precision=bf16"):
-        check_settings(LAST, before, now)
-    check_settings(LAST, before, read_settings(TrainerSettings(), {}))
+def test_trainer_without_a_config_compares_what_it_knows():
+    before = make_settings()
+    check_settings(LAST, before, make_settings({}))
+    for changes, key in (({"precision": "bf16"}, "trainer.precision"), ({"batch_size": 4}, "dataset.batch_size")):
+        now = make_settings({}, **changes)
+        with pytest.raises(ValueError, match=rf"trained with {key}=\w+, now it is {key}="):
+            check_settings(LAST, before, now)
+        with pytest.raises(ValueError, match=rf"trained with {key}=\w+, now it is {key}="):
+            check_settings(LAST, make_settings({}), now)
 
 
 def refuse_data(before: list[Clip], now: list[Clip], match: str) -> None:
@@ -93,6 +108,10 @@ WEIGHT = torch.nn.Parameter(torch.zeros(2))
 BETAS = {"betas": (0.9, 0.98)}
 
 
+def save_state(optimizer: Optimizer, scheduler: LRScheduler | None = None) -> dict:
+    return {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict() if scheduler else None}
+
+
 @pytest.mark.parametrize(
     ("before", "now", "name"),
     [
@@ -103,7 +122,7 @@ BETAS = {"betas": (0.9, 0.98)}
     ],
 )
 def test_optimizer_with_other_hyperparameters_is_refused(before, now, name: str):
-    state = before([WEIGHT]).state_dict()
+    state = save_state(before([WEIGHT]))
     check_optimizer(LAST, state, before([WEIGHT]), None)
     with pytest.raises(ValueError, match=rf"trained with {name}=.* in the optimizer's group 0, now it is"):
         check_optimizer(LAST, state, now([WEIGHT]), None)
@@ -112,7 +131,7 @@ def test_optimizer_with_other_hyperparameters_is_refused(before, now, name: str)
 def test_what_a_scheduler_changes_is_not_compared():
     optimizer = AdamW([WEIGHT], lr=0.1)
     schedule = OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
-    fresh = optimizer.state_dict()
+    fresh = save_state(optimizer, schedule)
     optimizer.step()
     schedule.step()
     check_optimizer(LAST, fresh, optimizer, schedule)
@@ -120,13 +139,22 @@ def test_what_a_scheduler_changes_is_not_compared():
     for lr in (0.1, 0.2):
         optimizer = AdamW([WEIGHT], lr=lr)
         schedule = LambdaLR(optimizer, lambda step: 0.5)
-        states.append(optimizer.state_dict())
+        states.append(save_state(optimizer, schedule))
         check_optimizer(LAST, states[-1], optimizer, schedule)
     with pytest.raises(ValueError, match=r"trained with initial_lr=0.1 in the optimizer's group 0, now it is 0.2"):
         check_optimizer(LAST, states[0], optimizer, schedule)
 
 
 def test_another_number_of_parameter_groups_is_refused():
-    state = AdamW([{"params": [WEIGHT]}, {"params": [torch.nn.Parameter(WEIGHT.clone())]}]).state_dict()
-    with pytest.raises(ValueError, match="trained with 2 parameter groups, now there are 1"):
+    state = save_state(AdamW([{"params": [WEIGHT]}, {"params": [torch.nn.Parameter(WEIGHT.clone())]}]))
+    with pytest.raises(ValueError, match="trained with 2 parameter groups, now with 1 parameter group;"):
         check_optimizer(LAST, state, AdamW([WEIGHT]), None)
+
+
+def test_scheduler_that_came_or_went_is_refused():
+    optimizer = AdamW([WEIGHT])
+    plain, schedule = save_state(optimizer), LambdaLR(optimizer, lambda step: 1.0)
+    with pytest.raises(ValueError, match="trained with no scheduler, now with a scheduler; restore the optimizer"):
+        check_optimizer(LAST, plain, optimizer, schedule)
+    with pytest.raises(ValueError, match="trained with a scheduler, now with no scheduler"):
+        check_optimizer(LAST, save_state(optimizer, schedule), optimizer, None)

@@ -8,9 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from clap.study.job import Job, read_job
 from clap.study.result_config import (
-    _digest_dataset,
     check_fixed_overrides,
     check_job_unchanged,
+    check_same_data,
     check_settings_unchanged,
     digest_data,
 )
@@ -76,14 +76,12 @@ def own_data(tmp_path: Path) -> DictConfig:
     """The config of a job on a CSV of three clips."""
     (tmp_path / "clips.csv").write_text(INDEX)
     node = {"_target_": "clap.dataset.csv.CSV", "root": str(tmp_path), "metadata": str(tmp_path / "clips.csv")}
-    _digest_dataset.cache_clear()
     return OmegaConf.create({"dataset": {**node, "exclude": None, "batch_size": 2}})
 
 
 def test_data_of_a_job_is_that_of_its_index(own_data: DictConfig, tmp_path: Path):
     before = digest_data(own_data)
     assert [text.split()[0] for text in before.values()] == ["1", "1", "1"]
-    _digest_dataset.cache_clear()
     (tmp_path / "clips.csv").write_text(INDEX.replace(",rain", ",hail"))
     (tmp_path / "list.txt").write_text("a.wav\n")
     own_data.dataset.exclude = str(tmp_path / "list.txt")
@@ -94,12 +92,12 @@ def test_data_of_a_job_is_that_of_its_index(own_data: DictConfig, tmp_path: Path
 def test_index_is_read_once_for_the_jobs_of_a_sweep(own_data: DictConfig, tmp_path: Path):
     before = digest_data(own_data)
     (tmp_path / "clips.csv").unlink()
-    assert digest_data(own_data) == before
+    assert digest_data(own_data, reread=False) == before
+    assert digest_data(own_data) == {}
 
 
 def test_job_on_other_data_is_rejected(own_data: DictConfig, tmp_path: Path):
     job = Job(tmp_path, "a", status="finished", data=digest_data(own_data))
-    _digest_dataset.cache_clear()
     (tmp_path / "clips.csv").write_text(INDEX + "d.wav,a train,train\n")
     with pytest.raises(
         ValueError, match=r"has a result on other data: train was 1 clips \w+, now it is 2 clips \w+; rest"
@@ -110,7 +108,20 @@ def test_job_on_other_data_is_rejected(own_data: DictConfig, tmp_path: Path):
 
 def test_finished_job_is_kept_where_its_data_is_not(own_data: DictConfig, tmp_path: Path, caplog):
     job = Job(tmp_path, "a", status="finished", data=digest_data(own_data))
-    _digest_dataset.cache_clear()
     (tmp_path / "clips.csv").unlink()
     check_job_unchanged(job, make_job({}, data=digest_data(own_data)))
     assert "the data cannot be compared" in caplog.text and job.error is None
+
+
+def test_data_must_be_the_same_in_all_jobs_with_the_same_dataset(tmp_path: Path):
+    config, data = {"seed": 0, "dataset.root": "a", "dataset.fold": 1}, {"train": "1 clips 0a"}
+    for name, status in {"a": "finished", "b": "failed"}.items():
+        (tmp_path / name).mkdir()
+        Job(tmp_path / name, name, status, config=config, data=data if name == "a" else {"train": "0 clips"}).write()
+    job = Job(tmp_path / "c", "c", "running", config={**config, "seed": 1}, data=data)
+    check_same_data(job)
+    job.data = {"train": "2 clips 1b"}
+    with pytest.raises(ValueError, match="a has a result on other data: train was 1 clips 0a, now it is 2 clips 1b"):
+        check_same_data(job)
+    job.config["dataset.fold"] = 2
+    check_same_data(job)

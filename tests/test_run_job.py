@@ -134,7 +134,7 @@ def test_commits_of_a_resumed_job_are_kept_in_order(job: DictConfig, tmp_path: P
 
 def test_job_on_changed_data_is_rejected(job: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for text, match in {"2 clips 0a": None, "3 clips 1b": "train was 2 clips 0a, now it is 3 clips 1b"}.items():
-        monkeypatch.setattr("clap.study.run_job.digest_data", lambda config, text=text: {"train": text})
+        monkeypatch.setattr("clap.study.run_job.digest_data", lambda config, text=text, **_: {"train": text})
         if match is None:
             run_job(lambda config: 0.5, job)
             continue

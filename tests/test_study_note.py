@@ -104,6 +104,16 @@ def test_commits_of_all_parts_of_the_runs_are_shown() -> None:
     assert "commits `0123456789ab, then ffffffffffff-dirty`, `0123456789ab`. The code changed between or in" in text
 
 
+def test_runs_of_a_cell_on_other_data_are_reported() -> None:
+    runs = make_runs(make_study("grid"))
+    assert "more than the seed" not in as_line(write_block(runs))
+    cell = runs.cells[1]
+    seed, first = next(iter(cell.finished.items()))
+    cell.runs = cell.runs | {seed: replace(first, data={**first.data, "train": "csv 0123"})}
+    found = f"differ in more than the seed, see `config` and `data` in the lineage: {runs.name(cell)}. "
+    assert found in as_line(write_block(runs))
+
+
 def test_missing_clips_are_reported() -> None:
     runs = make_runs(make_study("grid"))
     for column in runs.columns:

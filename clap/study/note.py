@@ -182,12 +182,17 @@ def format_figure(name: str, runs: StudyRuns) -> str:
 def describe_origin(runs: StudyRuns) -> str:
     """Command, sweep, commits, machines, and links to the files."""
     commits = list(dict.fromkeys(f"`{shorten_commit(run.commit)}`" for run in runs.finished))
-    mixed = [runs.name(cell) for cell in runs.cells if len({run.config_digest for run in cell.finished.values()}) > 1]
+    mixed = [
+        runs.name(cell)
+        for cell in runs.cells
+        if len({(run.config_digest, *sorted(run.data.items())) for run in cell.finished.values()}) > 1
+    ]
     text = f"`{format_command(runs)}`, sweep `{runs.sweep_id}`, commit{'s' * (len(commits) > 1)} {', '.join(commits)}. "
     if len(commits) > 1:
         text += "The code changed between or in runs, see `commit` in the lineage. "
     if mixed:
-        text += f"Runs of one cell differ in more than the seed, see `config` in the lineage: {'; '.join(mixed)}. "
+        text += "Runs of one cell differ in more than the seed, see `config` and `data` in the lineage: "
+        text += f"{'; '.join(mixed)}. "
     machines = dict.fromkeys(run.machine for run in runs.finished if run.machine)
     text += f"Run on {'; '.join(machines)}. " if machines else ""
     links = {"lineage": "lineage.md", "all numbers": "table.csv", "LaTeX": "table.tex", "protocols": "protocols.json"}

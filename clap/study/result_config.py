@@ -30,7 +30,7 @@ def read_result_config(config: DictConfig) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def _digest_dataset(node: str) -> dict[str, str]:
-    """See `digest_data`; once per process, since the jobs of a sweep share their data."""
+    """See `digest_data`; cached, since the jobs of a sweep share their data."""
     config = json.loads(node)
     corpus = open_corpus(config)
     clips = {split: corpus.clips(split) for split in SPLITS}
@@ -40,12 +40,17 @@ def _digest_dataset(node: str) -> dict[str, str]:
     return found
 
 
-def digest_data(config: DictConfig) -> dict[str, str]:
+def digest_data(config: DictConfig, *, reread: bool = True) -> dict[str, str]:
     """Number of clips and digest of each split, and the digest of the list of excluded clips.
 
     It covers ids, captions, labels and keywords as the index has them, not the recordings. Empty if the data cannot be
     read, which is an error of the job only if it runs.
+
+    Args:
+        reread: False: the data of an earlier job of this process, if there is one with these settings.
     """
+    if reread:
+        _digest_dataset.cache_clear()
     node = OmegaConf.to_container(config, resolve=True).get("dataset")
     try:
         return _digest_dataset(json.dumps(node, sort_keys=True)) if node else {}
@@ -90,6 +95,15 @@ def describe_data_change(folder: Path, before: Mapping[str, str], now: Mapping[s
             f"{FOLDER_KEY}FOLDER to start another sweep"
         )
     return None
+
+
+def check_same_data(job: Job) -> None:
+    """Reject a job if another one of its sweep, with the same settings of the dataset, has a result on other data."""
+    for other in read_jobs(job.folder.parent):
+        is_alike = not any(key.startswith("dataset.") for key in find_changes(other.config, job.config))
+        if other.status == "finished" and other.folder != job.folder and is_alike:
+            if error := describe_data_change(other.folder, other.data, job.data):
+                raise ValueError(error)
 
 
 def check_fixed_overrides(folder: Path, fixed: Sequence[str]) -> None:

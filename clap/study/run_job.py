@@ -17,7 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from clap.config.launch import format_error
 from clap.run_folder import append_changed, git_commit, own_folder
 from clap.study.job import Job, job_tags, read_job
-from clap.study.result_config import check_job_unchanged, digest_data, has_checkpoint, read_result_config
+from clap.study.result_config import (
+    check_job_unchanged,
+    check_same_data,
+    digest_data,
+    has_checkpoint,
+    read_result_config,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +42,17 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
             log.warning("%s: skipped, another process is running it", folder.name)
             return math.nan
         job = Job(folder, job_tags()[0] or folder.name, status="running", config=read_result_config(config))
-        job.data, earlier = digest_data(config), []
-        before = read_job(folder)
-        if before and (before.status == "finished" or has_checkpoint(folder)):
+        before, earlier = read_job(folder), []
+        is_finished = before is not None and before.status == "finished"
+        job.data = digest_data(config, reread=not is_finished)
+        if before and (is_finished or has_checkpoint(folder)):
             check_job_unchanged(before, job)
             earlier = before.commits or ["unknown"]
-        job.commits = append_changed(earlier, git_commit(Path(__file__).parent))
-        if before and before.status == "finished":
-            log.info("%s: skipped, already finished", job.name)
+        if is_finished:
+            unknown = "" if before.data else "; its data was not recorded, and is not compared"
+            log.info("%s: skipped, already finished%s", job.name, unknown)
             return before.value
+        job.commits = append_changed(earlier, git_commit(Path(__file__).parent))
         return run_locked(task, config, job)
 
 
@@ -65,6 +73,7 @@ def run_locked(task: Callable[[DictConfig], Any], config: DictConfig, job: Job) 
         config = OmegaConf.merge(config, {"resume": "auto"})
     job.write()
     try:
+        check_same_data(job)
         delete_lost_runs(config.tracking, job.folder)
         job.value = task(config)
         job.status = "finished"

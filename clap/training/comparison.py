@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from clap.config.result_settings import find_changes, read_result_settings
 from clap.dataset.clips import ClapDataset
 from clap.dataset.digest import digest_clips
-from clap.training.trainer_settings import TrainerSettings
+
+if TYPE_CHECKING:  # the trainer imports this module
+    from clap.training.trainer import ClapTrainer
 
 log = logging.getLogger(__name__)
 # Settings that a resumed run may change: how long it trains, and what it reads and writes on the way. Files with clips
@@ -30,12 +32,19 @@ APPLIED = (
     "dataset.metadata",
     "dataset.exclude",
 )
+CORPUS = "dataset._target_"  # a key of every composed config
 SCHEDULED = {"lr", "betas", "momentum"}  # what schedulers change in a parameter group; LambdaLR only the first
 
 
-def read_settings(settings: TrainerSettings, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a result depends on, {dotted key: value}; of a trainer without a config `trainer.*` only."""
-    return read_result_settings({"trainer": asdict(settings)} | dict(config))
+def read_settings(trainer: "ClapTrainer") -> dict[str, Any]:
+    """The settings that a result depends on, {dotted key: value}; without a config those that the trainer knows."""
+    loader = trainer.train_loader
+    known = {
+        "trainer": asdict(trainer.settings),
+        "seed": loader.dataset.seed,
+        "dataset": {"batch_size": loader.batch_sampler.batch_size},
+    }
+    return read_result_settings(known | trainer.config)
 
 
 def digest_dataset(dataset: ClapDataset) -> Tensor:
@@ -49,7 +58,7 @@ def check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
     Raises:
         ValueError: a setting differs that a resumed run cannot change.
     """
-    if not (is_composed(before) and is_composed(now)):  # of a trainer without a config, which knows `trainer.*` only
+    if not (CORPUS in before and CORPUS in now):  # a trainer without a config knows some settings only
         before, now = ({key: flat[key] for key in before.keys() & now.keys()} for flat in (before, now))
     changes = find_changes(before, now)
     if refused := [key for key in changes if not key.startswith(APPLIED)]:
@@ -60,10 +69,6 @@ def check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
         )
     for key, (old, new) in changes.items():
         log.warning("resumes with %s=%s, before it was %s", key, new, old)
-
-
-def is_composed(settings: Mapping[str, Any]) -> bool:
-    return any(not key.startswith("trainer.") for key in settings)
 
 
 def check_data(
@@ -91,20 +96,26 @@ def check_data(
 
 
 def check_optimizer(
-    folder: Path, before: Mapping[str, Any], optimizer: Optimizer, scheduler: LRScheduler | None
+    folder: Path, state: Mapping[str, Any], optimizer: Optimizer, scheduler: LRScheduler | None
 ) -> None:
     """Compare the hyperparameters of an optimizer with those of its saved state, which would replace them.
 
+    Args:
+        state: of the checkpoint, with those of the optimizer and scheduler.
+
     Raises:
-        ValueError: a hyperparameter or the number of groups differs.
+        ValueError: a hyperparameter or the number of groups differs, or one has a scheduler and the other has none.
     """
+    groups = state["optimizer"]["param_groups"], optimizer.param_groups
+    counts = [f"{len(own)} parameter group{'s' * (len(own) != 1)}" for own in groups]
+    schedules = [f"{'no' if own is None else 'a'} scheduler" for own in (state["scheduler"], scheduler)]
+    for old, new in (counts, schedules):
+        if old != new:
+            raise ValueError(
+                f"{folder} was trained with {old}, now with {new}; restore the optimizer to resume, or start a new "
+                f"run with init_from={folder}"
+            )
     varied = {"lr"} if isinstance(scheduler, LambdaLR) else SCHEDULED if scheduler is not None else set()
-    groups = before["param_groups"], optimizer.param_groups
-    if len(groups[0]) != len(groups[1]):
-        raise ValueError(
-            f"{folder} was trained with {len(groups[0])} parameter groups, now there are {len(groups[1])}; restore the "
-            f"optimizer to resume, or start a new run with init_from={folder}"
-        )
     for number, (old, new) in enumerate(zip(*groups, strict=True)):
         for key in sorted(new.keys() - varied - {"params", "name"}):
             if to_plain(old.get(key)) != to_plain(new[key]):

@@ -44,7 +44,7 @@ def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
         "seconds": trainer.fit_time.seconds,
         "train_seconds": trainer.train_time.seconds,
         "peaks": measure_peaks(trainer.peaks),
-        "settings": read_settings(trainer.settings, trainer.config),
+        "settings": read_settings(trainer),
         "data": trainer.data_digests,
         "origin": trainer.origin,
         "run_id": trainer.tracker.run_id if trainer.tracker is not None else None,
@@ -87,10 +87,10 @@ def compare(folder: Path, state: Mapping[str, Any], trainer: "ClapTrainer") -> N
     if state["settings"] is None:
         log.warning("%s is of an earlier version, which recorded neither settings nor data: not compared", folder)
     else:
-        check_settings(folder, state["settings"], read_settings(trainer.settings, trainer.config))
+        check_settings(folder, state["settings"], read_settings(trainer))
         datasets = {kind: getattr(trainer, f"{kind}_loader").dataset for kind in trainer.data_digests}
         check_data(folder, state["data"], trainer.data_digests, datasets)
-    check_optimizer(folder, state["optimizer"], trainer.optimizer, trainer.scheduler)
+    check_optimizer(folder, state, trainer.optimizer, trainer.scheduler)
 
 
 def update_learning_rates(scheduler: LRScheduler) -> None:
