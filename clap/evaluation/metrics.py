@@ -216,10 +216,11 @@ def _count_later_ties(scores: Tensor, queries: Tensor) -> Tensor:
     """For each item, the number of later items of the same query with an equal score; all (items,)."""
     order = scores.argsort(stable=True)
     order = order[queries[order].argsort(stable=True)]  # by query, then by score, then by place
-    pairs = torch.stack([queries[order].double(), scores[order].double()])
-    _, run, lengths = pairs.unique_consecutive(dim=1, return_inverse=True, return_counts=True)
-    place = torch.arange(len(order), device=order.device)
-    return torch.empty_like(order).index_copy(0, order, lengths.cumsum(0)[run] - 1 - place)
+    queries, scores = queries[order], scores[order]
+    is_new = (queries[1:] != queries[:-1]) | (scores[1:] != scores[:-1])
+    run = F.pad(is_new.cumsum(0), (1, 0))  # (items,) number of the run of equal scores
+    last = run.bincount().cumsum(0) - 1  # (runs,) place of its last item
+    return torch.empty_like(order).index_copy(0, order, last[run] - torch.arange(len(order), device=order.device))
 
 
 def _check_retrieval(audio_embedding: Tensor, text_embedding: Tensor, pair_clips: Tensor, pair_texts: Tensor) -> None:
