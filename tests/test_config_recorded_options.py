@@ -8,7 +8,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 
 from clap.config.compose import compose_yamls, find_conf_dir
-from clap.config.recorded_options import read_values, store_recorded
+from clap.config.recorded_options import read_values
 from evaluate import store_options
 
 DATASET = {"_target_": "clap.dataset.csv.CSV", "root": "clips", "metadata": "clips.csv", "batch_size": 32}
@@ -98,9 +98,9 @@ def test_key_without_a_recorded_dataset_is_refused(tmp_path: Path):
         store_options(["dataset.root=x"])
 
 
-def test_recorded_interpolation_is_refused():
-    with pytest.raises(ValueError, match=r"records dataset.root=\$\{oc.env:HOME\}, an interpolation"):
-        store_recorded("dataset", {"x": {"root": "${oc.env:HOME}"}}, [])
+def test_recorded_interpolation_is_refused(record: Callable[..., str]):
+    with pytest.raises(ValueError, match="interpolation"):
+        store_options([f"checkpoint={record('a', root='${oc.env:HOME}')}"])
 
 
 @pytest.mark.parametrize(

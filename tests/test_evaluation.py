@@ -308,6 +308,13 @@ def test_cache_is_another_protocol_where_it_is_used(clap, clips, tmp_path, monke
     assert hash_of(clap, clips, cache=str(tmp_path)) == whole
 
 
+def test_length_to_which_a_corpus_cuts_its_files_is_another_protocol(clap, clips, monkeypatch):
+    whole = hash_of(clap, clips)
+    monkeypatch.setattr(Tones, "clip_duration", 1.0)
+    protocol = run(clap, clips, Retrieval()).protocol
+    assert protocol["cut_to_seconds"] == [1.0] and protocol["hash"] != whole
+
+
 @pytest.mark.parametrize("change", [{"min_duration": 5.0}, {"max_duration": 8.0}, {"seed": 1}])
 def test_other_scenes_are_another_protocol(change):
     """Also with equal ids, captions and labels."""

@@ -9,8 +9,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from clap.config import flatten
-
 OPTION = "recorded"
 
 
@@ -32,17 +30,13 @@ def store_recorded(group: str, recorded: Mapping[str, Mapping[str, Any] | None],
     """Store the option `recorded` of a group, if all checkpoints record the same.
 
     Args:
-        recorded: checkpoint -> its config node of the group; None if it has none.
+        recorded: checkpoint -> its config node of the group, without interpolations; None if it has none.
 
     Raises:
-        ValueError: keys of the option are overridden, but there is none; or a value contains an interpolation, which
-            could read variables of the environment.
+        ValueError: keys of the option are overridden, but there is none.
     """
     nodes = list(recorded.values())
     if nodes and nodes[0] is not None and all(node == nodes[0] for node in nodes):
-        for key, value in flatten(nodes[0], group):
-            if isinstance(value, str) and "${" in value:
-                raise ValueError(f"the checkpoint records {key}={value}, an interpolation; give {group}=OPTION")
         ConfigStore.instance().store(name=OPTION, group=group, node=dict(nodes[0]), package=group)
         return
     lines = list_overrides(argv)

@@ -42,11 +42,14 @@ def describe_clips(split: EmbeddedSplit) -> dict[str, Any]:
     """The clips of a split and what identifies their audio, which no path, time or machine changes."""
     listed = split.dataset.num_listed
     num_cached = 0 if split.is_cached is None else int(split.is_cached.sum())
+    durations = sorted({corpus.clip_duration for corpus in split.dataset.corpora} - {None})
+    changes = {"cached_in_16_bits": f"{num_cached} of {len(split.index)}"} if num_cached else {}
+    changes |= {"cut_to_seconds": durations} if durations else {}
     return {
         "clips": f"{len(split.index)} of {listed}",
         "clip_manifest": split.dataset.digest,
         "audio_manifest": digest_audio(split),
-    } | ({"cached_in_16_bits": f"{num_cached} of {len(split.index)}"} if num_cached else {})
+    } | changes
 
 
 def digest_audio(split: EmbeddedSplit) -> str:

@@ -72,15 +72,21 @@ def plot_run(run_dir: Path, clap: Clap, dataset: ClapDataset) -> None:
     folder, history = run_dir / "plots", read_history(run_dir / HISTORY)
     plot_training_curves(history, folder / "training.png")
     plot_recall_curves(history, folder / "quality.png")
-    items = [dataset[index] for index in range(min(len(dataset), MAX_MATRIX))]
-    items = [item for item in items if item.problem is None]
-    clips = [dataset.clips[item.index] for item in items]
-    audio = clap.get_audio_embeddings([item.waveform for item in items], clap.sample_rate).cpu()
+    items, clips, rows = [], [], [torch.empty(0, clap.embed_dim)]
+    for index in range(min(len(dataset), MAX_MATRIX)):  # one at a time: a fusion reads whole clips, which may be long
+        item = dataset[index]
+        if item.problem is not None:
+            continue
+        clips.append(dataset.clips[item.index])
+        rows.append(clap.get_audio_embeddings(item.waveform, clap.sample_rate).cpu())
+        if len(items) < MAX_PANELS:
+            items.append(item)
+    audio = torch.cat(rows)
     captions = [clip.captions[0] for clip in clips]
     text = clap.get_text_embeddings(captions).cpu()
     plot_similarity(audio @ text.T, folder / "similarity.png", captions=captions, clip_ids=[clip.id for clip in clips])
     if isinstance(clap.audio_encoder, LogMelEncoder):
-        plot_retrieved(folder / "retrieved.png", clap, items=items[:MAX_PANELS], audio=audio, dataset=dataset)
+        plot_retrieved(folder / "retrieved.png", clap, items=items, audio=audio, dataset=dataset)
 
 
 def plot_retrieved(path: Path, clap: Clap, *, items: Sequence[Item], audio: Tensor, dataset: ClapDataset) -> None:
