@@ -10,7 +10,7 @@ import pytest
 from conftest import CONF
 
 from clap.commands.inputs import find_files, read_texts
-from clap.commands.output import to_json
+from clap.commands.output import choose_format, to_json
 
 
 def test_folders_and_patterns_yield_recordings(tmp_path, monkeypatch):
@@ -63,6 +63,10 @@ def test_only_line_breaks_end_a_caption(tmp_path, separator):
     path = tmp_path / "captions.txt"
     path.write_text(f"a{separator}dog\nrain", encoding="utf-8")
     assert read_texts([], path, "caption") == [f"a{separator}dog", "rain"]
+
+
+def test_suffix_of_an_output_may_be_in_capitals(tmp_path):
+    assert choose_format(tmp_path / "A.JSONL", None) == "jsonl" and choose_format(tmp_path / "A.Npz", None) == "npz"
 
 
 def test_json_lines_are_lines_for_every_reader():

@@ -65,6 +65,14 @@ def test_splits_of_a_dataset_dict_are_read(tmp_path: Path):
         assert_array_equal(dataset[0].waveform, load_waveform(tmp_path / "same.wav", 8_000))
 
 
+def test_other_splits_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    root = save_splits(tmp_path / "data")
+    assert not caplog.text or "not read" not in caplog.text
+    (root / "test").rename(root / "test_clean")
+    assert not HuggingFace(root).clips("test")
+    assert "data: test_clean not read; the splits are named train, validation, val" in caplog.text
+
+
 def test_dataset_without_splits_is_divided(tmp_path: Path):
     corpus = HuggingFace(save(tmp_path / "data", make_rows(40)), val_fraction=0.3, test_fraction=0.3)
     assert sum(len(corpus.clips(split)) for split in SPLITS) == 40 and corpus.clips("val") and corpus.clips("test")

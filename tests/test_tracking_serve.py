@@ -75,7 +75,7 @@ def test_scores_are_a_softmax_over_averaged_prompts(served: ServedClap, clap: Cl
     [
         ({"text": "rain", "audio": "AAAA"}, "row 1 has both text and audio"),
         ({"text": None}, "row 1 has neither text nor audio"),
-        ({"text": "  "}, "row 1: text is '  '; give a caption"),
+        ({"text": "  "}, "row 1: text is blank: '  '; write a text"),
         ({"text": 3}, "row 1: text is 3"),
         ({"audio": "dog.wav"}, "row 1: audio is 'dog.wav', which is not base64"),
         ({"audio": "/usr/share/sounds/rain.wav"}, "not a path or an address"),

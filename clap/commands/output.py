@@ -43,13 +43,13 @@ def choose_format(output: Path | None, chosen: str | None) -> str:
             raise FileNotFoundError(
                 f"--output {output}: {output.parent} is not a writable folder; create it or give another"
             )
-        if chosen is None and output.suffix not in SUFFIXES:
+        if chosen is None and output.suffix.lower() not in SUFFIXES:
             raise ValueError(
                 f"--output {output}: the suffix is not one of {', '.join(SUFFIXES)}; rename it, or set --format"
             )
     if chosen == "npz" and output is None:
         raise ValueError("--format npz is not written to stdout; add --output FILE")
-    return chosen or ("table" if output is None else SUFFIXES[output.suffix])
+    return chosen or ("table" if output is None else SUFFIXES[output.suffix.lower()])
 
 
 def check_output_arguments(args: argparse.Namespace) -> None:

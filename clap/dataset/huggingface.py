@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from clap.corpus import Clip, Corpus, check_split
 from clap.dataset.csv import assign_split, check_fractions, find_caption_columns, read_captions, read_text
 from clap.dataset.index import find_file, require_root
 from clap.waveform import AudioError, AudioHeader
+
+log = logging.getLogger(__name__)
 
 SPLIT_FOLDERS = {  # split -> accepted folder names
     "train": ("train",),
@@ -60,6 +63,10 @@ class HuggingFace(Corpus):
         self.fractions = check_fractions(val=val_fraction, test=test_fraction)
         require_root(self)
         self.rows: dict[str, tuple[Path, int]] = {}  # clip id -> folder and row
+        known = [name for names in SPLIT_FOLDERS.values() for name in names]
+        others = sorted(path.parent.name for path in self.root.glob("*/state.json") if path.parent.name not in known)
+        if others:
+            log.warning("%s: %s not read; the splits are named %s", root, ", ".join(others), ", ".join(known))
 
     def clips(self, split: str) -> list[Clip]:
         check_split(split)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clap.device import choose_device
 from clap.model import Clap
-from clap.prompts import TEMPLATES
+from clap.prompts import TEMPLATES, find_problem
 from clap.tracking.store import MlflowException
 from clap.waveform import AudioError
 
@@ -97,8 +97,8 @@ def is_missing(value: object) -> bool:
 
 
 def check_caption(value: object, position: int) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"row {position}: text is {value!r}; give a caption, such as 'a dog barks'")
+    if problem := find_problem(value):
+        raise ValueError(f"row {position}: text {problem}")
     return value
 
 
