@@ -1,6 +1,7 @@
 """One job of a sweep: run once, locked, resumed, and rejected if its settings have changed."""
 
 import contextlib
+import io
 import logging
 import math
 import subprocess
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, open_dict
 
 from clap.run_folder import is_running
 from clap.study.job import read_job
-from clap.study.run_job import run_job
+from clap.study.run_job import name_log_lines, run_job
 
 
 @pytest.fixture
@@ -146,3 +147,16 @@ def test_local_settings_may_change(job: DictConfig):
     run_job(lambda config: 0.5, job)
     job.tracking.experiment = "another"
     assert run_job(refuse, job) == 0.5
+
+
+def test_lines_on_the_screen_begin_with_the_name_of_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", screen)
+    handlers = [logging.StreamHandler(screen), logging.FileHandler(tmp_path / "train.log")]
+    monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
+    name_log_lines("lr=10%-s0")
+    logging.getLogger("clap").warning("skipped")
+    assert screen.getvalue() == "[lr=10%-s0][WARNING] skipped\n"
+    assert (tmp_path / "train.log").read_text() == "[WARNING] skipped\n"

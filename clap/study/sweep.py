@@ -23,6 +23,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweepe
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,6 +36,7 @@ from clap.run_folder import LOCK, SWEEP_FILE, is_running
 from clap.study.factors import find_factors, one_factor_at_a_time, parse_overrides, parse_study
 from clap.study.job import job_levels, read_jobs
 from clap.study.job_tracking import end_run
+from clap.study.killed_workers import outlive_killed_workers
 from clap.study.leaderboard import Leaderboard
 from clap.study.result_config import check_fixed_overrides, check_settings_unchanged, read_result_config
 from clap.tracking.store import DEFAULT_STORE
@@ -87,6 +89,7 @@ class Sweep(Callback):
         self.study = name = study.name if study else None
         self.metrics = study.metrics if study else []
         set_design(study.design if study else "grid", sweeper=hydra.sweeper._target_)
+        outlive_killed_workers(get_class(hydra.launcher._target_), config.tracking)
         params = hydra.sweeper.get("params")
         self.swept = swept = list(find_factors(params, lines))
         others = [item for item in parse_overrides(params, lines) if item.key_or_group not in {*swept, *UNRECORDED}]
