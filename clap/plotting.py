@@ -1,11 +1,14 @@
 """Style shared by all figures; built without pyplot, so without windows and global state."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from clap.atomic import write_atomic
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#2f6db5", "#e08a1e", "#2a8c55", "#c2453d", "#7b5ea7", "#6b7280"
 INK = "#1f2937"
@@ -57,4 +60,6 @@ def save_placeholder(path: Path, *, title: str, reason: str) -> None:
 def save_png(figure: Figure, path: Path) -> None:
     """Save a figure as PNG, creating its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomic(Path(path), content.getvalue())

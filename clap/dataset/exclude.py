@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clap.atomic import write_atomic
+
 if TYPE_CHECKING:
     from clap.corpus import Clip
 
@@ -77,7 +79,7 @@ def write_exclusions(path: Path, exclusions: Mapping[str, str], *, comment: str)
         f"# {comment}",
         *(f"{quote_name(name)}\t{' '.join(reason.split())}" for name, reason in exclusions.items()),
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    write_atomic(path, ("\n".join(lines) + "\n").encode())
 
 
 def quote_name(name: str) -> str:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from clap.atomic import write_atomic
 from clap.config.compose import find_conf_dir
 from clap.study import figures, note, table
 from clap.study.factors import Study
@@ -33,10 +34,10 @@ def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) 
     }
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
-        (folder / file).write_text(content)
+        write_atomic(folder / file, content.encode())
     for figure_name, figure in drawn.items():
         figures.save_png_and_svg(figure, folder / figure_name)
-    path.write_text(text)
+    write_atomic(path, text.encode())
     paths = f"{relative_to_cwd(path)}; figures, LaTeX, CSV and lineage in {relative_to_cwd(folder)}/"
     return f"{table.to_markdown(lines, len(study.factors))}\n{paths}"
 

@@ -12,6 +12,7 @@ import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,12 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         """Close the run: KILLED after Ctrl-C, FAILED after any other exception."""
-        if error is not None:
+        if error is None:
+            self.finish("FINISHED")
+            return
+        with suppress(OSError):  # a full disk; `error` is the first one that it caused
             self.set_tags({"error": f"{kind.__name__}: {error}"})
-        self.finish("FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED")
+            self.finish("KILLED" if kind is KeyboardInterrupt else "FAILED")
 
     @property
     def url_hint(self) -> str:

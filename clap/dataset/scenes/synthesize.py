@@ -7,7 +7,7 @@ et al. 2014), and a custom CSV.
 import base64
 import csv
 import hashlib
-import os
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from clap.atomic import write_atomic
 from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.scenes.phrases import NUM_CAPTIONS
 from clap.dataset.scenes.planning import SHORTEST_SCENE, plan_lone_event
@@ -57,12 +58,11 @@ class CorpusWriter:
         """Write a CSV atomically, through a temporary file."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(rows)
-        os.replace(partial, path)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        write_atomic(path, text.getvalue().encode())
 
 
 def write_clotho(writer: CorpusWriter) -> None:
