@@ -12,6 +12,7 @@ from torch import Tensor
 from clap.waveform import (
     LONGEST,
     MAX_PEAK,
+    MAX_RATE,
     SHORTEST,
     AudioError,
     check_duration,
@@ -58,8 +59,8 @@ def measure_duration(item: Recording, sample_rate: int | None) -> float:
         ValueError: a waveform without sample_rate.
     """
     if not isinstance(item, str | os.PathLike):
-        if not sample_rate or sample_rate < 0:
-            raise ValueError(f"sample_rate={sample_rate}: waveforms need sample_rate=..., in Hz")
+        if not sample_rate or not 0 < sample_rate <= MAX_RATE:
+            raise ValueError(f"sample_rate={sample_rate}: waveforms need sample_rate=..., in Hz, up to {MAX_RATE}")
         return max(np.shape(item), default=0) / sample_rate
     try:
         return read_header(item).duration

@@ -182,8 +182,9 @@ def check_header(path: Path, file: soundfile.SoundFile, num_frames: int) -> None
     for announced, present in re.findall(ANNOUNCED, file.extra_info):
         if int(present) < int(announced) < UNKNOWN_LENGTH:
             raise AudioError(f"{path}: truncated, its header announces {announced} bytes and {present} are there")
-    for present, announced in re.findall(r"Length *: (\d+)\nRIFF *: (\d+)\n", file.extra_info):
-        if int(present) - int(announced) > max(MAX_TRAILER, int(announced) // 10) and int(announced) > 0:
+    for present, *sizes in re.findall(r"Length *: (\d+)\nRIFF *: (\d+)(?s:.*)\ndata *: (\d+)", file.extra_info):
+        announced = max(map(int, sizes))
+        if int(present) - announced > max(MAX_TRAILER, announced // 10) and announced > 0:
             raise AudioError(
                 f"{path}: its header announces {announced} bytes and {present} are there; read all of them with "
                 f"`ffmpeg -ignore_length 1 -i {path.name} {path.stem}.flac`"

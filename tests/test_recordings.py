@@ -18,11 +18,15 @@ def test_duration_is_that_of_the_header(tones):
     assert [measure_duration(path, None) for path in tones] == [0.5 * (i + 1) for i in range(8)]
 
 
-def test_duration_of_a_waveform_needs_its_rate():
+def test_duration_of_a_waveform_is_at_its_rate():
     assert measure_duration(np.zeros((2, 4000)), 8000) == 0.5
     assert measure_duration(torch.zeros(4000), 8000) == 0.5
-    with pytest.raises(ValueError, match="sample_rate=0: waveforms need sample_rate"):
-        measure_duration(np.zeros(4000), 0)
+
+
+@pytest.mark.parametrize("rate", [None, 0, -8000, float("nan"), float("inf"), 4e9])
+def test_duration_of_a_waveform_needs_its_rate(rate):
+    with pytest.raises(ValueError, match=f"sample_rate={rate}: waveforms need sample_rate".replace("+", ".")):
+        measure_duration(np.zeros(4000), rate)
 
 
 @pytest.mark.parametrize("name", ["absent.wav", "noise.wav", "headless.raw"])

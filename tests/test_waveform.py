@@ -243,6 +243,14 @@ def test_wav_longer_than_its_header_is_refused(tmp_path: Path, share: float) -> 
     assert "ffmpeg -ignore_length 1 -i a.wav" in error_message(tmp_path / "a.wav")
 
 
+def test_wav_with_a_wrong_size_of_the_file_but_not_of_its_samples_is_read(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", sound(10 * RATE), RATE)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[4:8] = (36).to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    assert len(load_waveform(tmp_path / "a.wav", RATE)) == 10 * RATE
+
+
 def test_tag_behind_a_wav_is_ignored(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", sound(RATE), RATE)
     (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes() + b"TAG" + bytes(1000))
