@@ -1,5 +1,7 @@
 """Inference of Clap: embeddings that do not depend on the batch, similarity, classification by prompts."""
 
+import sys
+
 import numpy as np
 import pytest
 import soundfile
@@ -120,7 +122,8 @@ def test_iterator_of_files_is_accepted(clap, tones):
     assert torch.equal(clap.get_audio_embeddings(iter(tones)), clap.get_audio_embeddings(tones))
 
 
-def test_many_files_have_a_progress_bar(clap, tones, capfd):
+def test_many_files_have_a_progress_bar_on_a_terminal(clap, tones, capfd, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     clap.get_audio_embeddings(tones, batch_size=4)
     assert capfd.readouterr().err == ""
     clap.get_audio_embeddings(tones, batch_size=3)
