@@ -115,13 +115,13 @@ def test_braces_in_a_template_are_text(root):
     [
         (
             {"train_folds": [1, 7]},
-            r"dataset.train_folds=\[1, 7\]: fold 7 is not in the index of .*; choose from 1, 2, 3, 4, 5",
+            r"^train_folds=\[1, 7\]: fold 7 is not in the index of .*; choose from 1, 2, 3, 4, 5, as the argument",
         ),
         (
             {"test_folds": [4, 5]},
-            "fold 4 is in dataset.train_folds and in dataset.test_folds; remove it from one of them",
+            "fold 4 is in train_folds and in test_folds; remove it from one of them",
         ),
-        ({"val_folds": [5], "test_folds": [5]}, "fold 5 is in dataset.val_folds and in dataset.test_folds"),
+        ({"val_folds": [5], "test_folds": [5]}, "fold 5 is in val_folds and in test_folds"),
         ({"templates": ["a dog"]}, r"templates=\['a dog'\]: each needs {} for the label; set dataset.templates"),
         ({"templates": []}, r"templates=\[\]: each needs {}"),
         ({"val_fraction": 1.0}, "dataset.val_fraction=1.0 must be 0 or more and below 1; the remaining clips"),
@@ -131,6 +131,15 @@ def test_invalid_option_is_a_one_line_error(root, options, message):
     with pytest.raises(ValueError, match=message) as error:
         ESC50(root, **options).clips("train")
     assert "\n" not in str(error.value)
+
+
+def test_evaluation_needs_only_its_own_folds(tmp_path):
+    rows = [f"5-{number}-A-0.wav,5,dog,{number}" for number in range(3)]
+    corpus = ESC50(write_index(tmp_path, rows))
+    assert len(corpus.clips("test")) == 3
+    for split in ("train", "val"):
+        with pytest.raises(ValueError, match=r"train_folds=\[1, 2, 3, 4\]: fold 1 is not in the index"):
+            corpus.clips(split)
 
 
 def test_evaluation_can_use_a_fold_of_the_train_split(root):

@@ -84,27 +84,27 @@ class Folds(Corpus):
             check_number(row[self.recording_column], self.recording_column, where)
             name = check_recording(row[self.file_column], self.file_column, where)
             check_unique(seen, name, self.file_column, where)
-        self.check_folds({int(row["fold"]) for _, row in rows})
         return [row for _, row in rows]
 
-    def check_folds(self, present: set[int]) -> None:
-        for split, folds in self.folds.items():
-            if unknown := sorted(set(folds) - present):
-                raise ValueError(
-                    f"dataset.{split}_folds={folds}: fold {unknown[0]} is not in the index of {self.root}; choose from "
-                    f"{', '.join(map(str, sorted(present)))}"
-                )
+    def check_folds(self, split: str) -> None:
+        """ValueError if the index does not have the folds of a split."""
+        present = sorted({int(row["fold"]) for row in self.rows})
+        if unknown := sorted(set(self.folds[split]) - set(present)):
+            raise ValueError(
+                f"{split}_folds={self.folds[split]}: fold {unknown[0]} is not in the index of {self.root}; choose from "
+                f"{', '.join(map(str, present))}, as the argument {split}_folds or with dataset.{split}_folds"
+            )
 
     def check_disjoint(self) -> None:
         """ValueError if two splits share a fold. An evaluation never reads training clips, so it skips this check."""
         for split, other in (("train", "val"), ("train", "test"), ("val", "test")):
             if shared := set(self.folds[split]) & set(self.folds[other]):
                 raise ValueError(
-                    f"fold {min(shared)} is in dataset.{split}_folds and in dataset.{other}_folds; "
-                    "remove it from one of them"
+                    f"fold {min(shared)} is in {split}_folds and in {other}_folds; remove it from one of them"
                 )
 
     def clips(self, split: str) -> list[Clip]:
+        """The clips of a split; the index needs its folds only, for validation those from which it is held out."""
         if split == "train":
             self.check_disjoint()
         if split == "test" or self.folds["val"]:
@@ -115,6 +115,7 @@ class Folds(Corpus):
         return [self.make_clip(row) for row in rows]
 
     def select_rows(self, split: str) -> list[dict[str, str]]:
+        self.check_folds(split)
         return [row for row in self.rows if int(row["fold"]) in self.folds[split]]
 
     def find_val_recordings(self) -> set[str]:
