@@ -103,6 +103,9 @@ def find_resume(resume: str | None, run_dir: Path) -> Path | None:
         return last
     if resume == "auto":
         return None
+    sibling = folder.parent / "last"
+    if not (folder / TRAINER).exists() and (sibling / TRAINER).exists():
+        raise FileNotFoundError(f"{folder}: only the checkpoint `last` can be resumed; set resume={sibling}")
     find_file(folder, TRAINER)
     return folder
 

@@ -12,7 +12,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from clap import ClapTrainer
-from clap.checkpoint import find_resume
+from clap.checkpoint import TRAINER, find_resume
 from clap.optimizer import learning_rate_factor
 from clap.training.state import extend_origin, read_run_id, read_trainer_state
 
@@ -195,3 +195,11 @@ def interrupt_after(trainer: ClapTrainer, steps: int) -> Callable:
             os.kill(os.getpid(), signal.SIGINT)
 
     return step
+
+
+def test_best_checkpoint_suggests_the_last(tmp_path):
+    for name in ("best", "last"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "last" / TRAINER).touch()
+    with pytest.raises(FileNotFoundError, match="only the checkpoint `last` can be resumed; set resume=.*/last"):
+        find_resume(str(tmp_path / "checkpoints" / "best"), tmp_path)
