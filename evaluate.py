@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
     clap = Clap.from_ckpt(cfg.checkpoint).to(choose_device(cfg.device))
     clap.set_windows(cfg.windows)
-    evaluators = build_evaluators(config, datasets=[])
+    evaluators = build_evaluators(config)
     loaders = {}
     for kind in dict.fromkeys([cfg.split, *find_needs(evaluators)]):
         chosen = replace(settings, exclude=None) if kind == cfg.split else settings  # all clips are evaluated

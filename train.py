@@ -1,6 +1,7 @@
 """Train a model and evaluate it: python train.py [key=value ...], the keys are in conf/config.yaml."""
 
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -12,22 +13,45 @@ from clap.config.launch import launch
 from clap.config.ran import keep_config
 from clap.corpus import SPLITS
 from clap.dataset.dataset_settings import read_dataset_settings
-from clap.dataset.registry import count_clips, open_corpus
+from clap.dataset.registry import find_splits, open_corpus
 from clap.run_folder import COST, METRICS, git_commit, log_summary
+from clap.study.check_run import check_run
 from clap.study.job import describe_run
 from clap.study.run_job import run_job
+from clap.training.trainer_settings import TrainerSettings
+
+
+def check(config: dict[str, Any]) -> None:
+    """Check a config before Hydra starts, which takes seconds, and before the first job of a sweep."""
+    check_run(config)
+    if config["trainer"]["monitor"] or (config["study"] or {}).get("metrics"):
+        open_evaluators(config, find_splits(open_corpus(config["dataset"])))
+
+
+def open_evaluators(config: dict[str, Any], corpora: dict[str, list[str]]) -> dict[str, Any]:
+    """The evaluators of a run, after checking that they compute the metrics that its config names.
+
+    Args:
+        corpora: split -> names of the corpora with clips in it.
+    """
+    from clap.evaluation.evaluator import build_evaluators, check_metrics  # imports torch, which takes a second
+
+    evaluators = build_evaluators(config)
+    check_metrics(config, evaluators, {kind: names for kind, names in corpora.items() if kind != "train"})
+    return evaluators
 
 
 def train(cfg: DictConfig) -> float:
     """One run, from config to metrics; returns the metric that chose the best checkpoint, for a sweeper to use."""
     config, run_dir = read_config(cfg), Path(HydraConfig.get().runtime.output_dir)
-    corpus, data = open_corpus(config["dataset"]), read_dataset_settings(config["dataset"])
-    splits = [kind for kind, count in count_clips(corpus).items() if count or kind == "train"]
+    corpus, settings = open_corpus(config["dataset"]), TrainerSettings(**config["trainer"])
+    corpora, data = find_splits(corpus), read_dataset_settings(config["dataset"])
+    splits = [kind for kind, names in corpora.items() if names or kind == "train"]
+    evaluators = open_evaluators(config, corpora)
 
     # These imports take seconds; mistakes in the command line and in index files are reported before them.
-    from clap import ClapTrainer, TrainerSettings, open_loader
+    from clap import ClapTrainer, open_loader
     from clap.device import choose_device, describe_machine, set_seed
-    from clap.evaluation.evaluator import build_evaluators
     from clap.evaluation.run_plots import plot_run
     from clap.study.trained_model import name_options, open_model, record_config
     from clap.tracking.tracker import Tracker, check_store
@@ -41,8 +65,6 @@ def train(cfg: DictConfig) -> float:
     config = record_config(cfg, clap, run_dir)
     clap = clap.freeze(cfg.freeze).to(choose_device(cfg.device))
     loaders = {kind: open_loader(corpus, kind, settings=data, seed=cfg.seed, **clap.input_format) for kind in splits}
-    evaluators = build_evaluators(config, [loaders[kind].dataset for kind in splits if kind != "train"])
-    settings = TrainerSettings(**config["trainer"])
     criterion = build_module(config["loss"]).to(clap.device)
     optimizer, scheduler = instantiate(cfg.optimizer)(clap, criterion, total_steps=settings.num_steps(loaders["train"]))
     trainer = ClapTrainer(
@@ -73,4 +95,4 @@ def train(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    launch(train, config_name="config", run_job=run_job)
+    launch(train, config_name="config", run_job=run_job, check=check)

@@ -177,3 +177,11 @@ def test_different_values_have_different_folders(one: str, other: str):
 
 def test_name_that_fits_is_kept_whole():
     assert name_folder("a=" + "x" * 250) == "a=" + "x" * 250
+
+
+def test_every_value_of_a_sweep_is_in_a_returned_config(conf: Path) -> None:
+    lines = ["-m", "seed=0,1,2", "optimizer=adam,sgd", "optimizer.lr=1,2", "embed_dim=4", "run_dir=x"]
+    configs = check_overrides(lines, config_dir=conf, config_name="config")
+    assert {config["seed"] for config in configs} == {0, 1, 2} and len(configs) == 3
+    assert {"momentum" in config["optimizer"] for config in configs} == {True, False}
+    assert {config["optimizer"]["lr"] for config in configs} == {1, 2} and configs[0]["embed_dim"] == 4

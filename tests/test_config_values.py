@@ -65,6 +65,8 @@ REJECTED = {
     "interpolated value": (["audio_encoder.width=wide"], "width must be an integer, such as 8 in the yaml"),
     "nullable key": (["trainer.max_steps=5.0"], "trainer.max_steps must be an integer or null"),
     "pretrained": (["audio_encoder.pretrained=3"], "audio_encoder.pretrained must be true or false or a string"),
+    "below the minimum": (["embed_dim=0"], "embed_dim=0 must be at least 1"),
+    "below the minimum in a sweep": (["-m", "optimizer.lr=1,-1"], "optimizer.lr=-1 must be at least 0"),
     "choice": (["trainer.precision=fp8"], "trainer.precision must be one of fp32, bf16, fp16"),
     "unresolved interpolation": (["embed_dim=${nothing}"], "the interpolation does not resolve"),
     "interpolation of another type": (["seed=${tracking.experiment}"], "seed must be an integer"),

@@ -13,7 +13,7 @@ from clap import Clap, ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
 from clap.corpus import Clip, Corpus
 from clap.dataset.loader import make_loader
 from clap.evaluation.embedded_split import Splits, embed_split, make_evaluation_loader
-from clap.evaluation.evaluator import Evaluator, build_evaluators, check_evaluators, evaluate_split
+from clap.evaluation.evaluator import Evaluator, build_evaluators, check_evaluators, check_metrics, evaluate_split
 from clap.evaluation.results import Evaluation
 from clap.evaluation.retrieval import Retrieval
 
@@ -243,12 +243,50 @@ def test_split_outside_of_needs_is_refused(clap: Clap, tones: list[Path]):
         Splits(embed_split(clap, loader))["train"]
 
 
-def test_metric_of_a_study_that_no_evaluator_computes_is_rejected(clap: Clap, tones: list[Path]):
-    test = make_loaders(clap, Tones(tones))["test"].dataset
-    config = {"evaluation": {"retrieval": {"_target_": "clap.evaluation.retrieval.Retrieval"}}}
-    known = "test/tones/text_to_audio/recall_at_1"
-    assert list(build_evaluators(config | {"study": {"metrics": [known]}}, [test])) == ["retrieval"]
+CONFIG = {
+    "evaluation": {"retrieval": {"_target_": "clap.evaluation.retrieval.Retrieval"}},
+    "trainer": {"monitor": None},
+    "study": None,
+}
+CORPORA = {"val": ["tones"], "test": ["tones"]}
+
+
+def test_metric_of_a_study_that_no_evaluator_computes_is_rejected():
+    evaluators, known = build_evaluators(CONFIG), "test/tones/text_to_audio/recall_at_1"
+    check_metrics(CONFIG | {"study": {"metrics": [known]}}, evaluators, CORPORA)
     with pytest.raises(ValueError, match=f"recal_at_1; did you mean {known}"):
-        build_evaluators(config | {"study": {"metrics": [known.replace("recall", "recal")]}}, [test])
-    with pytest.raises(ValueError, match="the runs do not log loss; metrics: test/tones/"):
-        build_evaluators(config | {"study": {"metrics": ["loss"]}}, [test])
+        check_metrics(CONFIG | {"study": {"metrics": [known.replace("recall", "recal")]}}, evaluators, CORPORA)
+    with pytest.raises(ValueError, match="the runs do not log loss; metrics: val/tones/"):
+        check_metrics(CONFIG | {"study": {"metrics": ["loss"]}}, evaluators, CORPORA)
+
+
+@pytest.mark.parametrize(
+    "monitor", ["nonsense", "test/tones/text_to_audio/recall_at_1", "val/tones/text_to_audio/median_rank"]
+)
+def test_monitor_that_no_validation_computes_is_rejected(monitor: str):
+    with pytest.raises(ValueError, match="is not one of val/tones/text_to_audio/mean_average_precision_at_10"):
+        check_metrics(CONFIG | {"trainer": {"monitor": monitor}}, build_evaluators(CONFIG), CORPORA)
+
+
+def test_monitor_is_ignored_without_validation():
+    check_metrics(CONFIG | {"trainer": {"monitor": "nonsense"}}, build_evaluators(CONFIG), {"val": []})
+
+
+def test_names_of_evaluators_and_metrics_are_checked(monkeypatch: pytest.MonkeyPatch):
+    node = CONFIG["evaluation"]["retrieval"]
+    with pytest.raises(ValueError, match="evaluation: 'a/b' cannot be part of a metric"):
+        build_evaluators(CONFIG | {"evaluation": {"a/b": node}})
+    monkeypatch.setattr(Retrieval, "metric_names", ("text_to_audio/recall (top 1)",))
+    with pytest.raises(ValueError, match=r"metric_names of evaluation retrieval: 'recall \(top 1\)' cannot be part"):
+        build_evaluators(CONFIG)
+
+
+@pytest.mark.parametrize("name", ["x/y", "my set (v2)", "donn\u00e9es", "a:b", "", ".", " a", "a.", "x" * 101, None])
+def test_name_of_a_corpus_that_a_metric_cannot_have_is_refused(name: str | None, tones: list[Path]):
+    with pytest.raises(ValueError, match="name of Tones: .* cannot be part of a metric or file name"):
+        ClapDataset([Tones(tones, name)], "train", sample_rate=16_000)
+
+
+@pytest.mark.parametrize("name", ["my set", "a", "v1.2-b_c"])
+def test_name_of_a_corpus_is_accepted(name: str, tones: list[Path]):
+    assert ClapDataset([Tones(tones, name)], "train", sample_rate=16_000).names == [name]

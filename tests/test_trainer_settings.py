@@ -4,10 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
-from clap.training.trainer_settings import TrainerSettings, make_autocast
+from clap.training.trainer_settings import TrainerSettings
 
 CONFIG = Path(__file__).resolve().parents[1] / "conf" / "config.yaml"
 
@@ -32,12 +31,3 @@ def test_gradient_norm_that_stops_learning_is_refused(norm: float):
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="trainer.precision='fp8' is not one of fp32, bf16, fp16"):
         TrainerSettings(precision="fp8")
-
-
-def test_fp16_on_a_cpu_is_refused():
-    with pytest.raises(ValueError, match="set bf16 or fp32"):
-        make_autocast("fp16", torch.device("cpu"))
-
-
-def test_only_fp16_scales_the_loss():
-    assert not make_autocast("bf16", torch.device("cpu"))[1].is_enabled()

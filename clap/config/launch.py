@@ -47,6 +47,7 @@ EXPECTED = (
 KILLED_WORKER = re.compile(r"DataLoader worker \(pid\D*[\d, ]+\) (is killed by signal: [^.]*|exited unexpectedly)")
 
 Task = Callable[[DictConfig], Any]
+Check = Callable[[dict[str, Any]], Any]
 RunJob = Callable[[Task, DictConfig], Any]
 
 
@@ -57,6 +58,7 @@ def launch(
     config_path: str = "conf",
     run_job: RunJob | None = None,
     store_options: Callable[[Sequence[str]], None] | None = None,
+    check: Check | None = None,
 ) -> None:
     """Check the command line, then run a task under Hydra, as `hydra.main` does.
 
@@ -70,6 +72,7 @@ def launch(
         config_path: the folder of the yamls, relative to the file that defines the task.
         run_job: runs the task for a job of a sweep with Hydra callbacks; by default the task is called directly.
         store_options: adds options of config groups that depend on the command line, which is its argument.
+        check: called before Hydra starts, for a sweep with several configs, so that each value is in one of them.
     """
     config_dir = Path(inspect.getfile(inspect.unwrap(task))).resolve().parent / config_path
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -81,7 +84,9 @@ def launch(
         sys.argv[1:] = move_logins(sys.argv[1:])
         if store_options is not None:
             store_options(sys.argv[1:])
-        check_overrides(sys.argv[1:], config_dir=config_dir, config_name=config_name)
+        for config in check_overrides(sys.argv[1:], config_dir=config_dir, config_name=config_name):
+            if check is not None:
+                check(config)
         with own_output_folder(sys.argv[1:], config_dir=config_dir, config_name=config_name) as overrides:
             sys.argv[1:] = insert_overrides(sys.argv[1:], overrides)
             run(_report_failure(task, run_job, show_traceback=show_traceback))()

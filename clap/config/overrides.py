@@ -4,6 +4,7 @@ Hydra accepts three kinds of errors: a key that is not in any yaml (`+lr=3`), a 
 (`optimizer.lr=fast`), and a missing required value. Here the yaml is the schema, and each error is one line.
 """
 
+import contextlib
 import copy
 import hashlib
 import re
@@ -59,10 +60,11 @@ def name_folder(overrides: str, longest: int = 255) -> str:
 OmegaConf.register_new_resolver("folder_name", name_folder, replace=True)  # in conf/*.yaml, of override_dirname
 
 
-def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> None:
+def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> list[dict[str, Any]]:
     """Compose the config of a command line and reject its first error.
 
-    In a sweep, every value is checked and every option is composed at least once, but not every combination.
+    In a sweep, every value is checked and every option is composed at least once, but not every combination. Returns
+    the configs in which they were checked, without those that only a running job resolves.
 
     Raises:
         ValueError: an override names an unknown option or key, has a value of another type, adds or removes a key, or a
@@ -73,7 +75,7 @@ def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> N
         what = "unknown flag" if unknown[0].startswith("-") else "write flags before or after all overrides"
         raise ValueError(f"{unknown[0]}: {what}; --hydra-help lists the flags")
     if args.hydra_help or args.shell_completion or args.experimental_rerun:
-        return
+        return []
     composes_only = bool(args.cfg or args.help or args.info)
     configs = Configs.open(args, config_dir=config_dir, config_name=config_name)
     overrides = configs.parse(args.overrides)
@@ -90,12 +92,18 @@ def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> N
         groups, values = configs.split(configs.parse(study) + overrides)
     else:
         _check_single(overrides)
-    for job in _compose_jobs(configs, groups, hydra_lines=hydra_lines):
-        flat = dict(flatten(OmegaConf.to_container(_set_values(job, values))))
+    checked = []
+    for index in range(max(len(_values(override)) for override in [*groups, *values]) if groups or values else 1):
+        job = configs.compose([*hydra_lines, *(_choose(_lines(override), index) for override in groups)])
+        config = _set_values(job, values, index)
+        flat = dict(flatten(OmegaConf.to_container(config)))
         check_no_secrets(flat)
         if not composes_only:
             job.check_given([key for key, value in flat.items() if value == MISSING])
             check_yaml_values(flat)
+            with contextlib.suppress(OmegaConfBaseException):  # ${hydra:...} of a running job
+                checked.append(OmegaConf.to_container(config, resolve=True))
+    return checked
 
 
 @dataclass
@@ -208,11 +216,9 @@ class Configs:
         return self.composed.setdefault(tuple(lines), job)
 
 
-def _compose_jobs(configs: Configs, groups: list[Override], *, hydra_lines: list[str]) -> Iterator[ComposedJob]:
-    """Compose as many jobs as the longest list of options has items; shorter lists are repeated."""
-    choices = [_lines(override) for override in groups]
-    for index in range(max(map(len, choices), default=1)):
-        yield configs.compose([*hydra_lines, *(lines[index % len(lines)] for lines in choices)])
+def _choose(items: list[Any], index: int) -> Any:
+    """An item of a list that is repeated without end."""
+    return items[index % len(items)]
 
 
 def find_fixed_keys(configs: Configs, params: Mapping[str, Any], lines: list[str]) -> list[str]:
@@ -264,20 +270,20 @@ def _check_single(overrides: list[Override]) -> None:
             raise ValueError(f"{override.input_line}: several values are a sweep; add -m{other if simple else ''}")
 
 
-def _set_values(job: ComposedJob, overrides: list[Override]) -> DictConfig:
-    """Set values in the job's config, each checked against the yaml; interpolations are checked after all are set."""
+def _set_values(job: ComposedJob, overrides: list[Override], index: int) -> DictConfig:
+    """Set one value of each override in the job's config, checked against the yaml, and then against references."""
     keys, config = job.keys(), copy.deepcopy(job.config)
     references = []
     for override in overrides:
-        for value, typed in zip(_values(override), _typed_values(override), strict=True):
-            for key, item in _leaves(override.key_or_group, value, keys):
-                _check_key(override, key, keys, job)
-                if "${" in str(item):
-                    references.append((override.input_line, key, item))
-                else:
-                    text = typed if key == override.key_or_group else None
-                    check_value(override.input_line, key, item, resolve_value(job.config, key), typed=text)
-                OmegaConf.update(config, key, item)
+        value, typed = _choose(_values(override), index), _choose(_typed_values(override), index)
+        for key, item in _leaves(override.key_or_group, value, keys):
+            _check_key(override, key, keys, job)
+            if "${" in str(item):
+                references.append((override.input_line, key, item))
+            else:
+                text = typed if key == override.key_or_group else None
+                check_value(override.input_line, key, item, resolve_value(job.config, key), typed=text)
+            OmegaConf.update(config, key, item)
     for line, key, item in references:
         OmegaConf.update(config, key, item)
         if "${hydra:" not in str(item):

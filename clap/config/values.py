@@ -36,6 +36,7 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 # Keys that set where a run reads, writes and computes; they do not change its result.
 LOCAL_KEYS = ("dataset.root", "dataset.num_workers", "device", "resume", "tracking.uri", "tracking.experiment")
+TRAINED_PARTS = ("audio_encoder", "text_encoder", "audio_projection", "text_projection")  # that `freeze` may list
 SPLITS = ("train", "val", "test")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -58,6 +59,18 @@ CHOICES = {
     "mel_scale": MEL_SCALES,
 }
 PLAIN_TEXT = re.compile(r"(\.{0,2}/|[A-Za-z_])[A-Za-z0-9_/.+-]*")  # Hydra reads it as text without quotes
+# Smallest values of numbers, by full name; the class that receives a value checks it as well.
+MINIMA = {
+    "embed_dim": 1,
+    "dataset.batch_size": 1,
+    "optimizer.lr": 0,
+    "optimizer.audio_encoder_lr": 0,
+    "optimizer.text_encoder_lr": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.warmup_steps": 0,
+}
+NAME = re.compile(r"\w([\w .-]*[\w-])?", re.ASCII)  # accepted by MLflow and by file systems
+LONGEST_NAME = 100
 TYPE_NAMES = {
     bool: "true or false",
     int: "an integer",
@@ -121,14 +134,31 @@ def shell_override(key: str, value: object) -> str:
     return shlex.quote(quote_override(key, value))
 
 
+def check_name(name: Any, what: str) -> str:
+    """Return a name that becomes part of metrics and file names.
+
+    Raises:
+        ValueError: MLflow or a file system refuses it.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"{what}: {name!r} cannot be part of a metric or file name; use letters a to z, digits, - and _, with "
+            f"spaces and dots only inside, at most {LONGEST_NAME} characters"
+        )
+    return name
+
+
 def check_yaml_values(config: dict[str, Any]) -> None:
-    """Reject a value of a composed config, by dotted key, that its key does not accept, such as `root: 2021`."""
+    """Reject a value of a composed config, by dotted key, of a wrong type (`root: 2021`) or below the minimum."""
     for key, value in config.items():
         types = TYPES.get(key) or TYPES.get(key.rpartition(".")[2])
         if types and type(value) not in types and not str(value).startswith("${"):
             allowed = " or ".join(TYPE_NAMES[kind] for kind in types)
             quoted = "; quote it in the yaml" if str in types else ""
             raise ValueError(f"{key}: {json.dumps(value)} must be {allowed}{quoted}")
+        minimum = MINIMA.get(key)
+        if minimum is not None and isinstance(value, int | float) and value < minimum:
+            raise ValueError(f"{key}={value} must be at least {minimum}")
 
 
 def check_value(line: str, key: str, value: Any, current: Any, *, typed: str | None = None) -> None:

@@ -22,7 +22,7 @@ from clap.dataset.cache import WaveformCache
 from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
 from clap.dataset.exclude import find_unknown, is_excluded, read_exclusions
 from clap.dataset.keywords import fill_keyword_templates
-from clap.dataset.registry import check_weights, download_named, find_corpus, open_corpus
+from clap.dataset.registry import check_names, check_weights, download_named, find_corpus, open_corpus
 from clap.waveform import AudioError, AudioHeader
 
 log = logging.getLogger(__name__)
@@ -116,6 +116,7 @@ class ClapDataset(Dataset):
         parts = [
             (part, own * weight) for corpus, own in zip(found, given, strict=True) for part, weight in corpus.parts
         ]
+        check_names(parts)
         self.corpora, self.weights = [corpus for corpus, _ in parts], [weight for _, weight in parts]
         if settings.cache is not None:
             for corpus in self.corpora:

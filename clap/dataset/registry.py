@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clap.config.build import build
+from clap.config.values import check_name
 from clap.corpus import SPLITS, Corpus, find_folder, plain_name
 from clap.dataset.dataset_settings import SETTINGS_KEYS
 from clap.download.addresses import read_addresses
@@ -20,7 +21,15 @@ log = logging.getLogger(__name__)
 
 def open_corpus(config: Mapping) -> Corpus:
     """Build the corpus of a `dataset` config node, whose other keys are `DatasetSettings`."""
-    return build({key: value for key, value in config.items() if key not in SETTINGS_KEYS}, Corpus)
+    corpus = build({key: value for key, value in config.items() if key not in SETTINGS_KEYS}, Corpus)
+    check_names(corpus.parts)
+    return corpus
+
+
+def check_names(parts: Sequence[tuple[Corpus, float]]) -> None:
+    """ValueError if the name of a corpus cannot be part of a metric or of a file name."""
+    for corpus, _ in parts:
+        check_name(getattr(corpus, "name", None), f"name of {type(corpus).__name__}")
 
 
 def find_corpus(name: str, root: str | Path | None, options: Mapping | None = None) -> Corpus:
@@ -61,11 +70,11 @@ def find_class(name: str) -> type[Corpus] | None:
     )
 
 
-def count_clips(corpus: Corpus) -> dict[str, int]:
-    """Number of clips of each split, also logged."""
-    counts = {split: len(corpus.clips(split)) for split in SPLITS}
-    log.info("%s: %s", corpus.name, ", ".join(f"{count} {split}" for split, count in counts.items()))
-    return counts
+def find_splits(corpus: Corpus) -> dict[str, list[str]]:
+    """Split -> names of the corpora that have clips in it; logs the number of clips."""
+    counts = {split: {part.name: len(part.clips(split)) for part, _ in corpus.parts} for split in SPLITS}
+    log.info("%s: %s", corpus.name, ", ".join(f"{sum(count.values())} {split}" for split, count in counts.items()))
+    return {split: [name for name, number in count.items() if number] for split, count in counts.items()}
 
 
 def list_corpora() -> list[str]:

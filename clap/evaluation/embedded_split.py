@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,9 +14,11 @@ from torch.utils.data import DataLoader
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import make_loader
-from clap.model import Clap
 from clap.recordings import MINUTE, plan_batches
 from clap.waveform import AudioError, AudioHeader
+
+if TYPE_CHECKING:  # imports transformers
+    from clap.model import Clap
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ class Splits:
         return self.others[kind]()
 
 
-def embed_split(clap: Clap, loader: DataLoader) -> EmbeddedSplit:
+def embed_split(clap: "Clap", loader: DataLoader) -> EmbeddedSplit:
     """Embed every clip of the loader's dataset, in evaluation mode; the order is that of the loader's sampler.
 
     Raises:

@@ -1,18 +1,21 @@
 """The evaluator contract, and how evaluators run on a split: in training's validation and in evaluate.py alike."""
 
 import functools
-from collections.abc import Iterable, Mapping
-from typing import Any
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
 from clap.config.build import build
-from clap.config.values import suggest
+from clap.config.values import check_name, suggest
 from clap.dataset.clips import ClapDataset
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits, embed_split
 from clap.evaluation.protocol import describe_code, describe_other_splits, describe_split
 from clap.evaluation.results import Evaluation, hash_protocol
-from clap.model import Clap
+
+if TYPE_CHECKING:  # imports transformers
+    from clap.model import Clap
 
 
 class Evaluator:
@@ -35,26 +38,48 @@ class Evaluator:
     def check(self, dataset: ClapDataset) -> None:
         """Refuse a dataset before anything is trained or embedded; called on each split that the evaluator reads."""
 
-    def __call__(self, clap: Clap, splits: Splits) -> Evaluation:
+    def __call__(self, clap: "Clap", splits: Splits) -> Evaluation:
         raise NotImplementedError
 
 
-def build_evaluators(config: Mapping[str, Any], datasets: Iterable[ClapDataset]) -> dict[str, Evaluator]:
+def build_evaluators(config: Mapping[str, Any]) -> dict[str, Evaluator]:
     """The evaluators of a composed config, by name.
 
+    Raises:
+        ValueError: an evaluator cannot be built, or a name cannot be part of a metric.
+    """
+    evaluators = {check_name(name, "evaluation"): build(node, Evaluator) for name, node in config["evaluation"].items()}
+    for name, evaluator in evaluators.items():
+        for part in itertools.chain(*(metric.split("/") for metric in evaluator.metric_names)):
+            check_name(part, f"metric_names of evaluation {name}")
+    return evaluators
+
+
+def check_metrics(
+    config: Mapping[str, Any], evaluators: Mapping[str, Evaluator], corpora: Mapping[str, Sequence[str]]
+) -> None:
+    """Check that evaluators compute the metrics `trainer.monitor` and `study.metrics` of a config.
+
     Args:
-        datasets: the evaluated splits, whose metrics `study.metrics` may name.
+        corpora: split -> names of the corpora that are evaluated.
 
     Raises:
-        ValueError: an evaluator cannot be built, or no evaluator computes a metric of the study.
+        ValueError: no evaluator computes a metric.
     """
-    evaluators = {name: build(node, Evaluator) for name, node in config["evaluation"].items()}
-    known = [name for dataset in datasets for name in name_metrics(dataset, evaluators)]
-    for name in (config.get("study") or {}).get("metrics") or []:
-        if name not in known:
-            advice = suggest(name, known) or f"; metrics: {', '.join(known)}"
+    known = {split: name_metrics(split, names, evaluators) for split, names in corpora.items()}
+    monitor, allowed = config["trainer"]["monitor"], list(filter(is_monitor, known.get("val", [])))
+    if monitor is not None and allowed and monitor not in allowed:
+        raise ValueError(f"trainer.monitor={monitor} is not one of {', '.join(allowed)}")
+    logged = [name for names in known.values() for name in names]
+    for name in (config["study"] or {}).get("metrics") or []:
+        if name not in logged:
+            advice = suggest(name, logged) or f"; metrics: {', '.join(logged)}"
             raise ValueError(f"study.metrics: the runs do not log {name}{advice}")
-    return evaluators
+
+
+def is_monitor(metric: str) -> bool:
+    """Whether a metric can choose the best checkpoint: higher is better."""
+    return not metric.endswith("median_rank")
 
 
 def find_needs(evaluators: Mapping[str, Evaluator]) -> list[str]:
@@ -92,14 +117,14 @@ def split_by_corpus(dataset: ClapDataset) -> dict[str, ClapDataset]:
     return {name: part for name, (part, _) in zip(dataset.names, dataset.by_corpus, strict=True)}
 
 
-def name_metrics(dataset: ClapDataset, evaluators: Mapping[str, Evaluator]) -> list[str]:
-    """Full names of the metrics that evaluators compute on a dataset, `<split>/<dataset>/<metric>`."""
+def name_metrics(split: str, corpora: Iterable[str], evaluators: Mapping[str, Evaluator]) -> list[str]:
+    """Full names of the metrics that evaluators compute on a split, `<split>/<corpus>/<metric>`."""
     names = [name for evaluator in evaluators.values() for name in evaluator.metric_names]
-    return [f"{dataset.kind}/{corpus}/{name}" for corpus in dataset.names for name in names]
+    return [f"{split}/{corpus}/{name}" for corpus in corpora for name in names]
 
 
 def evaluate_split(
-    clap: Clap,
+    clap: "Clap",
     loader: DataLoader,
     evaluators: Mapping[str, Evaluator],
     *,
@@ -133,7 +158,7 @@ def evaluate_split(
     return results
 
 
-def run_evaluator(clap: Clap, splits: Splits, name: str, evaluator: Evaluator) -> Evaluation:
+def run_evaluator(clap: "Clap", splits: Splits, name: str, evaluator: Evaluator) -> Evaluation:
     """The evaluation of one corpus, with full names of metrics and the whole protocol.
 
     Raises:

@@ -5,18 +5,20 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clap import __version__ as clap_version
 from clap.evaluation.embedded_split import EmbeddedSplit
-from clap.model import Clap
 from clap.run_folder import git_commit
 from clap.waveform import AudioHeader
+
+if TYPE_CHECKING:  # imports transformers
+    from clap.model import Clap
 
 AUDIO_DEFINITION = 1  # raised by hand when a clip gives other samples: decoding, mixing to mono, resampling, rendering
 
 
-def describe_split(clap: Clap, split: EmbeddedSplit) -> dict[str, Any]:
+def describe_split(clap: "Clap", split: EmbeddedSplit) -> dict[str, Any]:
     """The part of the protocol that all evaluators share; it does not depend on the weights."""
     dataset = split.dataset
     paths = {clip.id: clip.path for clip in dataset.clips}

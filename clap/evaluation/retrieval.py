@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,7 +11,9 @@ from clap.evaluation.embedded_split import Splits
 from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.metrics import RETRIEVAL_METRICS, retrieval_metrics, retrieval_ranks, retrieval_scores
 from clap.evaluation.results import Evaluation
-from clap.model import Clap
+
+if TYPE_CHECKING:  # imports transformers
+    from clap.model import Clap
 
 OWN_CLIP = {
     "text_to_audio": "every caption is a query; its own clip is the one right answer among all clips",
@@ -36,7 +38,7 @@ class Retrieval(Evaluator):
 
     metric_names = RETRIEVAL_METRICS
 
-    def __call__(self, clap: Clap, splits: Splits) -> Evaluation:
+    def __call__(self, clap: "Clap", splits: Splits) -> Evaluation:
         split = splits.evaluated
         clips = split.clips
         texts, *pairs = list_pairs(clips)

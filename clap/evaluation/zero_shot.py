@@ -1,6 +1,7 @@
 """Zero-shot classification by prompts (Radford et al. 2021)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.metrics import accuracy, zero_shot_hits
 from clap.evaluation.query_scores import QueryScores
 from clap.evaluation.results import Evaluation
-from clap.model import Clap
 from clap.prompts import TEMPLATES, check_templates
+
+if TYPE_CHECKING:  # imports transformers
+    from clap.model import Clap
 
 CHUNK_SIZE = 4096  # clips compared with the classes at a time
 
@@ -33,7 +36,7 @@ class ZeroShot(Evaluator):
     def check(self, dataset: ClapDataset) -> None:
         require_labels(dataset, dataset.clips)
 
-    def __call__(self, clap: Clap, splits: Splits) -> Evaluation:
+    def __call__(self, clap: "Clap", splits: Splits) -> Evaluation:
         split, dataset = splits.evaluated, splits.evaluated.dataset
         rows = [row for row, clip in enumerate(split.clips) if clip.label is not None]
         labelled = [clip for clip in split.clips if clip.label is not None]

@@ -17,8 +17,9 @@ from clap.device import choose_device
 from clap.model import Clap
 from clap.study.downloads import build_on_meta, count_parameters, open_train_set
 from clap.training.cost import count_flops, step_flops
+from clap.training.precision import make_autocast
 from clap.training.trainer import ClapTrainer
-from clap.training.trainer_settings import TrainerSettings, make_autocast
+from clap.training.trainer_settings import TrainerSettings
 
 SMALL = 50_000_000  # parameters: up to here a model is built and timed
 

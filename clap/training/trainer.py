@@ -21,7 +21,7 @@ from clap.atomic import name_file, write_json
 from clap.corpus import SPLITS
 from clap.dataset.loader import Batch, EpochSampler
 from clap.evaluation.embedded_split import make_evaluation_loader
-from clap.evaluation.evaluator import Evaluator, check_evaluators, evaluate_split, find_needs, name_metrics
+from clap.evaluation.evaluator import Evaluator, check_evaluators, evaluate_split, find_needs, is_monitor, name_metrics
 from clap.evaluation.results import Evaluation, merge_metrics, write_results
 from clap.evaluation.retrieval import Retrieval
 from clap.model import Clap
@@ -32,10 +32,11 @@ from clap.training.comparison import digest_dataset
 from clap.training.cost import measure_peaks, measure_size, reset_peak_memory
 from clap.training.finite import ADVICE, MIN_LOSS_SCALE, NotFiniteError, describe_gradients, find_non_finite
 from clap.training.interrupt import stop_on_signal
+from clap.training.precision import make_autocast
 from clap.training.preflight import check_run
 from clap.training.state import collect_state, own_run_folder, restore_state
 from clap.training.stopwatch import Stopwatch
-from clap.training.trainer_settings import TrainerSettings, make_autocast
+from clap.training.trainer_settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 SAVED = ("dataset", "evaluation")  # groups of the composed config that checkpoints have next to the model's
@@ -346,7 +347,7 @@ class ClapTrainer:
         if self.val_loader is None:
             return []
         dataset = self.val_loader.dataset
-        names = [name for name in name_metrics(dataset, self.evaluators) if not name.endswith("median_rank")]
+        names = list(filter(is_monitor, name_metrics(dataset.kind, dataset.names, self.evaluators)))
         if monitor is not None and monitor not in names:
             raise ValueError(f"trainer.monitor={monitor} is not one of {', '.join(names)}")
         first = names[0].removeprefix(f"{dataset.kind}/{dataset.names[0]}/")

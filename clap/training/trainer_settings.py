@@ -1,14 +1,10 @@
-"""The options `trainer.*` of conf/config.yaml, and mixed precision."""
+"""The options `trainer.*` of conf/config.yaml. This module does not import torch."""
 
 from collections.abc import Sized
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-
-import torch
 
 from clap.config.values import PRECISIONS
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast; fp32 needs none
 COUNTS = ("max_epochs", "max_steps", "patience", "eval_every", "log_every", "save_every")
 
 
@@ -56,16 +52,3 @@ class TrainerSettings:
         """Steps of a training whose epochs have the length of `epoch`, a loader or sampler, if `patience` allows."""
         steps = self.max_epochs * len(epoch)
         return min(steps, self.max_steps or steps)
-
-
-def make_autocast(precision: str, device: torch.device) -> tuple[AbstractContextManager, torch.amp.GradScaler]:
-    """Autocast of the encoders, and the gradient scaler, which is enabled only for fp16.
-
-    Raises:
-        ValueError: the precision is fp16 on a CPU.
-    """
-    if precision == "fp16" and device.type == "cpu":
-        raise ValueError("trainer.precision=fp16 needs a GPU; on a CPU set bf16 or fp32")
-    dtype = DTYPES.get(precision)
-    autocast = nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-    return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16")

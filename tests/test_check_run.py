@@ -1,0 +1,73 @@
+"""Mistakes in a run's settings are found before torch and Hydra's plugins are imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import CONF
+from hydra import compose, initialize_config_dir
+
+from clap.config import read_config
+from clap.config.overrides import VERSION_BASE
+from clap.study.check_run import check_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def check(*overrides: str) -> None:
+    with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
+        config = read_config(compose("config", list(overrides)))
+    check_run(config)
+
+
+WRONG = {
+    "count": ("trainer.max_epochs=0", ValueError, "trainer.max_epochs=0 must be at least 1"),
+    "norm": ("trainer.max_grad_norm=0", ValueError, "trainer.max_grad_norm=0 must be above 0"),
+    "workers": ("dataset.num_workers=-1", ValueError, "dataset.num_workers=-1"),
+    "fraction": ("dataset.max_bad_fraction=2", ValueError, "dataset.max_bad_fraction=2 must be between 0 and 1"),
+    "part": ("freeze=[nothing]", ValueError, "freeze=.*'nothing' is not one of audio_encoder, text_encoder"),
+    "checkpoint": ("init_from=/nowhere", FileNotFoundError, "init_from: /nowhere: no such checkpoint folder"),
+    "audio weights": ("audio_encoder.pretrained=/nowhere", FileNotFoundError, "audio_encoder.pretrained: /nowhere"),
+    "text weights": ("text_encoder.pretrained=/nowhere", FileNotFoundError, "text_encoder.pretrained=/nowhere: no"),
+    "tokenizer": ("text_encoder.tokenizer=./nowhere", FileNotFoundError, "text_encoder.tokenizer=./nowhere: no"),
+    "exclusions": ("dataset.exclude=nowhere.txt", FileNotFoundError, "dataset.exclude=nowhere.txt is missing"),
+    "resume": ("resume=/nowhere", FileNotFoundError, "/nowhere: no such checkpoint folder"),
+    "name": ("dataset=csv dataset.root=. dataset.metadata=m.csv dataset.name=x/y", ValueError, "dataset.name: 'x/y'"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "error", "message"), WRONG.values(), ids=WRONG)
+def test_mistake_is_found(overrides: str, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        check(*overrides.split())
+
+
+def test_right_config_passes(tmp_path: Path):
+    check()
+    check("init_from=laion/clap-htsat-unfused", "text_encoder=roberta", "freeze=[text_encoder,audio_projection]")
+    check("init_from=/nowhere", "resume=auto")  # the checkpoint of the run replaces it
+
+
+def test_train_imports_nothing_slow_before_its_checks():
+    code = (
+        "import sys, train; print(*({'torch', 'mlflow', 'transformers', 'pandas', 'matplotlib'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.monitor=nonsense"], "trainer.monitor=nonsense is not one of val/synthetic/text_to_audio/"),
+        (["-m", "seed=0,1", "init_from=null,/nowhere"], "init_from: /nowhere: no such checkpoint folder"),
+    ],
+    ids=["metric", "sweep"],
+)
+def test_nothing_starts_with_a_wrong_metric_or_checkpoint(overrides: list[str], message: str, tmp_path: Path):
+    command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), *overrides]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1 and f"error: {message}" in result.stderr
+    assert not [line for line in result.stderr.splitlines() if line.endswith((" transformers", " mlflow"))]
+    assert not list(tmp_path.iterdir())
