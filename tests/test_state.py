@@ -159,10 +159,35 @@ def test_schedule_of_a_longer_training_is_applied(make_trainer: Callable, tmp_pa
     assert resumed.step == 8
 
 
+def test_resumed_trainer_logs_the_same_losses(make_trainer: Callable, tmp_path: Path):
+    whole, first, second = (make_trainer(epochs=3, log_every=3) for _ in range(3))
+    first.train_step = interrupt_after(first, 2)
+    losses: list[list[float]] = [[], []]
+    for trainer, found in ((whole, losses[0]), (first, losses[1]), (second, losses[1])):
+        trainer.log_metrics = lambda metrics, found=found: found.append(metrics.get("train/loss"))
+    whole.fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(tmp_path / "stopped")
+    second.resume(tmp_path / "stopped" / "checkpoints" / "last")
+    second.fit(tmp_path / "stopped")
+    logged = [[loss for loss in some if loss is not None] for some in losses]
+    assert len(logged[0]) == 2 and logged[0] == logged[1]
+
+
 def test_checkpoint_of_an_earlier_version_resumes(make_trainer: Callable, tmp_path: Path, caplog):
     last = train_part(make_trainer, tmp_path)
     state = read_trainer_state(last)
-    for key in ("validation_pending", "samples_seen", "train_seconds", "peaks", "settings", "data", "origin"):
+    for key in (
+        "validation_pending",
+        "samples_seen",
+        "train_seconds",
+        "logged_time",
+        "peaks",
+        "settings",
+        "data",
+        "origin",
+        "unlogged",
+    ):
         del state[key]
     torch.save(state | {"problems": {3: "3.wav: empty"}}, last / "trainer.pt")
     resumed = make_trainer(epochs=2)

@@ -192,6 +192,15 @@ def test_resume_keeps_a_changed_param_as_a_tag(tracker: Tracker, store: str, tmp
     assert (data.params["trainer.max_epochs"], data.tags["resumed.trainer.max_epochs"]) == ("1", "2")
 
 
+def test_tag_of_a_changed_param_follows_a_later_resume(tracker: Tracker, store: str, tmp_path: Path):
+    tracker.log_params({"trainer": {"max_epochs": 1}, "resume": None})
+    for epochs in (2, 1):
+        resumed = Tracker(store, "clap", run_name="nano-s0", run_id=tracker.run_id, run_dir=tmp_path)
+        resumed.log_params({"trainer": {"max_epochs": epochs}, "resume": "auto"})
+        tags = {name: value for name, value in read_run(resumed).data.tags.items() if name.startswith("resumed.")}
+        assert tags == {"resumed.trainer.max_epochs": str(epochs)}
+
+
 def test_class_that_has_moved_is_not_a_changed_param(tracker: Tracker, store: str, tmp_path: Path):
     tracker.log_params({"evaluation": {"_target_": "clap.evaluation.Retrieval"}})
     resumed = Tracker(store, "clap", run_name="nano-s0", run_id=tracker.run_id, run_dir=tmp_path)

@@ -182,16 +182,21 @@ def find_or_create_experiment(client: MlflowClient, name: str, *, uri: str) -> s
 
 
 def send_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
-    """Log parameters; MLflow parameters are immutable, so a changed value becomes the tag `resumed.<name>`."""
-    known = client.get_run(run_id).data.params
-    both = known.keys() & params.keys()
-    changed = {name: params[name] for name in sorted(both) if update_target(known[name]) != update_target(params[name])}
+    """Log parameters; MLflow parameters are immutable, so a changed value becomes the tag `resumed.<name>`.
+
+    A later resume updates the tag, also to the value of the parameter. The parameter `resume` is that of the start.
+    """
+    run = client.get_run(run_id).data
+    known = run.params
+    both = sorted((known.keys() & params.keys()) - {"resume"})
+    changed = [name for name in both if update_target(known[name]) != update_target(params[name])]
+    tagged = [name for name in both if name in changed or f"resumed.{name}" in run.tags]
     if changed:
         logger.warning("Run %s resumes with changed parameters, logged as tags: %s", run_id, ", ".join(changed))
     client.log_batch(
         run_id,
         params=[Param(name, value) for name, value in params.items() if name not in known],
-        tags=[RunTag(f"resumed.{name}", value[:MAX_TAG_LENGTH]) for name, value in changed.items()],
+        tags=[RunTag(f"resumed.{name}", params[name][:MAX_TAG_LENGTH]) for name in tagged],
     )
 
 

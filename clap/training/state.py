@@ -43,6 +43,8 @@ def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
         "samples_seen": trainer.samples_seen,
         "seconds": trainer.fit_time.seconds,
         "train_seconds": trainer.train_time.seconds,
+        "unlogged": [(loss.item(), clips) for loss, clips in trainer.unlogged],
+        "logged_time": trainer.logged_time,
         "peaks": measure_peaks(trainer.peaks),
         "settings": read_settings(trainer),
         "data": trainer.data_digests,
@@ -76,7 +78,9 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
     trainer.problems, trainer.origin = state["problems"], state["origin"]
     trainer.clips_seen, trainer.samples_seen = state["clips_seen"], state["samples_seen"]
     trainer.fit_time.before, trainer.train_time.before = state["seconds"], state["train_seconds"]
-    trainer.logged_time, trainer.peaks = state["train_seconds"], state["peaks"]
+    device = trainer.clap.device
+    trainer.unlogged = [(torch.tensor(loss, device=device), clips) for loss, clips in state["unlogged"]]
+    trainer.logged_time, trainer.peaks = state["logged_time"], state["peaks"]
     torch.set_rng_state(state["random"])
     if state["random_cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["random_cuda"])
@@ -110,6 +114,8 @@ def add_unrecorded(state: dict[str, Any], trainer: "ClapTrainer") -> dict[str, A
         "validation_pending": False,
         "samples_seen": state["clips_seen"] * window,
         "train_seconds": state["seconds"],  # with those of validation
+        "unlogged": [],
+        "logged_time": state["seconds"],
         "peaks": {},
         "settings": None,
         "origin": {"git_commit": ["unknown"], "machine": ["unknown"]},
