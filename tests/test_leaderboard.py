@@ -100,9 +100,9 @@ def test_csv_has_every_test_metric_cost_and_folder(tmp_path: Path):
     assert not [name for name in row if name.startswith("val/")]
 
 
-def add_clips(job: Job, clips: str) -> None:
+def add_clips(job: Job, clips: str, *, protocol: str = "0123456789ab") -> None:
     (job.folder / "evaluation").mkdir()
-    protocol = {"split": "test", "dataset": "x", "clips": clips}
+    protocol = {"split": "test", "dataset": "x", "clips": clips, "hash": protocol}
     (job.folder / "evaluation" / "protocol.json").write_text(json.dumps({"test-x-retrieval": protocol}))
 
 
@@ -114,6 +114,17 @@ def test_table_counts_clips_if_some_are_missing(tmp_path: Path):
     cells = [line.split(" | ")[2].strip() for line in board.markdown().splitlines()]
     assert cells[0] == "x clips" and cells[2:] == ["893 of 975 clips", "975 of 975 clips", "-"]
     assert board.counts == ["test/x/clips"]
+
+
+def test_protocols_are_shown_where_they_differ(tmp_path: Path):
+    for name, protocol in {"a": "aaa", "b": "aaa"}.items():
+        add_clips(add_job(tmp_path, name, 0.25), "9 of 9", protocol=protocol)
+    add_job(tmp_path, "failed", status="failed", error="no data")
+    assert "protocol" not in make_board(tmp_path).markdown()
+    add_clips(add_job(tmp_path, "c", 0.5), "9 of 9", protocol="ccc")
+    head, _, *lines = make_board(tmp_path).markdown().splitlines()
+    column = head.split(" | ").index("protocol".ljust(8))
+    assert [line.split(" | ")[column].strip() for line in lines] == ["ccc", "aaa", "aaa", ""]
 
 
 def test_table_of_complete_test_sets_has_no_clip_counts(tmp_path: Path):

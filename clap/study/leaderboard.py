@@ -5,10 +5,11 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from clap.atomic import read_json
-from clap.run_folder import COST, METRICS, read_counts
+from clap.run_folder import COST, METRICS, PROTOCOL, read_counts
 from clap.study.job import THEN, Job, shorten_commit
 
 COSTS = ("seconds", "clips_per_second", "peak_memory_bytes", "parameters")
@@ -46,6 +47,7 @@ class Leaderboard:
             row |= {name: values.get(name) for name in [*self.metrics, *known]}
             row |= {name: own.get(name) for name in counted}
             row |= {name: cost.get(name) for name in COSTS}
+            row |= {"protocol": "" if job.problem else list_protocols(job.folder, split)}
             row |= {"commit": shorten_commit(THEN.join(job.commits))}
             self.rows.append(row | {"problem": job.problem, "folder": job.folder.name})
         self.rows.sort(key=self.rank)
@@ -63,9 +65,10 @@ class Leaderboard:
         return text.getvalue()
 
     def markdown(self) -> str:
-        """A table of jobs: metrics, minutes, their commits if these differ, and why a job has no result."""
+        """A table of jobs: metrics, minutes, protocols and commits if they differ, and why a job has no result."""
         commits = {row["commit"] for row in self.rows if not row["problem"]}
-        extra = ["commit"] if len(commits) > 1 or any(THEN in commit for commit in commits) else []
+        extra = ["protocol"] if len({row["protocol"] for row in self.rows if not row["problem"]}) > 1 else []
+        extra += ["commit"] if len(commits) > 1 or any(THEN in commit for commit in commits) else []
         extra += ["problem"] if any(row["problem"] for row in self.rows) else []
         table = [["job", *(format_heading(name) for name in [*self.metrics, *self.counts]), "minutes", *extra]]
         for row in self.rows:
@@ -82,6 +85,14 @@ class Leaderboard:
 def uses_all_clips(count: str | None) -> bool:
     """Whether a job used all clips, as in `975 of 975 clips`, or has no count."""
     return count is None or re.fullmatch(r"(\d+) of \1 clips", count) is not None
+
+
+def list_protocols(folder: Path, split: str) -> str:
+    """Hashes of the protocols of a job's evaluations on a split, `test/`, or on all splits where it is empty."""
+    protocols = read_json(folder / PROTOCOL).values()
+    return " ".join(
+        protocol.get("hash", "") for protocol in protocols if protocol["split"].startswith(split.rstrip("/"))
+    )
 
 
 def format_heading(metric: str) -> str:
