@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HEAD = 2**14  # bytes in which the first frame of MPEG audio is searched
+LONGEST_TAG = 2**20  # bytes behind MPEG audio that may be a tag; of more, the frames are counted
 
 
 class AudioError(ValueError):
@@ -102,6 +103,13 @@ def skip_id3(content: bytes, position: int = 0) -> int:
     return 10 + functools.reduce(lambda size, byte: size << 7 | byte, rest, high)
 
 
+def is_tag(content: bytes) -> bool:
+    """Whether the bytes behind a stream are nothing, an APE tag (wiki.hydrogenaudio.org), ID3v1, or both."""
+    if content.startswith(b"APETAGEX") and len(content) >= 32:
+        content = content[32 + int.from_bytes(content[12:16], "little") :]
+    return not content or (content.startswith(b"TAG") and len(content) == 128)
+
+
 def read_info(frame: bytes) -> tuple[int | None, int | None] | None:
     """Frames and bytes of the stream as the Xing header in its first frame has them; None if it has no such header.
 
@@ -137,10 +145,12 @@ def check_mpeg(path: Path, frames: int) -> tuple[Path | io.BytesIO, int]:
         tag = skip_id3(file.read(10))
         file.seek(tag)
         head = file.read(HEAD)
-    first = next(find_mpeg_frames(head), None)
-    info = read_info(head[first[0] : first[0] + first[1]]) if first else None
-    if info and None not in info and tag + first[0] + info[1] == path.stat().st_size:
-        return path, frames
+        first = next(find_mpeg_frames(head), None)
+        info = read_info(head[first[0] : first[0] + first[1]]) if first else None
+        if info and None not in info:
+            file.seek(tag + first[0] + info[1])
+            if file.tell() <= path.stat().st_size and is_tag(file.read(LONGEST_TAG)):
+                return path, frames
     content = path.read_bytes()
     found = list(find_mpeg_frames(content))
     if not found:

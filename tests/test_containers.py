@@ -18,6 +18,7 @@ RATE = 44100
 DURATION = 3.0  # seconds
 NUM_SAMPLES = round(DURATION * RATE)
 DELAY = 2304  # samples that an encoder of MPEG audio may add at each end
+APE = struct.pack("<8sIIII8x40x", b"APETAGEX", 2000, 40, 0, 1 << 31)  # a header of 32 bytes, 40 bytes
 TAG = b"ID3\4\0\0\0\0\6\0" + bytes(6 << 7)  # 768 bytes behind its header
 
 
@@ -111,6 +112,19 @@ def test_mp3_with_xing_header_is_not_read_to_count_frames(tmp_path: Path, encode
     path = write(tmp_path / "a.mp3", encoded["vbr"])
     monkeypatch.setattr(Path, "read_bytes", None)
     assert check_mpeg(path, 17) == (path, 17)
+
+
+@pytest.mark.parametrize("tag", [b"TAG" + bytes(125), APE, APE + b"TAG" + bytes(125)])
+def test_tagged_mp3_is_not_read_to_count_frames(tmp_path: Path, encoded: dict[str, bytes], tag: bytes, monkeypatch):
+    path = write(tmp_path / "a.mp3", TAG + encoded["vbr"] + tag)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    assert check_mpeg(path, 17) == (path, 17)
+
+
+@pytest.mark.parametrize("tag", [b"TAG" + bytes(125), APE])
+def test_mp3_behind_a_tag_is_read(tmp_path: Path, encoded: dict[str, bytes], tag: bytes) -> None:
+    path = write(tmp_path / "a.mp3", encoded["vbr"] + tag + encoded["vbr"])
+    assert abs(len(load_waveform(path, RATE)) - 2 * NUM_SAMPLES) <= 2 * DELAY
 
 
 def test_joined_mp3s_are_read_to_the_end(tmp_path: Path, encoded: dict[str, bytes]) -> None:
