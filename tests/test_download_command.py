@@ -32,7 +32,10 @@ def test_invalid_command_line_is_explained(argv: Sequence[str], message: str):
         main(["download", *argv])
 
 
-def test_command_prints_present_clips(clotho: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_command_prints_present_clips_of_a_mirror_with_login(
+    clotho: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    clotho["server"] = clotho["server"].replace("://", "://me:hunter2@")
     overrides = [f"{key}={value}" for key, value in clotho.items()]
     with pytest.raises(SystemExit) as caught:
         main(["download", "clotho", "--root", str(tmp_path), *overrides])
