@@ -144,6 +144,13 @@ def log_summary(run_dir: Path, metrics: Mapping[str, float], hint: str) -> None:
     log.info("run folder %s; to see it: %s", run_dir, hint)
 
 
+def find_outside(folder: Path, path: Path) -> Path | None:
+    """The first of a path and the files below it that is outside of a folder, after following links."""
+    return next(
+        (file for file in [path, *path.rglob("*")] if not file.resolve().is_relative_to(folder.resolve())), None
+    )
+
+
 def is_running(folder: Path) -> bool:
     """Whether a process holds the lock of a folder."""
     try:

@@ -15,6 +15,13 @@ from clap.atomic import name_file
 log = logging.getLogger(__name__)
 
 
+class PlainDumper(yaml.SafeDumper):
+    """Writes a list that occurs twice twice; aliases are refused when a config is read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def write_pretrained(clap: nn.Module, folder: Path, *, huggingface: bool) -> None:
     """Write a checkpoint folder atomically, with a subfolder for transformers if `huggingface`."""
     names = (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TOKENIZER, checkpoint.HUGGING_FACE)
@@ -37,7 +44,8 @@ def write_model(clap: nn.Module, folder: Path, extra: Mapping[str, Any] | None =
     if clap.config is None:
         raise ValueError("this model has no config to save; build it with Clap.from_config or Clap.from_ckpt")
     config = make_self_contained(clap, {**clap.config, **(extra or {})})
-    (folder / checkpoint.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    text = yaml.dump(config, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
+    (folder / checkpoint.CONFIG).write_text(text, encoding="utf-8")
     # Copies: safetensors refuses weights that share memory, as T5's embeddings do.
     weights = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in clap.state_dict().items()}
     with name_file(folder / checkpoint.WEIGHTS):

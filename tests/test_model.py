@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from clap.checkpoint import CONFIG, WEIGHTS
 from clap.config.build import build
+from clap.config.saved import read_saved_yaml
 from clap.device import choose_device
 from clap.loss import SymmetricCrossEntropyLoss
 from clap.model import MAX_LOGIT_SCALE, Clap
@@ -119,6 +120,12 @@ def test_model_without_config_is_not_saved(clap, tmp_path):
     bare = Clap(clap.audio_encoder, clap.text_encoder, clap.audio_projection, clap.text_projection)
     with pytest.raises(ValueError, match="no config to save"):
         bare.save(tmp_path)
+
+
+def test_saved_config_has_no_aliases(clap, tmp_path):
+    shared = [1, 2]
+    clap.save(tmp_path, extra={"dataset": {"a": shared, "b": shared}})
+    assert read_saved_yaml(tmp_path / CONFIG)["dataset"] == {"a": [1, 2], "b": [1, 2]}
 
 
 def test_weights_of_other_sizes_are_refused(clap, tmp_path):

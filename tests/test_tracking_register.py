@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -122,6 +123,15 @@ def test_command_line_prints_the_serve_command(store: str, run_dir: Path, capsys
 def test_errors_are_one_line(run_dir: Path, arguments: list[str], message: str):
     with pytest.raises(SystemExit, match=message):
         main(["register", str(run_dir), *arguments])
+
+
+def test_tokenizer_that_links_to_a_private_file_is_not_registered(store: str, run_dir: Path, tmp_path: Path, client):
+    folder = Path(shutil.copytree(run_dir / "checkpoints" / "best", tmp_path / "foreign"))
+    (tmp_path / "private").write_text("key")
+    (folder / "tokenizer" / "notes.txt").symlink_to(tmp_path / "private")
+    with pytest.raises(ValueError, match="notes.txt is a link out of .*; replace it by the file"):
+        register(folder, name="foreign", uri=store)
+    assert not client.search_registered_models("name = 'foreign'")
 
 
 def test_damaged_checkpoint_is_not_registered(store: str, run_dir: Path, tmp_path: Path, client: MlflowClient):

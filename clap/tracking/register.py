@@ -17,7 +17,7 @@ import pandas as pd
 from clap import checkpoint
 from clap.atomic import read_json
 from clap.model import Clap
-from clap.run_folder import METRICS, RECORD
+from clap.run_folder import METRICS, RECORD, find_outside
 from clap.tracking.serve import DEFAULT_PARAMS
 from clap.tracking.store import (
     DEFAULT_STORE,
@@ -96,11 +96,18 @@ def choose_store(ckpt: Path, uri: str | None) -> str:
 
 
 def copy_checkpoint(folder: Path, target: Path) -> Path:
-    """Copy the files that load the model, without the training state."""
+    """Copy the files that load the model, without the training state.
+
+    Raises:
+        ValueError: a file of the tokenizer is a link out of its folder, to what may be private.
+    """
     target.mkdir()
     for name in (checkpoint.CONFIG, checkpoint.WEIGHTS):
         shutil.copy(checkpoint.find_file(folder, name), target)
-    shutil.copytree(checkpoint.find_file(folder, checkpoint.TOKENIZER), target / checkpoint.TOKENIZER)
+    tokenizer = checkpoint.find_file(folder, checkpoint.TOKENIZER)
+    if (link := find_outside(tokenizer, tokenizer)) is not None:
+        raise ValueError(f"{link} is a link out of {tokenizer}; replace it by the file of the tokenizer")
+    shutil.copytree(tokenizer, target / checkpoint.TOKENIZER)
     return target
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clap.atomic import read_json, read_json_lines, write_json
-from clap.run_folder import HISTORY, LOCK, OWNER, RECORD, SWEEP_FILE, is_running
+from clap.run_folder import HISTORY, LOCK, OWNER, RECORD, SWEEP_FILE, find_outside, is_running
 from clap.tracking.store import (
     Metric,
     MlflowClient,
@@ -121,14 +121,12 @@ def check_artifacts(run_dir: Path, paths: Sequence[str]) -> None:
     Raises:
         ValueError: one is outside; mlflow.json may have been written by someone else.
     """
-    folder = run_dir.resolve()
     for path in paths:
-        for file in [folder / path, *(folder / path).rglob("*")]:
-            if not file.resolve().is_relative_to(folder):
-                raise ValueError(
-                    f"{run_dir / RECORD} names the artifact {path}, but {file} is outside of {run_dir}; it is not "
-                    "sent; remove it from there"
-                )
+        if (file := find_outside(run_dir, run_dir / path)) is not None:
+            raise ValueError(
+                f"{run_dir / RECORD} names the artifact {path}, but {file} is outside of {run_dir}; it is not "
+                "sent; remove it from there"
+            )
 
 
 def link_to_parent(record: dict[str, Any], run_dir: Path, *, uri: str) -> None:
