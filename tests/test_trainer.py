@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -289,3 +290,19 @@ def test_second_training_in_a_folder_is_refused(make_trainer: Callable, tmp_path
         make_trainer(max_steps=1).train_and_eval(tmp_path)
     assert best.stat().st_mtime_ns == before
     trainer.train_and_eval(tmp_path)  # the trainer of this run may go on
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_run_resumed_into_another_folder_has_the_best_checkpoint_there(
+    make_trainer: Callable, tmp_path: Path, best: bool
+):
+    make_trainer(epochs=2).fit(tmp_path / "a")
+    weights = tmp_path / "a" / "checkpoints" / "best" / "model.safetensors"
+    before = weights.read_bytes()
+    if not best:
+        shutil.rmtree(weights.parent)
+    trainer = make_trainer(epochs=2 if best else 3)
+    trainer.resume(tmp_path / "a" / "checkpoints" / "last")
+    trainer.train_and_eval(tmp_path / "b")
+    copied = (tmp_path / "b" / "checkpoints" / "best" / "model.safetensors").read_bytes()
+    assert (copied == before) is best

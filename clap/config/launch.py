@@ -136,14 +136,14 @@ def own_output_folder(argv: Sequence[str], *, config_dir: Path, config_name: str
         fixed = find_fixed_keys(configs, params, args.overrides)
         yield [*overrides, f"{UNNAMED}=[{','.join(json.dumps(name) for name in fixed)}]"]
         return
-    with own_folder(folder, resume=config.get("resume"), advice=_advise(config)):
+    with own_folder(folder, resume=config.get("resume"), advice=_advise(config, RUN_FOLDER)):
         yield overrides
 
 
-def _advise(config: DictConfig) -> str:
-    """What to do about a folder that holds a run."""
+def _advise(config: DictConfig, key: str) -> str:
+    """What to do about a folder that holds a run; `key` sets another."""
     resume = "resume=auto resumes it, " if "resume" in config else ""
-    return f"{resume}{RUN_FOLDER}=FOLDER sets another folder"
+    return f"{resume}{key}=FOLDER sets another folder"
 
 
 def insert_overrides(argv: Sequence[str], overrides: Sequence[str]) -> list[str]:
@@ -181,7 +181,9 @@ def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool)
             with logging_redirect_tqdm():  # log lines are printed above a progress bar
                 if run_job and job.mode == RunMode.MULTIRUN and job.callbacks:
                     return run_job(task, config)
-                with own_folder(Path(job.runtime.output_dir), resume=config.get("resume"), advice=_advise(config)):
+                key = RUN_FOLDER if job.mode == RunMode.RUN else SWEEP_FOLDER
+                advice = _advise(config, key)
+                with own_folder(Path(job.runtime.output_dir), resume=config.get("resume"), advice=advice):
                     return task(config)
         except KeyboardInterrupt:
             if job.mode == RunMode.RUN and "resume" in config:
@@ -239,7 +241,7 @@ def format_error(error: BaseException) -> str:
     text = str(error) or str(error.__cause__ or "") or type(error).__name__
     if found := KILLED_WORKER.search(text):
         return (
-            f"a process that loads data has died ({found[1]}), most likely killed because the memory was full; lower "
+            f"a process that loads data {found[1]}, most likely because the memory was full; lower "
             "dataset.num_workers, dataset.batch_size or dataset.max_duration"
         )
     text = re.split(r"\n *(?:To append to|Config search path|Search path|See https)", text)[0]

@@ -1,7 +1,9 @@
 """State that is saved and restored, so that a resumed run ends exactly as an uninterrupted one."""
 
 import logging
+import math
 import pickle
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,12 +140,25 @@ def own_run_folder(trainer: "ClapTrainer", out_path: Path) -> Iterator[None]:
     """
     advice = "give another out_path, or resume this run with trainer.resume(OUT_PATH/checkpoints/last)"
     with own_folder(out_path, resume=trainer.resumed_from, advice=advice, written=(RECORD, HISTORY)):
-        source = trainer.resumed_from
-        if trainer.tracker is not None and source is not None and out_path.resolve() not in source.parents:
-            trainer.tracker.set_tags({"resumed_from": source})
-        trainer.checkpoints = out_path / "checkpoints"
+        source, trainer.checkpoints = trainer.resumed_from, out_path / "checkpoints"
+        if source is not None and out_path.resolve() not in source.parents:
+            copy_best(trainer, source.with_name("best"))
+            if trainer.tracker is not None:
+                trainer.tracker.set_tags({"resumed_from": source})
         trainer.resumed_from = trainer.checkpoints.resolve()
         yield
+
+
+def copy_best(trainer: "ClapTrainer", best: Path) -> None:
+    """Copy the best checkpoint of the run folder that a run in another folder resumes from.
+
+    Without it, the next validation is the best.
+    """
+    if best.is_dir():
+        target = trainer.checkpoints / "best"
+        checkpoint.write_folder(target, lambda folder: shutil.copytree(best, folder, dirs_exist_ok=True))
+    else:
+        trainer.best_metric = -math.inf
 
 
 def find_resumable_run(resume: str | None, run_dir: Path, *, uri: str | None) -> tuple[Path | None, str | None]:
