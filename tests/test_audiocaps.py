@@ -122,7 +122,7 @@ def test_caption_with_the_id_of_another_clip_is_an_error(tmp_path: Path):
 
 
 def test_missing_list_names_the_key_and_the_source(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"test.csv is missing; dataset.root=.*github.com/cdjkim/audiocaps"):
+    with pytest.raises(FileNotFoundError, match=r"test.csv is missing; root=.*github.com/cdjkim/audiocaps"):
         AudioCaps(tmp_path).clips("test")
 
 

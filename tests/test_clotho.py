@@ -91,5 +91,5 @@ def test_missing_captions_name_the_key_and_the_source(tmp_path: Path):
 
 
 def test_missing_root_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="dataset.root=.*absent is not a folder"):
+    with pytest.raises(FileNotFoundError, match="^root=.*absent is not a folder"):
         Clotho(tmp_path / "absent")

@@ -218,7 +218,7 @@ def test_root_can_be_the_working_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,caption\na.wav,x\n../b.wav,y\n", "metadata.csv, line 3: path='../b.wav' is outside dataset.root="),
+        ("path,caption\na.wav,x\n../b.wav,y\n", "metadata.csv, line 3: path='../b.wav' is outside root="),
         ("path,caption\n/etc/b.wav,y\n", "metadata.csv, line 2: path='/etc/b.wav' is outside"),
         ("path,caption\na.wav,x\nb.wav, \n", "metadata.csv, line 3: the caption is empty"),
         ("path,caption_1,caption_2\na.wav,,\n", "metadata.csv, line 2: the caption is empty"),
@@ -287,7 +287,7 @@ def test_missing_metadata_is_named(tmp_path):
 
 
 def test_missing_root_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="dataset.root=.*absent is not a folder"):
+    with pytest.raises(FileNotFoundError, match="^root=.*absent is not a folder"):
         CSV(tmp_path / "absent", tmp_path / "metadata.csv")
 
 
@@ -299,6 +299,6 @@ def test_unknown_split_of_a_file_is_named(tmp_path):
 @pytest.mark.parametrize(("val", "test"), [(-0.1, 0.1), (0.5, 0.5)])
 def test_fractions_must_leave_training_clips(tmp_path, val, test):
     with pytest.raises(
-        ValueError, match="dataset.val_fraction=.* and dataset.test_fraction=.* must be 0 or more, and together below 1"
+        ValueError, match="^val_fraction=.* and test_fraction=.* must be 0 or more, and together below 1"
     ):
         read(tmp_path, "path,caption\na.wav,x\n", val_fraction=val, test_fraction=test)

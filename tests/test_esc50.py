@@ -124,7 +124,7 @@ def test_braces_in_a_template_are_text(root):
         ({"val_folds": [5], "test_folds": [5]}, "fold 5 is in val_folds and in test_folds"),
         ({"templates": ["a dog"]}, r"templates=\['a dog'\]: each needs {} for the label; set dataset.templates"),
         ({"templates": []}, r"templates=\[\]: each needs {}"),
-        ({"val_fraction": 1.0}, "dataset.val_fraction=1.0 must be 0 or more and below 1; the remaining clips"),
+        ({"val_fraction": 1.0}, "^val_fraction=1.0 must be 0 or more and below 1; the remaining clips"),
     ],
 )
 def test_invalid_option_is_a_one_line_error(root, options, message):
@@ -161,7 +161,7 @@ def test_missing_column_is_named(tmp_path):
 
 @pytest.mark.parametrize("folder", [".", "absent"])
 def test_missing_index_names_the_key_and_the_source(tmp_path, folder):
-    with pytest.raises(FileNotFoundError, match="esc50.csv is missing; dataset.root=.*github.com/karolpiczak/ESC-50"):
+    with pytest.raises(FileNotFoundError, match="esc50.csv is missing; root=.*github.com/karolpiczak/ESC-50"):
         ESC50(tmp_path / folder)
 
 

@@ -50,5 +50,5 @@ def test_invalid_line_names_file_and_line(tmp_path: Path, line: str, message: st
 
 
 def test_missing_index_names_the_key_and_the_source(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"eval.csv is missing; dataset.root=.*zenodo.org/records/4060432"):
+    with pytest.raises(FileNotFoundError, match=r"eval.csv is missing; root=.*zenodo.org/records/4060432"):
         FSD50K(tmp_path).clips("test")

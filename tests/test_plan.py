@@ -108,7 +108,7 @@ def test_missing_root_is_reported_and_the_job_is_listed(tmp_path: Path):
 def test_absent_root_is_reported(tmp_path: Path):
     config = compose_config("dataset=csv", f"dataset.root={tmp_path / 'absent'}", "dataset.metadata=clips.csv")
     (item,) = list_missing(config)
-    assert item.startswith(f"dataset CSV: dataset.root={tmp_path / 'absent'} is not a folder")
+    assert item.startswith(f"dataset CSV: root={tmp_path / 'absent'} is not a folder")
 
 
 def test_small_model_is_timed(no_network: None, tmp_path: Path):

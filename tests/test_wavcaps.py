@@ -107,7 +107,7 @@ def test_invalid_exclusion_list_is_an_error(tmp_path: Path):
 
 
 def test_missing_exclusion_list_is_named(root: Path):
-    with pytest.raises(FileNotFoundError, match="absent.json is missing; dataset.root="):
+    with pytest.raises(FileNotFoundError, match="absent.json is missing; root="):
         WavCaps(root, exclusion_lists=["absent.json"]).clips("train")
 
 
@@ -116,7 +116,7 @@ def test_missing_exclusion_list_is_named(root: Path):
     [
         ({"subsets": ["BBC"]}, "subset 'BBC' is not one of FreeSound, BBC_Sound_Effects"),
         ({"subsets": []}, r"subsets=\[\]: name one or more"),
-        ({"val_fraction": 1.0}, "dataset.val_fraction=1.0 must be 0 or more and below 1"),
+        ({"val_fraction": 1.0}, "^val_fraction=1.0 must be 0 or more and below 1"),
     ],
 )
 def test_invalid_option_is_named(root: Path, options: dict, message: str):

@@ -80,7 +80,7 @@ class CSV(Corpus):
         self.root, self.name, self.max_duration = Path(root), name, max_duration
         self.fractions = check_fractions(val=val_fraction, test=test_fraction)
         if not self.root.is_dir():
-            raise FileNotFoundError(f"dataset.root={root} is not a folder; set it to the folder of the recordings")
+            raise FileNotFoundError(f"root={root} is not a folder; set dataset.root to that of the recordings")
         self.entries: dict[str, IndexEntry] = {}
         files = metadata if isinstance(metadata, Mapping) else {None: metadata}
         for split, path in files.items():
@@ -104,7 +104,7 @@ class CSV(Corpus):
         if file_split is not None and file_split not in SPLITS:
             raise ValueError(f"dataset.metadata: {file_split!r} is not one of {', '.join(SPLITS)}; rename the key")
         if path.suffix.lower() in OTHER_SUFFIXES:
-            raise ValueError(f"dataset.metadata={path} is not CSV or JSONL; export it as CSV UTF-8 (comma delimited)")
+            raise ValueError(f"metadata={path} is not CSV or JSONL; export it as CSV UTF-8 (comma delimited)")
         rows = read_jsonl(path) if path.suffix.lower() in JSONL_SUFFIXES else read_csv(path, ("path",))
         rows = drop_empty_columns(path, rows)
         has_split = file_split is None and any("split" in row for _, row in rows)
@@ -145,7 +145,7 @@ class CSV(Corpus):
             path, root = Path(os.path.realpath(path.parent), path.name), Path(os.path.realpath(root))
         if path == root or not path.is_relative_to(root):
             raise ValueError(
-                f"{where}: path={shorten_repr(name)} is outside dataset.root={self.root}; "
+                f"{where}: path={shorten_repr(name)} is outside root={self.root}; "
                 "set dataset.root to a folder that contains all recordings"
             )
         return path.relative_to(root).as_posix()
@@ -179,9 +179,12 @@ def check_fractions(**fractions: float) -> dict[str, float]:
         ValueError: a share is negative, or the sum is 1 or more.
     """
     if not (min(fractions.values()) >= 0 and sum(fractions.values()) < 1):
-        given = " and ".join(f"dataset.{split}_fraction={fraction}" for split, fraction in fractions.items())
+        given = " and ".join(f"{split}_fraction={fraction}" for split, fraction in fractions.items())
         together = ", and together" if len(fractions) > 1 else " and"
-        raise ValueError(f"{given} must be 0 or more{together} below 1; the remaining clips are the training split")
+        raise ValueError(
+            f"{given} must be 0 or more{together} below 1; the remaining clips are the training split; "
+            f"set dataset.{next(iter(fractions))}_fraction"
+        )
     return fractions
 
 

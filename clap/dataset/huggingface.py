@@ -74,7 +74,7 @@ class HuggingFace(Corpus):
             return [clip for clip in self.read_clips(self.root, "") if assign_split(clip.id, self.fractions) == split]
         if not (self.root / "dataset_dict.json").is_file():
             raise FileNotFoundError(
-                f"dataset.root={self.root} contains neither state.json nor dataset_dict.json; set it to a folder "
+                f"root={self.root} contains neither state.json nor dataset_dict.json; set dataset.root to one "
                 "that save_to_disk wrote (parquet: load_dataset('parquet', data_dir=...).save_to_disk(...))"
             )
         folders = [self.root / name for name in SPLIT_FOLDERS[split] if (self.root / name / "state.json").is_file()]

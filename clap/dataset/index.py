@@ -22,7 +22,7 @@ def require_root(corpus: Corpus) -> None:
     """FileNotFoundError if the root of the corpus is not a folder; the message says where the corpus is published."""
     if not corpus.root.is_dir():
         raise FileNotFoundError(
-            f"dataset.root={corpus.root} is not a folder; set it to the folder of the unpacked corpus"
+            f"root={corpus.root} is not a folder; set dataset.root to that of the unpacked corpus"
             + describe_source(corpus)
         )
 
@@ -32,7 +32,7 @@ def find_index(corpus: Corpus, name: str, *, remedy: str = "") -> Path:
     path = corpus.root / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing; dataset.root={corpus.root} must be the folder that contains {name}"
+            f"{path} is missing; root={corpus.root} must be the folder that contains {name}; set dataset.root"
             + (f", {remedy}" if remedy else "")
             + describe_source(corpus)
         )

@@ -31,7 +31,7 @@ class Mixture(Corpus):
             raise ValueError(f"weights: {unknown[0]} is not one of {', '.join(corpora)}; set dataset.weights")
         if absent := [name for name in corpora if find_folder(root, name) is None]:
             raise FileNotFoundError(
-                f"{Path(root) / absent[0]} is missing; dataset.root={root} must contain one folder for each of "
+                f"{Path(root) / absent[0]} is missing; root={root} must contain one folder for each of "
                 f"{', '.join(corpora)}"
             )
         found = [find_corpus(name, root, options) for name, options in corpora.items()]
