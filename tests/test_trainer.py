@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from clap import ClapTrainer
@@ -134,6 +135,14 @@ def test_speed_leaves_out_validation_and_saving(make_trainer: Callable, tmp_path
     cost = trainer.cost()
     assert cost["clips_per_second"] == round(36 / 15, 1)
     assert cost["seconds"] == 15 + 3 * 100 + 50 * len(saves)
+
+
+def test_logged_learning_rate_is_that_of_the_step(make_trainer: Callable, tmp_path: Path):
+    trainer, found = make_trainer(epochs=2, log_every=1), []
+    trainer.scheduler = LambdaLR(trainer.optimizer, lambda step: 4 - step)
+    trainer.log_metrics = lambda metrics: found.append(metrics.get("train/learning_rate"))
+    trainer.fit(tmp_path)
+    assert [rate for rate in found if rate is not None] == pytest.approx([4e-3, 3e-3, 2e-3, 1e-3])
 
 
 def test_gigaflops_are_those_of_the_mean_length_in_training(make_trainer: Callable, tmp_path: Path):

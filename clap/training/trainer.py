@@ -86,6 +86,7 @@ class ClapTrainer:
         self.tracker, self.config = tracker, dict(config or {})
         self.autocast, self.scaler = make_autocast(self.settings.precision, clap.device)
         self.epoch, self.step, self.step_in_epoch = 0, 0, 0
+        self.learning_rate = 0.0
         self.best_metric, self.best_metrics, self.evaluations_since_best = -math.inf, {}, 0
         self.problems: dict[str, str] = {}  # id of a training clip -> why it is skipped
         self.origin: dict[str, list[str]] = {}  # commits and machines, more than one if the run was resumed with others
@@ -164,6 +165,7 @@ class ClapTrainer:
             nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]  # of this step; the logit scale's group is the first
         if self.scheduler is not None:
             self.scheduler.step()
         self.clap.clamp_logit_scale()
@@ -317,7 +319,7 @@ class ClapTrainer:
         metrics = {
             "train/loss": loss,
             "train/clips_per_second": speed,
-            "train/learning_rate": self.optimizer.param_groups[-1]["lr"],
+            "train/learning_rate": self.learning_rate,
             "train/logit_scale": self.clap.logit_scale.exp().item(),
         }
         self.log_metrics(metrics)
