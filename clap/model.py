@@ -358,12 +358,14 @@ class Clap(nn.Module):
             ValueError: a caption is not text, or the model has no text encoder. FileNotFoundError: it has no tokenizer.
         """
         captions = check_texts([captions] if isinstance(captions, str) else captions, "caption")
-        embeddings = [torch.empty(0, self.embed_dim, device=self.device)]
+        embeddings = torch.empty(len(captions), self.embed_dim, device=self.device)
         with self.inference():
             for start in range(0, len(captions), batch_size):
                 token_ids, token_mask = self.tokenizer(captions[start : start + batch_size])
-                embeddings.append(self.embed_text(token_ids.to(self.device), token_mask.to(self.device)))
-        return torch.cat(embeddings)
+                embeddings[start : start + batch_size] = self.embed_text(
+                    token_ids.to(self.device), token_mask.to(self.device)
+                )
+        return embeddings
 
     def compute_similarity(self, audio_embedding: Tensor, text_embedding: Tensor) -> Tensor:
         """Scaled cosine similarity, logits_per_audio (audio, text)."""

@@ -154,6 +154,13 @@ def test_sampler_of_a_loader_chooses_clips_and_their_order(clap: Clap, tones: li
     assert embed_split(clap, loader).index == [5, 1, 3]
 
 
+def test_batches_of_another_kind_are_kept(clap: Clap, tones: list[Path], batch_shapes: list[tuple[int, int]]):
+    dataset = open_all(clap, tones, batch_size=2).dataset
+    batches = [[0, 7], [1], [2, 3, 4, 5, 6]]
+    split = embed_split(clap, DataLoader(dataset, batch_sampler=batches, collate_fn=clap.collate))
+    assert [count for count, _ in batch_shapes] == [2, 1, 5] and split.index == list(range(8))
+
+
 def test_evaluation_leaves_the_random_state_alone(clap: Clap, tones: list[Path]):
     loader = make_loaders(clap, Tones(tones))["val"]
     before = torch.get_rng_state()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
-from clap.dataset.loader import make_loader
+from clap.dataset.loader import EpochSampler, make_loader
 from clap.recordings import MINUTE, plan_batches
 from clap.waveform import AudioError, AudioHeader
 
@@ -121,8 +121,11 @@ def embed_split(clap: "Clap", loader: DataLoader) -> EmbeddedSplit:
 def batch_by_length(loader: DataLoader, indices: Sequence[int]) -> DataLoader:
     """A loader of the given clips in batches of similar duration, the longest first; see `plan_batches`.
 
-    A batch is padded to its longest clip, so that one long clip between short ones would fill the memory.
+    A batch is padded to its longest clip, so that one long clip between short ones would fill the memory. A loader with
+    batches of its own kind is returned as it is.
     """
+    if not isinstance(loader.batch_sampler, EpochSampler | BatchSampler):
+        return loader
     dataset: ClapDataset = loader.dataset
     durations = map(find_duration, dataset.read_headers(indices))
     batches = plan_batches(list(durations), loader.batch_sampler.batch_size, window=dataset.window)
