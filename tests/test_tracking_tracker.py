@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shlex
 import subprocess
 import threading
 import time
@@ -341,3 +342,21 @@ def test_git_commit_outside_git_is_none(tmp_path: Path, monkeypatch: pytest.Monk
 def test_git_commit_without_git_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     assert git_commit(tmp_path) is None
+
+
+def test_hint_to_open_a_store_can_be_pasted_into_a_shell(tmp_path: Path):
+    store = tmp_path / "my clap (v1)" / "m.db"
+    tracker = Tracker(str(store), "e", run_name="r", run_dir=tmp_path / "r")
+    tracker.finish()
+    assert shlex.split(tracker.url_hint) == ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{store}"]
+
+
+def test_error_of_closing_a_run_does_not_hide_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tracker = Tracker(None, "e", run_name="r", run_dir=tmp_path)
+
+    def fill_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="checkpoint"), tracker:
+        monkeypatch.setattr(tracker, "_update_record", fill_disk)
+        raise OSError("checkpoint not written")

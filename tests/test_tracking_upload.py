@@ -352,3 +352,11 @@ def test_run_is_sent_when_a_lost_server_is_back(server: Server, tmp_path: Path, 
     assert (found["status"], found["tags"]["late"], found["artifacts"]) == ("FINISHED", "yes", ["plots/loss.png"])
     list(upload(tmp_path))
     assert read_store(tmp_path) == found
+
+
+def test_folder_with_the_records_of_two_runs_is_refused(store: str, tmp_path: Path):
+    (tmp_path / "run.json").write_text('{"id": "a"}')
+    start_run(None, tmp_path).finish()
+    (tmp_path / "run.json").write_text('{"id": "b"}')
+    with pytest.raises(ValueError, match="mlflow.json and run.json are of two runs"):
+        list(upload(tmp_path, uri=store))

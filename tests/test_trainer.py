@@ -315,3 +315,21 @@ def test_run_resumed_into_another_folder_has_the_best_checkpoint_there(
     trainer.train_and_eval(tmp_path / "b")
     copied = (tmp_path / "b" / "checkpoints" / "best" / "model.safetensors").read_bytes()
     assert (copied == before) is best
+
+
+def test_full_disk_names_the_file_and_the_checkpoint_that_is_complete(
+    make_trainer: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = make_trainer(epochs=1)
+    trainer.fit(tmp_path)
+    last = tmp_path / "checkpoints" / "last"
+    before = (last / "trainer.pt").read_bytes()
+
+    def fill_disk(*_: object) -> None:
+        raise RuntimeError("unexpected pos 802368") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_disk)
+    with pytest.raises(OSError, match=r"trainer.pt: not written \(No space left on device\)\); the previous .*last is"):
+        trainer.save("last")
+    assert (last / "trainer.pt").read_bytes() == before
+    assert [path.name for path in last.parent.iterdir() if path.suffix] == []
