@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clap.config.saved import MAX_BYTES, check_plain, read_saved_yaml
+from clap.config.saved import MAX_BYTES, check_integers, check_plain, read_saved_yaml
 
 
 def read(tmp_path: Path, text: str) -> dict:
@@ -47,6 +47,12 @@ def test_interpolation_is_refused(tmp_path: Path, text: str, monkeypatch: pytest
 def test_other_configs_are_refused(tmp_path: Path, text: str, message: str):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, text)
+
+
+def test_huge_integer_is_refused_but_not_as_a_seed():
+    check_integers({"dataset": {"num_train": 2880, "seed": 2**32}}, "checkpoint")
+    with pytest.raises(ValueError, match="checkpoint: refused, its config has dataset.num_test=10{12}; at most"):
+        check_integers({"dataset": {"num_test": 10**12}}, "checkpoint")
 
 
 @pytest.mark.parametrize("values", [{"a": ["${oc.env:HOME}"]}, {"${x}": 1}])

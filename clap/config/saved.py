@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from clap.config import read_config
+from clap.config import flatten, read_config
 
 MAX_BYTES = 2**20  # a saved config has 2,000
 MAX_DEPTH = 32
+MAX_INTEGER = 2**24  # above every size, such as the tokens of a vocabulary or the clips of a set
 
 
 def read_saved_yaml(path: Path) -> dict[str, Any]:
@@ -59,6 +60,17 @@ def check_plain(value: Any, where: str, *, depth: int = 0) -> None:
     elif isinstance(value, Mapping | list):
         for item in [*value, *value.values()] if isinstance(value, Mapping) else value:
             check_plain(item, where, depth=depth + 1)
+
+
+def check_integers(values: Mapping[str, Any], where: str) -> None:
+    """Check the integers of a config, which determine memory, except seeds.
+
+    Raises:
+        ValueError: one is above MAX_INTEGER.
+    """
+    for key, value in flatten(values):
+        if isinstance(value, int) and abs(value) > MAX_INTEGER and not key.endswith("seed"):
+            raise ValueError(f"{where}: refused, its config has {key}={value}; at most {MAX_INTEGER} is allowed")
 
 
 def check_text(text: str, where: str) -> None:

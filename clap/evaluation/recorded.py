@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from clap import checkpoint
-from clap.config.saved import read_saved_yaml
+from clap.config.saved import check_integers, read_saved_yaml
 from clap.published.hub import is_published
 
 
@@ -13,6 +13,7 @@ def read_recorded(source: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such checkpoint folder, and the name is not of published weights.
+        ValueError: its config is refused, see `clap.config.saved`.
     """
     try:
         recorded = read_saved_yaml(checkpoint.find_file(checkpoint.find_best(Path(source)), checkpoint.CONFIG))
@@ -20,4 +21,6 @@ def read_recorded(source: str) -> dict[str, Any]:
         if not is_published(source):
             raise
         recorded = {}
-    return {group: recorded[group] for group in ("dataset", "evaluation") if recorded.get(group) is not None}
+    kept = {group: recorded[group] for group in ("dataset", "evaluation") if recorded.get(group) is not None}
+    check_integers(kept, str(source))
+    return kept

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from clap.config import flatten
+from clap.config.saved import check_integers
 from clap.published.load import one_line_errors
 
-MAX_INTEGER = 2**24  # above every size, such as the tokens of a vocabulary
 MAX_INPUT = {"n_fft": 2**15, "n_mels": 2**10, "window": 3600.0, "image_size": 2**12}  # of an audio encoder
 MAX_BUFFERS = 2**30  # bytes of filters, masks and indices, which are not in the file
 SPARE_TENSORS = 1000
@@ -45,9 +45,10 @@ def check_numbers(config: Mapping[str, Any], where: str) -> None:
         ValueError: a number is too large.
     """
     for key, value in flatten(config):
-        largest = MAX_INPUT.get(key.rpartition(".")[2], MAX_INTEGER if isinstance(value, int) else None)
+        largest = MAX_INPUT.get(key.rpartition(".")[2])
         if isinstance(value, int | float) and largest is not None and abs(value) > largest:
             raise ValueError(f"{where}: refused, its config has {key}={value}; at most {largest:g} is allowed")
+    check_integers(config, where)
 
 
 @contextlib.contextmanager
