@@ -361,10 +361,8 @@ class Clap(nn.Module):
         embeddings = torch.empty(len(captions), self.embed_dim, device=self.device)
         with self.inference():
             for start in range(0, len(captions), batch_size):
-                token_ids, token_mask = self.tokenizer(captions[start : start + batch_size])
-                embeddings[start : start + batch_size] = self.embed_text(
-                    token_ids.to(self.device), token_mask.to(self.device)
-                )
+                tokens = [part.to(self.device) for part in self.tokenizer(captions[start : start + batch_size])]
+                embeddings[start : start + batch_size] = self.embed_text(*tokens)
         return embeddings
 
     def compute_similarity(self, audio_embedding: Tensor, text_embedding: Tensor) -> Tensor:
