@@ -248,7 +248,7 @@ def test_second_logit_scale_equals_the_first_after_training(golden, tmp_path):
         (["fusion=channel_map"], {}, "fusion by channels (channel_map)"),
         (["audio_encoder.window_size=8"], {}, "a last stage 4 tokens wide, not a multiple of window_size=8"),
         ([], {"text_encoder": ROBERTA | {"pooling": "mean"}}, "text_encoder.pooling=mean (only pooler)"),
-        ([], {"text_encoder": ROBERTA | {"model": GPT2}}, "a gpt2 text encoder (only roberta)"),
+        ([], {"text_encoder": ROBERTA | {"model": GPT2, "pooling": "last"}}, "a gpt2 text encoder (only roberta)"),
         (["projection._target_=clap.model.ResidualProjection"], {}, "ResidualProjection"),
     ],
     ids=["cnn14", "iaff", "channel_map", "window", "pooling", "gpt2", "projection"],
