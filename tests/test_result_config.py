@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from clap.config.result_settings import find_changes
 from clap.study.job import Job, read_job
 from clap.study.result_config import (
     check_fixed_overrides,
@@ -66,6 +67,18 @@ def test_sweep_of_an_earlier_version_resumes(tmp_path: Path, before: dict, now: 
     assert job.error is None
     with pytest.raises(ValueError, match="was started with .*_target_="):
         check_job_unchanged(job, make_job({**now, next(k for k in now if k.endswith("_target_")): "clap.model.Other"}))
+
+
+def test_only_keys_that_the_earlier_version_did_not_have_are_not_compared():
+    before = {"trainer.max_epochs": 4, "evaluation.retrieval._target_": "R", "audio_encoder.depths.0": 2}
+    added = {"trainer.parallel": "ddp", "augmentation.gain": 6, "freeze": []}
+    assert find_changes(before, before | added) == {}
+    changed = {"evaluation.zero_shot._target_": "Z", "audio_encoder.depths.1": 2, "freeze.0": "text_encoder"}
+    assert find_changes(before, before | changed) == {key: (None, value) for key, value in sorted(changed.items())}
+    assert find_changes({"freeze": []}, {"freeze.0": "text_encoder"}) == {
+        "freeze": ([], None),
+        "freeze.0": (None, "text_encoder"),
+    }
 
 
 INDEX = "path,caption,split\na.wav,a dog barks,train\nb.wav,rain,val\nc.wav,a bell,test\n"

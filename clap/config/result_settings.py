@@ -1,5 +1,6 @@
 """The settings that the result of a run depends on, as flat data that runs are compared by."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,10 +8,12 @@ from clap.config import flatten
 from clap.config.build import update_node
 from clap.config.values import LOCAL_KEYS
 
+log = logging.getLogger(__name__)
+
 
 def read_result_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a composed config that its result depends on, {dotted key: value}."""
-    return {key: v for key, v in flatten(config) if changes_result(key) and not isinstance(v, dict | list)}
+    """The settings of a composed config that its result depends on, {dotted key: value}; an empty list is a value."""
+    return {key: v for key, v in flatten(config) if changes_result(key) and (v == [] or not isinstance(v, dict | list))}
 
 
 def changes_result(key: str) -> bool:
@@ -30,7 +33,23 @@ def update_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{key: (value before, value now)} of the settings that differ, those of earlier versions under present names."""
+    """{key: (value before, value now)} of the settings that differ, those of earlier versions under present names.
+
+    A key that the earlier version did not have is not compared, and logged.
+    """
     before, now = update_settings(before), update_settings(now)
-    keys = sorted(before.keys() | now.keys())
+    if added := sorted(key for key in now.keys() - before.keys() if is_new_key(key, before)):
+        log.info("not compared, the earlier version had no such keys: %s", ", ".join(added))
+    keys = sorted((before.keys() | now.keys()) - set(added))
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
+
+
+def is_new_key(key: str, before: Mapping[str, Any]) -> bool:
+    """Whether a key was added to a node of the recorded settings, or is of a group that they do not have.
+
+    Keys of an option that was not chosen, and items of a list, are not new: they are changes.
+    """
+    node, _, name = key.rpartition(".")
+    is_in_known_node = any(known.rpartition(".")[0] == node for known in before)
+    is_in_known_group = any(known.split(".")[0] == key.split(".")[0] for known in before)
+    return not name.isdigit() and (is_in_known_node or not is_in_known_group)

@@ -86,15 +86,14 @@ def describe_change(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
 
 def describe_data_change(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
     """Error message for the first split that differs from that of a job; None if all match or one is not known."""
-    if not before or not now:
+    if not before or not now or before == now:
         return None
-    for split, (old, new) in find_changes(before, now).items():
-        return (
-            f"{folder} has a result on other data: {split} was {old or 'not given'}, now it is {new or 'not given'}; "
-            "restore the files, delete the folder to run the job from scratch, or set "
-            f"{FOLDER_KEY}FOLDER to start another sweep"
-        )
-    return None
+    split = next(split for split in (*before, *now) if before.get(split) != now.get(split))
+    old, new = (data.get(split, "not given") for data in (before, now))
+    return (
+        f"{folder} has a result on other data: {split} was {old}, now it is {new}; restore the files, delete the "
+        f"folder to run the job from scratch, or set {FOLDER_KEY}FOLDER to start another sweep"
+    )
 
 
 def check_same_data(job: Job) -> None:
