@@ -263,6 +263,11 @@ def test_digest_changes_with_a_caption(ramps):
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_digest_does_not_depend_on_the_order_of_the_index(ramps):
+    reordered = [replace(clip, captions=clip.captions[::-1]) for clip in ramps[::-1]]
+    assert make_dataset(reordered).digest == make_dataset(ramps).digest
+
+
 def test_digest_does_not_depend_on_the_folder(ramps, tmp_path):
     moved = []
     for clip in ramps:

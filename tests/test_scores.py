@@ -11,6 +11,7 @@ from clap.evaluation.query_scores import QueryScores
 from clap.study.scores import RunScores, check_protocols, label_metric, make_column, sum_by_clip
 
 RESULT = make_results(0.5, seed=0)["retrieval"]
+ORDER = {clip_id: row for row, clip_id in enumerate(RESULT.clip_ids)}
 
 
 def make_scores(name: str, seed: int, **protocol: object) -> RunScores:
@@ -21,7 +22,7 @@ def make_scores(name: str, seed: int, **protocol: object) -> RunScores:
 @pytest.mark.parametrize("name", [name for name in RETRIEVAL_METRICS if not name.endswith("median_rank")])
 def test_clips_add_up_to_the_metric(name: str) -> None:
     metric = f"test/synthetic/{name}"
-    score = sum_by_clip(metric, RunScores("a-s0", RESULT.metrics[metric], []), record(RESULT))
+    score = sum_by_clip(metric, RunScores("a-s0", RESULT.metrics[metric], []), record(RESULT), ORDER)
     assert score.totals.shape == score.counts.shape == (20,)
     assert score.totals.sum() / score.counts.sum() == pytest.approx(RESULT.metrics[metric])
 
@@ -29,14 +30,14 @@ def test_clips_add_up_to_the_metric(name: str) -> None:
 def test_clips_without_queries_are_not_counted() -> None:
     scores = {"test/esc50/zero_shot/accuracy": QueryScores(np.array([1.0, 0.0, 1.0]), np.array([0, 2, 2]))}
     evaluation = replace(record(RESULT), scores=scores)
-    score = sum_by_clip("test/esc50/zero_shot/accuracy", RunScores("a-s0", 2 / 3, []), evaluation)
+    score = sum_by_clip("test/esc50/zero_shot/accuracy", RunScores("a-s0", 2 / 3, []), evaluation, ORDER)
     assert score.totals.tolist() == [1, 1] and score.counts.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["text_to_audio/median_rank", "audio_to_text/median_rank"])
 def test_metric_that_is_not_a_mean_over_queries_has_no_value_a_clip(name: str) -> None:
     metric = f"test/synthetic/{name}"
-    score = sum_by_clip(metric, RunScores("a-s0", RESULT.metrics[metric], []), record(RESULT))
+    score = sum_by_clip(metric, RunScores("a-s0", RESULT.metrics[metric], []), record(RESULT), ORDER)
     assert score.totals is None and score.counts is None
 
 
@@ -95,9 +96,23 @@ def test_field_that_one_protocol_lacks_is_named() -> None:
         check_protocols(LEADING, protocols)
 
 
-def test_clips_in_another_order_are_refused() -> None:
+def test_clips_in_another_order_are_paired_by_id() -> None:
+    """Two machines list an index in other orders; the numbers of a clip and its queries are the same."""
+    runs = {"id0": make_scores("a-s0", 0), "id1": make_scores("b-s0", 1)}
+    expected = make_column(LEADING, runs).matrix(["id0", "id1"])
+    moved = runs["id1"].evaluations[0]
+    order = np.random.default_rng(0).permutation(len(moved.clip_ids))
+    moved.clip_ids = moved.clip_ids[order]
+    moved.scores = {
+        name: QueryScores(scores.values[::-1], order.argsort()[scores.clips][::-1])
+        for name, scores in moved.scores.items()
+    }
+    np.testing.assert_allclose(make_column(LEADING, runs).matrix(["id0", "id1"]), expected)
+
+
+def test_other_clips_are_refused() -> None:
     other = make_scores("b-s0", 1)
-    other.evaluations[0].clip_ids = other.evaluations[0].clip_ids[::-1]
+    other.evaluations[0].clip_ids = np.array([f"other {name}" for name in other.evaluations[0].clip_ids])
     with pytest.raises(ValueError, match="a-s0 and b-s0 have one protocol but differ in clip_id"):
         make_column(LEADING, {"id0": make_scores("a-s0", 0), "id1": other})
 
@@ -105,7 +120,7 @@ def test_clips_in_another_order_are_refused() -> None:
 def test_queries_of_other_clips_are_refused() -> None:
     other = make_scores("b-s0", 1)
     scores = other.evaluations[0].scores[LEADING]
-    other.evaluations[0].scores = {LEADING: QueryScores(scores.values, scores.clips[::-1])}
+    other.evaluations[0].scores = {LEADING: QueryScores(scores.values, [*scores.clips[1:], 7])}
     with pytest.raises(ValueError, match="a-s0 and b-s0 have one protocol but differ in the clips of their queries"):
         make_column(LEADING, {"id0": make_scores("a-s0", 0), "id1": other})
 

@@ -224,8 +224,8 @@ class ClapDataset(Dataset):
 
     @functools.cached_property
     def digest(self) -> str:
-        """Hash of ids, captions and labels; datasets with the same digest are the same evaluation task."""
-        manifest = [[clip.id, clip.captions, clip.label] for clip in self.clips]
+        """Hash of ids, captions and labels in any order; datasets with the same digest are the same evaluation task."""
+        manifest = sorted(([clip.id, sorted(clip.captions), clip.label] for clip in self.clips), key=json.dumps)
         return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16]
 
     def skip_excluded(self, clips: list[list[Clip]], exclude: str | Path) -> list[list[Clip]]:
@@ -288,6 +288,11 @@ class ClapDataset(Dataset):
             position -= len(pairs)
         raise IndexError(position)
 
+    def limit_duration(self, corpus: Corpus) -> float | None:
+        """Seconds that are read of a longer clip of a corpus; None: all."""
+        limits = (self.window, corpus.max_duration if self.training else corpus.clip_duration)
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def __len__(self) -> int:
         return sum(map(len, self.epoch_pairs)) if self.training else len(self.clips)
 
@@ -298,8 +303,7 @@ class ClapDataset(Dataset):
         index, number = self.locate_pair(position, epoch)
         clip, corpus = self.clips[index], self.owners[index]
         caption = clip.captions[rng.integers(len(clip.captions)) if number is None else number]
-        limits = (self.window, corpus.max_duration if self.training else corpus.clip_duration)
-        duration = min((limit for limit in limits if limit is not None), default=None)
+        duration = self.limit_duration(corpus)
         try:
             samples, scale = corpus.load_samples(clip, sample_rate=self.sample_rate, max_duration=duration, rng=rng)
         except (AudioError, MemoryError) as error:

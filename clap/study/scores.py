@@ -94,7 +94,8 @@ def make_column(metric: str, runs: Mapping[str, RunScores]) -> Column:
     assert len(found) == len(runs), "a job's name holds its levels and seed, so no two runs share one"
     check_protocols(metric, {name: evaluation.protocol for name, evaluation in found.items()})
     check_clips(metric, found)
-    scores = {run_id: sum_by_clip(metric, run, found[run.name]) for run_id, run in runs.items()}
+    order = {clip_id: row for row, clip_id in enumerate(next(iter(found.values())).clip_ids.tolist())}
+    scores = {run_id: sum_by_clip(metric, run, found[run.name], order) for run_id, run in runs.items()}
     if any(score.counts is None for score in scores.values()):
         scores = {run_id: Score(score.value) for run_id, score in scores.items()}
     return Column(metric, next(iter(found.values())).protocol, scores)
@@ -159,21 +160,26 @@ def check_clips(metric: str, evaluations: Mapping[str, RecordedEvaluation]) -> N
     """Refuse runs whose clips, or the clips of whose queries, differ; run name -> evaluation."""
     (first, reference), *others = evaluations.items()
     for other, evaluation in others:
-        pairs = {"clip_id": (reference.clip_ids, evaluation.clip_ids)}
+        pairs = {"clip_id": [reference.clip_ids, evaluation.clip_ids]}
         if metric in reference.scores and metric in evaluation.scores:
-            pairs["the clips of their queries"] = (reference.scores[metric].clips, evaluation.scores[metric].clips)
+            pairs["the clips of their queries"] = [
+                recorded.clip_ids[recorded.scores[metric].clips] for recorded in (reference, evaluation)
+            ]
         for name, pair in pairs.items():
-            if not np.array_equal(*pair):
+            if not np.array_equal(*map(np.sort, pair)):  # the order of an index changes no number
                 raise ValueError(
                     f"{metric}: {first} and {other} have one protocol but differ in {name}, so their clips do not "
                     "pair; run the study from scratch with hydra.sweep.dir=FOLDER"
                 )
 
 
-def sum_by_clip(metric: str, run: RunScores, evaluation: RecordedEvaluation) -> Score:
-    """A run's number with the sum and number of each clip's queries, of clips that have any.
+def sum_by_clip(metric: str, run: RunScores, evaluation: RecordedEvaluation, order: Mapping[str, int]) -> Score:
+    """A run's number with the sum and number of each clip's queries, of clips that have any, in order of clip ids.
 
     Without them where the metric has no per-query scores, or all are of one clip.
+
+    Args:
+        order: clip id -> place.
     """
     scores = evaluation.scores.get(metric)
     if scores is None:
@@ -183,7 +189,8 @@ def sum_by_clip(metric: str, run: RunScores, evaluation: RecordedEvaluation) -> 
             f"run {run.name} has {metric}={run.value:.6f} in MLflow, but its evaluation/*.npz gives "
             f"{scores.mean:.6f}; its artifacts belong to another evaluation, train it again"
         )
-    clips, rows = np.unique(scores.clips, return_inverse=True)
+    places = np.array([order[clip_id] for clip_id in evaluation.clip_ids.tolist()])
+    clips, rows = np.unique(places[scores.clips], return_inverse=True)
     if len(clips) < 2:
         return Score(run.value)
     return Score(run.value, np.bincount(rows, scores.values), np.bincount(rows).astype(float))
