@@ -27,6 +27,19 @@ def test_unreadable_recording_of_a_split_is_named(clips: list[Clip], caplog: pyt
     assert "test split: " in caplog.text and "unreadable.wav: cannot be decoded" in caplog.text
 
 
+@pytest.mark.parametrize(("window", "is_refused"), [(None, True), (0.5, False)])
+def test_clip_that_is_too_long_is_refused_where_all_of_it_is_read(
+    ramps: list[Clip], window: float | None, is_refused: bool
+):
+    """The clips have 2 s."""
+    dataset = make_dataset(ramps, "test", window=window, longest_clip=1.0)
+    if not is_refused:
+        check_recordings(dataset)
+        return
+    with pytest.raises(ValueError, match="10 of 10 clips of ramps .*2.0 s long, the longest clip is 1 s; cut it"):
+        check_recordings(dataset)
+
+
 def test_too_many_unreadable_recordings_are_refused_with_the_missing_ones(clips: list[Clip], tmp_path: Path):
     lost = Clip("lost", ("a",), tmp_path / "lost.wav")
     with pytest.raises(

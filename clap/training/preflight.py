@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from clap.audio_encoder.base import LogMelEncoder
 from clap.dataset.clips import ClapDataset
-from clap.waveform import AudioError
+from clap.waveform import AudioError, AudioHeader, TooLongError, check_duration
 
 if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
@@ -73,7 +73,7 @@ def log_idle_fusion(trainer: "ClapTrainer") -> None:
 
 
 def check_recordings(dataset: ClapDataset) -> None:
-    """Read the headers of a split's recordings and log those that cannot be read.
+    """Read the headers of a split's recordings and log those that cannot be read or are too long.
 
     A recording that is damaged behind its header is found when it is decoded. Of a split with more than MOST_HEADERS
     recordings, this many are checked.
@@ -84,7 +84,8 @@ def check_recordings(dataset: ClapDataset) -> None:
     recorded = [index for index, clip in enumerate(dataset.clips) if clip.path is not None]
     chosen = recorded[:: -(-len(recorded) // MOST_HEADERS) or 1]
     found = zip(chosen, dataset.read_headers(chosen), strict=True)
-    problems = {dataset.clips[index].id: header for index, header in found if isinstance(header, AudioError)}
+    checked = ((dataset.clips[index].id, find_problem(dataset, index, header)) for index, header in found)
+    problems = {clip_id: problem for clip_id, problem in checked if problem is not None}
     for problem in problems.values():
         log.warning("%s split: %s", dataset.kind, problem)
     count = len(problems) + len(dataset.missing)
@@ -94,3 +95,16 @@ def check_recordings(dataset: ClapDataset) -> None:
             f"{count} of {dataset.num_listed} clips of {dataset.name} ({dataset.kind}) cannot be used, the first is "
             f"{clip_id} ({problem}); fix them or raise dataset.max_bad_fraction, now {dataset.max_bad_fraction:g}"
         )
+
+
+def find_problem(dataset: ClapDataset, index: int, header: AudioHeader | AudioError | None) -> AudioError | None:
+    """Why the clip at an index cannot be used, as far as its header shows; None if nothing is known against it."""
+    if not isinstance(header, AudioHeader):
+        return header
+    corpus = dataset.owners[index]
+    try:
+        duration = min(header.duration, dataset.limit_duration(corpus) or header.duration)
+        check_duration(dataset.clips[index].path, duration, corpus.longest_clip)
+    except TooLongError as error:
+        return error
+    return None
