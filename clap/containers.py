@@ -68,7 +68,7 @@ def measure_mpeg_frame(second: int, third: int) -> tuple[int, int] | None:
 
 def find_mpeg_frames(content: bytes) -> Iterator[tuple[int, int]]:
     """Start and size of each frame; tags and other bytes between frames are skipped."""
-    position, kind, in_sync = 0, None, False  # kind: version, layer and sample rate, equal for all frames
+    position, kind, in_sync = 0, None, False  # kind: version, layer, sample rate, mono or not, equal for all frames
     while position + 4 <= len(content):
         size = size_at(content, position, kind)
         if size and (in_sync or size_at(content, position + size, content_kind(content, position))):
@@ -83,7 +83,7 @@ def find_mpeg_frames(content: bytes) -> Iterator[tuple[int, int]]:
                 return
 
 
-def size_at(content: bytes, position: int, kind: tuple[int, int] | None) -> int:
+def size_at(content: bytes, position: int, kind: tuple[int, int, bool] | None) -> int:
     """Bytes of the frame at a position; 0 if there is none of this kind."""
     if position + 4 > len(content) or content[position] != 0xFF:
         return 0
@@ -91,8 +91,8 @@ def size_at(content: bytes, position: int, kind: tuple[int, int] | None) -> int:
     return frame[0] if frame and kind in (None, content_kind(content, position)) else 0
 
 
-def content_kind(content: bytes, position: int) -> tuple[int, int]:
-    return content[position + 1] & 0x1E, content[position + 2] & 0x0C
+def content_kind(content: bytes, position: int) -> tuple[int, int, bool]:
+    return content[position + 1] & 0x1E, content[position + 2] & 0x0C, content[position + 3] >> 6 == 3
 
 
 def skip_id3(content: bytes, position: int = 0) -> int:

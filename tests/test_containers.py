@@ -133,9 +133,12 @@ def test_joined_mp3s_are_read_to_the_end(tmp_path: Path, encoded: dict[str, byte
     assert abs(len(load_waveform(path, RATE)) - 2 * NUM_SAMPLES) <= 2 * DELAY
 
 
-def test_mp3s_of_two_sample_rates_in_a_row_are_refused(tmp_path: Path, encoded: dict[str, bytes]) -> None:
+@pytest.mark.parametrize(("rate", "channels"), [(32000, 1), (RATE, 2)])
+def test_mp3s_of_two_formats_in_a_row_are_refused(
+    tmp_path: Path, encoded: dict[str, bytes], rate: int, channels: int
+) -> None:
     content = io.BytesIO()
-    soundfile.write(content, sweep(), 32000, format="MP3")
+    soundfile.write(content, np.stack([sweep()] * channels, axis=1), rate, format="MP3")
     path = write(tmp_path / "a.mp3", encoded["cbr"] + content.getvalue())
     assert "two formats in a row" in error_message(path) and "ffmpeg -i a.mp3" in error_message(path)
 
