@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from clap.evaluation.metrics import (
     median_rank,
     retrieval_metrics,
     retrieval_ranks,
+    retrieval_scores,
     zero_shot_hits,
 )
+from clap.study.statistics import clip_interval, wilson_interval
 
 
 def rank_matrix(similarity: Tensor, pair_clips: Tensor, pair_texts: Tensor | None = None) -> RetrievalRanks:
@@ -145,6 +148,19 @@ def test_several_relevant_clips_of_a_text() -> None:
     precisions = [(1 / 2 + 2 / 3) / 2, 1 / 2, (1 / 2 + 2 / 3) / 2]
     assert metrics["text_to_audio/mean_average_precision_at_10"] == pytest.approx(sum(precisions) / 3)
     assert metrics["audio_to_text/recall_at_1"] == pytest.approx(1 / 3)
+    scores = retrieval_scores(ranks)
+    assert scores["text_to_audio/recall_at_1"].clips.tolist() == [0, 1, 0]
+    assert scores["audio_to_text/recall_at_1"].clips.tolist() == [0, 1, 2]
+
+
+def test_interval_of_queries_with_few_texts_is_not_that_of_many_clips() -> None:
+    """Of 400 clips with one of ten captions, half of the captions find a clip of theirs."""
+    texts = torch.arange(400) % 10
+    found = (texts < 5).long()
+    ranks = RetrievalRanks(torch.arange(400), texts, 2 - found, torch.ones(400, dtype=torch.long))
+    scores = retrieval_scores(ranks)["text_to_audio/recall_at_1"]
+    interval = clip_interval(np.bincount(scores.clips, scores.values)[:10], np.bincount(scores.clips))
+    assert scores.mean == 0.5 and interval == wilson_interval(0.5, 10)
 
 
 def test_perfect_similarity_scores_one() -> None:

@@ -135,7 +135,11 @@ def retrieval_metrics(ranks: RetrievalRanks) -> dict[str, float]:
 
 
 def retrieval_scores(ranks: RetrievalRanks) -> dict[str, QueryScores]:
-    """Per-query scores of all metrics of `retrieval_metrics` but the median ranks."""
+    """Per-query scores of all metrics of `retrieval_metrics` but the median ranks.
+
+    Queries with one text of several clips have one score, and count as queries of the first of the clips: else an
+    interval over clips would take them for independent.
+    """
     return {
         f"{direction}/{name}": QueryScores(value, clips)
         for direction, _, clips, values in _each_direction(ranks)
@@ -161,7 +165,7 @@ def accuracy(hits: Tensor) -> float:
 
 
 def best_of_each(ranks: Tensor, queries: Tensor) -> Tensor:
-    """Best rank of each query, (items,) -> (queries,); every number from 0 on occurs in queries (items,) int64."""
+    """Lowest value of each query, (items,) -> (queries,); every number from 0 on occurs in queries (items,) int64."""
     best = torch.full((int(queries.max()) + 1,), torch.iinfo(ranks.dtype).max, dtype=ranks.dtype, device=ranks.device)
     return best.scatter_reduce(0, queries, ranks, "amin")
 
@@ -173,7 +177,7 @@ def _each_direction(ranks: RetrievalRanks) -> Iterator[tuple[str, Tensor, Tensor
         (
             "text_to_audio",
             ranks.best_clip[texts],
-            ranks.pair_clips,
+            best_of_each(ranks.pair_clips, texts)[texts],  # the first clip of a text: all its queries are one
             average_precisions_at(ranks.text_to_audio, texts, 10)[texts],
         ),
         ("audio_to_text", ranks.best_text, clips, average_precisions_at(ranks.audio_to_text, ranks.pair_clips, 10)),
