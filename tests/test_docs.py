@@ -55,3 +55,9 @@ EXAMPLES = ("foo", "my_study", "cnn14_small", "CORPUS", "STUDY")  # stems of fil
 def test_named_files_exist(page: Path):
     named = re.findall(r"\b(?:clap|conf|tests|experiments|docs)/[\w/]+\.(?:py|yaml|md|ipynb|png)", page.read_text())
     assert [path for path in named if Path(path).stem not in EXAMPLES and not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_tests_exist(page: Path):
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", page.read_text())
+    assert [test for file, test in named if f"def {test}(" not in (ROOT / file).read_text()] == []
