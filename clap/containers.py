@@ -50,6 +50,7 @@ BITRATES = {  # kbit/s for the indices 1 to 14; key: (is version 1, layer)
     (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 BITRATES[False, 3] = BITRATES[False, 2]
+MPEG_HEADER = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]")  # runs of one byte, such as padding, are passed over fast
 RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # key: bits of the version
 
 
@@ -78,9 +79,8 @@ def find_mpeg_frames(content: bytes) -> Iterator[tuple[int, int]]:
         elif content.startswith(b"ID3", position):
             position, in_sync = position + skip_id3(content, position), False
         else:
-            position, in_sync = content.find(b"\xff", position + 1), False
-            if position < 0:
-                return
+            match = MPEG_HEADER.search(content, position + 1)
+            position, in_sync = match.start() if match else len(content), False
 
 
 def size_at(content: bytes, position: int, kind: tuple[int, int, bool] | None) -> int:
@@ -210,7 +210,9 @@ def check_flac(path: Path, start: int) -> Path | io.BytesIO:
     ends = find_flac_ends(tail, block=block, channels=channels, bits=bits)
     num_samples = next(ends, None)
     if num_samples is None and not announced:
-        raise AudioError(f"{path}: damaged, its header has no length and its last FLAC frame is not found")
+        raise AudioError(
+            f"{path}: damaged, its header has no length and its last FLAC frame is not found; {advise(path)}"
+        )
     if num_samples in (None, announced) or announced in ends:
         return path
     if num_samples < announced:

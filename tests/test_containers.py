@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import clap.containers
 from clap.check.measure import measure_file
 from clap.containers import AudioError, check_flac, check_mpeg, find_mpeg_frames
 from clap.waveform import load_waveform
@@ -98,6 +99,14 @@ def test_tags_are_not_audio(tmp_path: Path, encoded: dict[str, bytes], tag: str)
     content = {"none": stream, "in front": TAG + stream, "behind": stream + b"TAG" + bytes(125)}
     path = write(tmp_path / "b.mp3", content.get(tag, stream + bytes(50_000)))
     np.testing.assert_array_equal(load_waveform(path, RATE), expected)
+
+
+def test_padding_is_not_searched_byte_by_byte(encoded: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    found, compared = list(find_mpeg_frames(encoded["cbr"])), []
+    size_at = clap.containers.size_at
+    monkeypatch.setattr(clap.containers, "size_at", lambda *given: compared.append(given[1]) or size_at(*given))
+    assert list(find_mpeg_frames(encoded["cbr"] + b"\xff" * 100_000)) == found
+    assert len(compared) < len(found) + 100
 
 
 def test_decoded_samples_are_those_of_the_stream(tmp_path: Path, encoded: dict[str, bytes]) -> None:
@@ -202,7 +211,8 @@ def test_truncated_flac_is_refused_before_it_is_decoded(tmp_path: Path, encoded:
 def test_truncated_flac_of_unknown_length_names_the_file(tmp_path: Path, encoded: dict[str, bytes]) -> None:
     content = set_flac_length(encoded["flac"], 0)
     assert error_message(write(tmp_path / "a.flac", content[:-100]))
-    assert "last FLAC frame is not found" in error_message(write(tmp_path / "a.flac", content[:60]))
+    reason = error_message(write(tmp_path / "a.flac", content[:60]))
+    assert "last FLAC frame is not found" in reason and "ffmpeg -i a.flac" in reason
 
 
 @pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
