@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import CAPTIONS
 from torch import Tensor
@@ -11,11 +13,13 @@ from torch.utils.data import DataLoader
 
 from clap import Clap, ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
 from clap.corpus import Clip, Corpus
+from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.loader import make_loader
 from clap.evaluation.embedded_split import Splits, embed_split, make_evaluation_loader
 from clap.evaluation.evaluator import Evaluator, build_evaluators, check_evaluators, check_metrics, evaluate_split
 from clap.evaluation.results import Evaluation
 from clap.evaluation.retrieval import Retrieval
+from clap.waveform import AudioHeader, load_waveform, read_header
 
 
 class Tones(Corpus):
@@ -214,6 +218,38 @@ def test_protocol_names_the_other_splits(clap: Clap, tones: list[Path]):
     assert train["clips"] == "4 of 4" and train["clip_manifest"] == loaders["train"].dataset.digest
     assert train["audio_manifest"] != results["read_train"].protocol["audio_manifest"]
     assert "other_splits" not in results["retrieval"].protocol
+
+
+class Stored(Tones):
+    """Clips without a path: two corpora have equal clips and other recordings."""
+
+    def clips(self, split: str) -> list[Clip]:
+        return [Clip(clip.id, clip.captions) for clip in super().clips(split)]
+
+    def load(self, clip: Clip, **options: object) -> np.ndarray:
+        return load_waveform(self.paths[int(clip.id.split()[-1])], options["sample_rate"])
+
+    def read_header(self, clip: Clip) -> AudioHeader:
+        return read_header(self.paths[int(clip.id.split()[-1])])
+
+
+@pytest.mark.parametrize("kind", [Tones, Stored])
+def test_protocol_of_a_corpus_in_a_mixture_is_its_own(
+    clap: Clap, tones: list[Path], unreadable: Path, tmp_path: Path, kind: type[Tones]
+):
+    """Clips of the two corpora have the same ids, the recordings of the other one are shorter or damaged."""
+    soundfile.write(tmp_path / "short.wav", 0.1 * np.ones(8000), 16_000)
+    other = kind([*tones[:6], tmp_path / "short.wav", unreadable if kind is Tones else tmp_path / "short.wav"], "other")
+    settings = DatasetSettings(max_bad_fraction=0.5)
+    protocols = {}
+    for corpora in ([kind(tones)], [kind(tones), other]):
+        dataset = ClapDataset(corpora, "test", sample_rate=clap.sample_rate, settings=settings)
+        loader = make_loader(dataset, clap.collate, batch_size=3, num_workers=0, shuffle=False)
+        protocols |= {
+            key: result.protocol for key, result in evaluate_split(clap, loader, {"retrieval": Retrieval()}).items()
+        }
+    assert protocols["retrieval"] == protocols["tones/retrieval"]
+    assert len(protocols["other/retrieval"]["left_out"]) == (kind is Tones)
 
 
 def test_evaluator_checks_every_split_that_it_reads(clap: Clap, tones: list[Path]):

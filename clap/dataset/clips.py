@@ -124,7 +124,7 @@ class ClapDataset(Dataset):
         for corpus in self.corpora:
             corpus.longest_clip = settings.longest_clip
         self.name = "_".join(corpus.name for corpus in self.corpora)
-        self.headers: dict[Clip, AudioHeader | AudioError | None] = {}  # see `read_headers`
+        self.headers: dict[tuple[str, Clip], AudioHeader | AudioError | None] = {}  # by corpus, see `read_headers`
         self.kind, self.sample_rate, self.window, self.seed = kind, sample_rate, window, seed
         self.settings, self.max_bad_fraction = settings, settings.max_bad_fraction
         self.training = kind == "train" if training is None else training
@@ -188,10 +188,11 @@ class ClapDataset(Dataset):
             except AudioError as error:
                 return error
 
-        new = [index for index in indices if self.clips[index] not in self.headers]
+        keys = {index: (self.owners[index].name, self.clips[index]) for index in indices}
+        new = [index for index in indices if keys[index] not in self.headers]
         with ThreadPoolExecutor(HEADER_THREADS) as threads:
-            self.headers |= zip([self.clips[index] for index in new], threads.map(read, new), strict=True)
-        return [self.headers[self.clips[index]] for index in indices]
+            self.headers |= zip([keys[index] for index in new], threads.map(read, new), strict=True)
+        return [self.headers[keys[index]] for index in indices]
 
     def find_longest(self, most: int) -> float:
         """Seconds of the longest clip as training reads it, of at most `most` clips, evenly spaced.

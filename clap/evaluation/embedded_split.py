@@ -30,14 +30,14 @@ class EmbeddedSplit:
     Attributes:
         audio_embedding: (clips, embed_dim), unit norm.
         index: (clips,) position of each row's clip in the dataset.
-        problems: clip id -> why the clip is skipped.
+        problems: position of a clip in the dataset -> why it is skipped, of clips whose recording exists.
         is_cached: (clips,) whether the audio is from a cache, in 16 bits; None: none of it.
     """
 
     dataset: ClapDataset
     audio_embedding: Tensor
     index: list[int]
-    problems: dict[str, str]
+    problems: dict[int, str]
     is_cached: Tensor | None = None
 
     @property
@@ -51,8 +51,7 @@ class EmbeddedSplit:
         for dataset, chosen in self.dataset.by_corpus:
             place = {index: new for new, index in enumerate(chosen)}
             rows = [row for row, index in enumerate(self.index) if index in place]
-            ids = {clip.id for clip in [*dataset.clips, *dataset.missing]}
-            problems = {clip_id: problem for clip_id, problem in self.problems.items() if clip_id in ids}
+            problems = {place[old]: problem for old, problem in self.problems.items() if old in place}
             index = [place[self.index[row]] for row in rows]
             if not index:
                 raise ValueError(
@@ -103,14 +102,15 @@ def embed_split(clap: "Clap", loader: DataLoader) -> EmbeddedSplit:
                 embeddings.append(clap.embed_audio(batch.waveform, batch.lengths))
     place = {index: position for position, index in enumerate(order)}
     rows = sorted(range(len(found)), key=lambda row: place[found[row]])
-    problems = {dataset.clips[i].id: problems[i] for i in sorted(problems, key=place.get)}
-    for clip_id, problem in problems.items():
-        log.warning("%s split: %s skipped (%s)", dataset.kind, clip_id, problem)
-    problems = {clip.id: "missing" for clip in dataset.missing} | problems  # the dataset has logged the missing ones
-    if len(problems) > dataset.max_bad_fraction * dataset.num_listed or not rows:
-        clip_id, problem = next(iter(problems.items()))
+    problems = {i: problems[i] for i in sorted(problems, key=place.get)}
+    for i, problem in problems.items():
+        log.warning("%s split: %s skipped (%s)", dataset.kind, dataset.clips[i].id, problem)
+    bad = [(clip.id, "missing") for clip in dataset.missing]  # the dataset has logged them
+    bad += [(dataset.clips[i].id, problem) for i, problem in problems.items()]
+    if len(bad) > dataset.max_bad_fraction * dataset.num_listed or not rows:
+        clip_id, problem = bad[0]
         raise ValueError(
-            f"{len(problems)} of {dataset.num_listed} clips of {dataset.name} ({dataset.kind}) cannot be used, "
+            f"{len(bad)} of {dataset.num_listed} clips of {dataset.name} ({dataset.kind}) cannot be used, "
             f"the first is {clip_id} ({problem}); fix them or raise dataset.max_bad_fraction, now "
             f"{dataset.max_bad_fraction:g}"
         )

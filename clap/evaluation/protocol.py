@@ -21,14 +21,14 @@ AUDIO_DEFINITION = 1  # raised by hand when a clip gives other samples: decoding
 def describe_split(clap: "Clap", split: EmbeddedSplit) -> dict[str, Any]:
     """The part of the protocol that all evaluators share; it does not depend on the weights."""
     dataset = split.dataset
-    paths = {clip.id: clip.path for clip in dataset.clips}
+    left_out = {clip.id: "missing" for clip in dataset.missing}
+    for clip, problem in ((dataset.clips[index], problem) for index, problem in split.problems.items()):
+        left_out[clip.id] = strip_path(problem, clip.path or clip.id)
     return {
         "dataset": dataset.name,
         "split": dataset.kind,
         **describe_clips(split),
-        "left_out": {
-            clip_id: strip_path(problem, paths.get(clip_id) or clip_id) for clip_id, problem in split.problems.items()
-        },
+        "left_out": left_out,
         "windows": clap.windows or "as the model was trained",
         "audio_definition": AUDIO_DEFINITION,
     } | ({} if dataset.num_published is None else {"published_clips": dataset.num_published})

@@ -84,13 +84,13 @@ def check_recordings(dataset: ClapDataset) -> None:
     recorded = [index for index, clip in enumerate(dataset.clips) if clip.path is not None]
     chosen = recorded[:: -(-len(recorded) // MOST_HEADERS) or 1]
     found = zip(chosen, dataset.read_headers(chosen), strict=True)
-    checked = ((dataset.clips[index].id, find_problem(dataset, index, header)) for index, header in found)
-    problems = {clip_id: problem for clip_id, problem in checked if problem is not None}
-    for problem in problems.values():
+    checked = ((index, find_problem(dataset, index, header)) for index, header in found)
+    problems = [(dataset.clips[index].id, problem) for index, problem in checked if problem is not None]
+    for _, problem in problems:
         log.warning("%s split: %s", dataset.kind, problem)
     count = len(problems) + len(dataset.missing)
     if problems and count > dataset.max_bad_fraction * dataset.num_listed:
-        clip_id, problem = next(iter(problems.items()))
+        clip_id, problem = problems[0]
         raise ValueError(
             f"{count} of {dataset.num_listed} clips of {dataset.name} ({dataset.kind}) cannot be used, the first is "
             f"{clip_id} ({problem}); fix them or raise dataset.max_bad_fraction, now {dataset.max_bad_fraction:g}"
