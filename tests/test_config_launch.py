@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from config_yamls import write_yamls
 
-from clap.config.launch import format_error, is_expected, resume_command
+from clap.config.launch import format_error, is_expected
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
@@ -104,41 +104,20 @@ def test_ctrl_c_prints_the_command_that_resumes_and_exits_with_130(script: Path)
     assert resume.endswith("/out resume=auto note=ctrl-c")
 
 
-def test_sweep_continues_after_a_failed_job(script: Path) -> None:
-    result = run(script, "-m", "seed=0,1,2", "note=second")
+def test_sweep_names_a_failed_job_and_runs_the_others(script: Path) -> None:
+    (script.parent / "timed" / f"{date.today().year}").mkdir(parents=True)
+    result = run(script, "-m", "seed=0,1,2", "note=second", "hydra.sweep.dir=timed/${now:%Y}")
     assert [line for line in result.stdout.splitlines() if line.startswith("seed")] == ["seed 0", "seed 1", "seed 2"]
-
-
-def test_failed_job_is_named(script: Path) -> None:
-    result = run(script, "-m", "seed=0,1", "note=second")
     assert "error: job 1 (seed=1): no such file" in result.stderr
     assert (result.returncode, result.stderr.splitlines()[-1]) == (1, "error: no such file")
+    assert (script.parent / "timed" / f"{date.today().year}-2" / "2" / "train.log").exists()
 
 
-def test_runs_started_in_the_same_second_have_folders_of_their_own(script: Path) -> None:
-    timed = "hydra.run.dir=timed/${now:%Y}"
-    first, second = (run(script, timed, f"seed={seed}") for seed in (1, 2))
-    assert (first.returncode, second.returncode) == (0, 0)
-    year = date.today().year
-    assert sorted(path.name for path in (script.parent / "timed").iterdir()) == [f"{year}", f"{year}-2"]
-    run(script, "-m", "hydra.sweep.dir=timed/${now:%Y}", "seed=1,2")
-    assert (script.parent / "timed" / f"{year}-3" / "1" / "train.log").exists()
-
-
-@pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
-def test_command_that_only_prints_creates_no_folder(script: Path, flag: str) -> None:
-    assert run(script, flag, "hydra.run.dir=printed").returncode == 0
-    assert not (script.parent / "printed").exists()
-
-
-def test_folder_that_holds_a_run_is_left_alone(script: Path) -> None:
+def test_folder_that_holds_a_run_is_refused_in_one_line(script: Path) -> None:
     (script.parent / "held" / "checkpoints").mkdir(parents=True)
-    for arguments in (["hydra.run.dir=held"], ["-m", "seed=1,2", "hydra.sweep.dir=held"]):
-        result = run(script, *arguments)
-        assert result.returncode == 1 and result.stderr.startswith("error: held holds a run (checkpoints); ")
-        assert len(result.stderr.splitlines()) == 1
-    assert [path.name for path in (script.parent / "held").iterdir() if path.name != ".lock"] == ["checkpoints"]
-    assert run(script, "hydra.run.dir=held", "resume=auto").returncode == 0
+    result = run(script, "hydra.run.dir=held")
+    assert result.returncode == 1 and result.stderr.startswith("error: held holds a run (checkpoints); ")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_failure_after_a_checkpoint_prints_the_command_that_resumes(script: Path) -> None:
@@ -157,25 +136,3 @@ def test_killed_worker_of_a_loader_is_one_line() -> None:
         assert is_expected(error) and ", most likely because the memory was full; lower" in format_error(error)
     assert is_expected(RuntimeError("DataLoader worker (pid(s) 31, 32) exited unexpectedly"))
     assert not is_expected(RuntimeError("shapes do not match"))
-
-
-COMMANDS = {
-    "flag first": (["-m", "lr=1,2"], "python train.py -m hydra.sweep.dir=out resume=auto lr=1,2"),
-    "flag last": (["lr=1,2", "-m"], "python train.py hydra.sweep.dir=out resume=auto lr=1,2 -m"),
-    "no override": (["-m"], "python train.py -m hydra.sweep.dir=out resume=auto"),
-    "in their place": (["resume=a", "hydra.sweep.dir=${now:%H}"], "python train.py hydra.sweep.dir=out resume=auto"),
-    "naming of jobs": (
-        ["hydra.job.config.override_dirname.exclude_keys=[]", "lr=1,2", "-m"],
-        "python train.py hydra.sweep.dir=out resume=auto lr=1,2 -m",
-    ),
-    "folder with =": (
-        ["--config-dir", "/d/a=b", "lr=1"],
-        "python train.py --config-dir /d/a=b hydra.sweep.dir=out resume=auto lr=1",
-    ),
-    "quoted": (["evaluation=[a,b]"], "python train.py hydra.sweep.dir=out resume=auto 'evaluation=[a,b]'"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "command"), COMMANDS.values(), ids=COMMANDS)
-def test_resume_command(arguments: list[str], command: str):
-    assert resume_command(["train.py", *arguments], ["hydra.sweep.dir=out", "resume=auto"]) == command

@@ -26,8 +26,8 @@ ROWS = (
     ("clap.published", "clap.dataset"),
     ("clap.download",),
     ("clap.corpus", "clap.audio_encoder", "clap.text_encoder", "clap.loss", "clap.optimizer"),
-    ("clap.fusion", "clap.tokenizer"),
-    ("clap.audio", "clap.waveform", "clap.checkpoint", "clap.device", "clap.config.launch"),
+    ("clap.fusion", "clap.tokenizer", "clap.config.launch"),
+    ("clap.audio", "clap.waveform", "clap.checkpoint", "clap.device", "clap.config.output_folder"),
     ("clap.run_folder", "clap.fetch", "clap.plotting", "clap.audio_formats", "clap.prompts", "clap.containers"),
     ("clap.atomic", "clap.config", "clap.progress"),
 )

@@ -1,42 +1,43 @@
-"""Runs a task under Hydra: checks the command line and takes the output folder first, and reports expected errors in
-one line on stderr.
-"""
+"""Runs a task under Hydra: checks the command line first, and reports expected errors in one line on stderr."""
 
 import contextlib
 import functools
 import inspect
-import json
 import logging
 import math
 import os
 import re
-import shlex
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from clap.atomic import is_full_disk
-from clap.config.overrides import VERSION_BASE, Configs, check_overrides, find_fixed_keys
-from clap.config.ran import restore_config
+from clap.config.history import restore_config
+from clap.config.output_folder import (
+    RUN_FOLDER,
+    SWEEP_FOLDER,
+    advise_folder,
+    insert_overrides,
+    own_output_folder,
+    resume_command,
+)
+from clap.config.overrides import VERSION_BASE, check_overrides
 from clap.config.secrets import hide_secrets, move_logins
-from clap.config.values import quote_override
-from clap.run_folder import SWEEP_FILE, create_new_folder, describe_results, find_results, own_folder
+from clap.run_folder import own_folder
 
 # Errors that a user can fix; any other exception is a bug and keeps its traceback.
 EXPECTED = (
@@ -99,74 +100,6 @@ def launch(
         sys.exit(f"error: {format_error(error)}")
 
 
-RUN_FOLDER, SWEEP_FOLDER = "hydra.run.dir", "hydra.sweep.dir"
-UNNAMED = "hydra.job.config.override_dirname.exclude_keys"  # keys that are not in the folder name of a job
-
-
-@contextlib.contextmanager
-def own_output_folder(argv: Sequence[str], *, config_dir: Path, config_name: str) -> Iterator[list[str]]:
-    """Choose the folder of a run or sweep, and lock that of a run; yields the overrides that name it.
-
-    A name with the time (`${now:...}`) gets the suffix -2, -3, ... if it is taken. Flags that only print own no folder.
-    Processes that share an explicitly named sweep folder lock it job by job.
-
-    Raises:
-        BlockingIOError, FileExistsError: the folder belongs to another process, or holds other results.
-    """
-    args, _ = get_args_parser().parse_known_args(argv)
-    if args.cfg or args.help or args.hydra_help or args.info or args.shell_completion or args.experimental_rerun:
-        yield []
-        return
-    configs = Configs.open(args, config_dir=config_dir, config_name=config_name)
-    JobRuntime.instance().set("name", Path(sys.argv[0]).stem)
-    config = configs.compose_all(args.overrides)
-    HydraConfig.instance().set_config(config)
-    is_sweep = args.multirun or config.hydra.mode == RunMode.MULTIRUN
-    key = SWEEP_FOLDER if is_sweep else RUN_FOLDER
-    pattern = OmegaConf.to_container(config.hydra.sweep if is_sweep else config.hydra.run)["dir"]
-    folder = Path(OmegaConf.select(config, key))
-    params = OmegaConf.to_container(config.hydra.sweeper).get("params") or {}
-    if "${now:" in pattern:
-        folder = create_new_folder(folder)
-    overrides = [quote_override(key, folder)]
-    if is_sweep:
-        if (found := find_results(folder)) and SWEEP_FILE not in found:
-            what = f"{describe_results(found)} ({', '.join(found)})"
-            raise FileExistsError(f"{folder} holds {what}; {SWEEP_FOLDER}=FOLDER sets another folder")
-        fixed = find_fixed_keys(configs, params, args.overrides)
-        yield [*overrides, f"{UNNAMED}=[{','.join(json.dumps(name) for name in fixed)}]"]
-        return
-    with own_folder(folder, resume=config.get("resume"), advice=_advise(config, RUN_FOLDER)):
-        yield overrides
-
-
-def _advise(config: DictConfig, key: str) -> str:
-    """What to do about a folder that holds a run; `key` sets another."""
-    resume = "resume=auto resumes it, " if "resume" in config else ""
-    return f"{resume}{key}=FOLDER sets another folder"
-
-
-def insert_overrides(argv: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """The arguments of a command with additional overrides, which replace those of the same keys."""
-    given = get_args_parser().parse_known_args(argv)[0].overrides
-    starts = [i for i in range(len(argv) - len(given) + 1) if list(argv[i : i + len(given)]) == given]
-    first = starts[-1] if starts else len(argv)  # flags are before or after all overrides
-    keys = tuple(f"{override.partition('=')[0]}=" for override in overrides)
-    kept = [override for override in given if not override.lstrip("+").startswith(keys)]
-    return [*argv[:first], *overrides, *kept, *argv[first + len(given) :]]
-
-
-def resume_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
-    """The command of `argv` with additional overrides `key=text`, which replace those of the same keys.
-
-    It can be pasted into a shell: the texts, such as folders, are quoted for Hydra and for the shell.
-    """
-    script, *arguments = argv
-    overrides = [quote_override(*override.split("=", 1)) for override in overrides]
-    arguments = [argument for argument in arguments if not argument.startswith(f"{UNNAMED}=")]  # from `launch`
-    return shlex.join(["python", script, *insert_overrides(arguments, overrides)])
-
-
 def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool) -> Task:
     """Wrap the task: log the traceback of a failure, and print an expected error in one line on stderr.
 
@@ -182,7 +115,7 @@ def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool)
                 if run_job and job.mode == RunMode.MULTIRUN and job.callbacks:
                     return run_job(task, config)
                 key = RUN_FOLDER if job.mode == RunMode.RUN else SWEEP_FOLDER
-                advice = _advise(config, key)
+                advice = advise_folder(config, key)
                 with own_folder(Path(job.runtime.output_dir), resume=config.get("resume"), advice=advice):
                     return task(config)
         except KeyboardInterrupt:

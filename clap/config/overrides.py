@@ -10,7 +10,7 @@ import hashlib
 import re
 import shlex
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> l
     else:
         _check_single(overrides)
     checked = []
-    for index in range(max(len(_values(override)) for override in [*groups, *values]) if groups or values else 1):
+    for index in range(max(len(list_values(override)) for override in [*groups, *values]) if groups or values else 1):
         job = configs.compose([*hydra_lines, *(_choose(_lines(override), index) for override in groups)])
         config = _set_values(job, values, index)
         flat = dict(flatten(OmegaConf.to_container(config)))
@@ -192,13 +192,15 @@ class Configs:
             raise ValueError(f"{line}: groups cannot be removed; write {group}=OPTION with one of: {options}")
         if override.is_add() or override.is_force_add():
             raise ValueError(f"{line}: groups cannot be added; write {line.lstrip('+')}")
-        choices = [option for value in _values(override) for option in (value if isinstance(value, list) else [value])]
+        choices = [
+            option for value in list_values(override) for option in (value if isinstance(value, list) else [value])
+        ]
         if not choices:
             raise ValueError(f"{line}: no option of {group} matches; options: {options}")
         for option in choices:
             folder, _, name = f"{group}/{option}".rpartition("/")
             if name not in self.options(folder):
-                typed = dict(zip(map(str, _values(override)), _typed_values(override), strict=True)).get(name)
+                typed = dict(zip(map(str, list_values(override)), _typed_values(override), strict=True)).get(name)
                 is_number = typed != name and typed in self.options(folder)
                 hint = f"; write '{group}=\"{typed}\"'" if is_number else suggest(name, self.options(folder))
                 raise ValueError(f"{line}: {group} has no option {option}{hint}; options: {options}")
@@ -214,6 +216,11 @@ class Configs:
         choices, required = dict(settings.runtime.choices), self.loader.required
         job = ComposedJob(config, choices, mode=settings.mode, sweep=sweep, required=required)
         return self.composed.setdefault(tuple(lines), job)
+
+
+def list_overrides(argv: Sequence[str]) -> list[str]:
+    """The overrides of a command line, without its flags."""
+    return get_args_parser().parse_known_args(argv)[0].overrides
 
 
 def _choose(items: list[Any], index: int) -> Any:
@@ -241,7 +248,7 @@ def _lines(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={text}" for text in override.sweep_string_iterator()]
 
 
-def _values(override: Override) -> list[Any]:
+def list_values(override: Override) -> list[Any]:
     """The values of a sweep, the bounds of an interval, or the single value."""
     if not override.is_sweep_override():
         return [override.value()]
@@ -251,8 +258,8 @@ def _values(override: Override) -> list[Any]:
 
 
 def _typed_values(override: Override) -> list[str | None]:
-    """The values of `_values` as they were typed, such as 2024_05, which Hydra reads as 202405; None if not known."""
-    count = len(_values(override))
+    """`list_values` as they were typed, such as 2024_05, which Hydra reads as 202405; None if not known."""
+    count = len(list_values(override))
     if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP:
         typed = override.get_value_string().split(",")
         return typed if len(typed) == count else [None] * count
@@ -275,7 +282,7 @@ def _set_values(job: ComposedJob, overrides: list[Override], index: int) -> Dict
     keys, config = job.keys(), copy.deepcopy(job.config)
     references = []
     for override in overrides:
-        value, typed = _choose(_values(override), index), _choose(_typed_values(override), index)
+        value, typed = _choose(list_values(override), index), _choose(_typed_values(override), index)
         for key, item in _leaves(override.key_or_group, value, keys):
             _check_key(override, key, keys, job)
             if "${" in str(item):

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+
+from clap.config.overrides import list_overrides, list_values
 
 OPTION = "recorded"
 
@@ -16,14 +16,9 @@ def read_values(argv: Sequence[str], key: str) -> list[Any]:
     """The values of a key on a command line: one, those of a sweep, or none."""
     try:
         overrides = OverridesParser.create().parse_overrides(list_overrides(argv))
-        return [value for override in overrides if override.key_or_group == key for value in _list_values(override)]
+        return [value for override in overrides if override.key_or_group == key for value in list_values(override)]
     except HydraException:
         return []  # the check of the command line reports it
-
-
-def list_overrides(argv: Sequence[str]) -> list[str]:
-    """The overrides of a command line, without its flags."""
-    return get_args_parser().parse_known_args(argv)[0].overrides
 
 
 def store_recorded(group: str, recorded: Mapping[str, Mapping[str, Any] | None], argv: Sequence[str]) -> None:
@@ -45,9 +40,3 @@ def store_recorded(group: str, recorded: Mapping[str, Mapping[str, Any] | None],
         one = f"checkpoint={next(iter(recorded))} records no {group}" if recorded else "no checkpoint is set"
         reason = one if len(recorded) < 2 else f"the {len(recorded)} checkpoints do not record the same {group}"
         raise ValueError(f"{keys[0]}: {reason}; give {group}=OPTION{'' if recorded else ' or checkpoint=PATH'}")
-
-
-def _list_values(override: Override) -> list[Any]:
-    if not override.is_sweep_override():
-        return [override.value()]
-    return [override._convert_value(value) for value in override.sweep_iterator()]

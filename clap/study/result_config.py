@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clap.atomic import read_json
 from clap.config.launch import format_error
+from clap.config.output_folder import SWEEP_FOLDER
 from clap.config.result_settings import find_changes, read_result_settings
 from clap.corpus import SPLITS
 from clap.dataset.digest import digest_clips, hash_digests
@@ -20,7 +21,6 @@ from clap.run_folder import SWEEP_FILE
 from clap.study.job import Job, read_jobs
 
 log = logging.getLogger(__name__)
-FOLDER_KEY = "hydra.sweep.dir="
 
 
 def read_result_config(config: DictConfig) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def describe_change(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
     for key, (old, new) in find_changes(before, now).items():
         return (
             f"{folder} was started with {key}={old}, now it is {new}; restore the value, "
-            f"delete the folder to run {rerun} from scratch, or set {FOLDER_KEY}FOLDER to start another sweep"
+            f"delete the folder to run {rerun} from scratch, or set {SWEEP_FOLDER}=FOLDER to start another sweep"
         )
     return None
 
@@ -92,7 +92,7 @@ def describe_data_change(folder: Path, before: Mapping[str, str], now: Mapping[s
     old, new = (data.get(split, "not given") for data in (before, now))
     return (
         f"{folder} has a result on other data: {split} was {old}, now it is {new}; restore the files, delete the "
-        f"folder to run the job from scratch, or set {FOLDER_KEY}FOLDER to start another sweep"
+        f"folder to run the job from scratch, or set {SWEEP_FOLDER}=FOLDER to start another sweep"
     )
 
 
@@ -111,7 +111,7 @@ def check_fixed_overrides(folder: Path, fixed: Sequence[str]) -> None:
     if changed := sorted(set(before) ^ set(fixed)):
         raise ValueError(
             f"{folder} contains a sweep with {' '.join(before) or 'no fixed overrides'}, which differs in "
-            f"{', '.join(changed)}; set {FOLDER_KEY}FOLDER to start another sweep"
+            f"{', '.join(changed)}; set {SWEEP_FOLDER}=FOLDER to start another sweep"
         )
 
 

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from clap.config.launch import format_error
+from clap.config.output_folder import SWEEP_FOLDER
 from clap.run_folder import append_changed, git_commit, own_folder
 from clap.study.job import Job, job_tags, read_job
 from clap.study.result_config import (
@@ -37,7 +38,7 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
     name_log_lines(job_tags()[0] or folder.name)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(own_folder(folder, resume="auto", advice="set another hydra.sweep.dir"))
+            stack.enter_context(own_folder(folder, resume="auto", advice=f"set another {SWEEP_FOLDER}"))
         except BlockingIOError:
             log.warning("%s: skipped, another process is running it", folder.name)
             return math.nan

@@ -28,7 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clap.atomic import write_atomic, write_json
-from clap.config.launch import SWEEP_FOLDER, format_error, resume_command
+from clap.config.launch import format_error
+from clap.config.output_folder import SWEEP_FOLDER, resume_command
 from clap.config.overrides import name_folder
 from clap.config.secrets import hide_secrets
 from clap.config.values import LOCAL_KEYS

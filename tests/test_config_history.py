@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clap.config.ran import keep_config, restore_config
+from clap.config.history import keep_config, restore_config
 
 
 def start(run_dir: Path, config: str, *, accepted: bool = True) -> None:

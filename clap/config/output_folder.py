@@ -1,0 +1,92 @@
+"""The output folder of a run or sweep, chosen and locked before Hydra writes to it; the command that resumes there."""
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from clap.config.overrides import Configs, find_fixed_keys, list_overrides
+from clap.config.values import quote_override
+from clap.run_folder import SWEEP_FILE, create_new_folder, describe_results, find_results, own_folder
+
+RUN_FOLDER, SWEEP_FOLDER = "hydra.run.dir", "hydra.sweep.dir"
+UNNAMED = "hydra.job.config.override_dirname.exclude_keys"  # keys that are not in the folder name of a job
+
+
+@contextlib.contextmanager
+def own_output_folder(argv: Sequence[str], *, config_dir: Path, config_name: str) -> Iterator[list[str]]:
+    """Choose the folder of a run or sweep, and lock that of a run; yields the overrides that name it.
+
+    Flags that only print own no folder. Processes that share an explicitly named sweep folder lock it job by job.
+
+    Raises:
+        BlockingIOError, FileExistsError: the folder belongs to another process, or holds other results.
+    """
+    args, _ = get_args_parser().parse_known_args(argv)
+    if args.cfg or args.help or args.hydra_help or args.info or args.shell_completion or args.experimental_rerun:
+        yield []
+        return
+    configs = Configs.open(args, config_dir=config_dir, config_name=config_name)
+    JobRuntime.instance().set("name", Path(sys.argv[0]).stem)
+    config = configs.compose_all(args.overrides)
+    HydraConfig.instance().set_config(config)
+    if args.multirun or config.hydra.mode == RunMode.MULTIRUN:
+        folder = choose_folder(config, SWEEP_FOLDER)
+        check_sweep_folder(folder)
+        params = OmegaConf.to_container(config.hydra.sweeper).get("params") or {}
+        fixed = find_fixed_keys(configs, params, args.overrides)
+        yield [quote_override(SWEEP_FOLDER, folder), f"{UNNAMED}=[{','.join(map(json.dumps, fixed))}]"]
+        return
+    folder = choose_folder(config, RUN_FOLDER)
+    with own_folder(folder, resume=config.get("resume"), advice=advise_folder(config, RUN_FOLDER)):
+        yield [quote_override(RUN_FOLDER, folder)]
+
+
+def choose_folder(config: DictConfig, key: str) -> Path:
+    """The folder that a key of Hydra names; one named by the time is created, as NAME-2, NAME-3, ... if it exists."""
+    parent, _, name = key.rpartition(".")
+    folder = Path(OmegaConf.select(config, key))
+    is_timed = "${now:" in OmegaConf.to_container(OmegaConf.select(config, parent))[name]
+    return create_new_folder(folder) if is_timed else folder
+
+
+def check_sweep_folder(folder: Path) -> None:
+    """FileExistsError if a folder holds results, except those of a sweep, which its `Sweep` compares."""
+    if (found := find_results(folder)) and SWEEP_FILE not in found:
+        what = f"{describe_results(found)} ({', '.join(found)})"
+        raise FileExistsError(f"{folder} holds {what}; {SWEEP_FOLDER}=FOLDER sets another folder")
+
+
+def advise_folder(config: DictConfig, key: str) -> str:
+    """What to do about a folder that holds a run; `key` sets another."""
+    resume = "resume=auto resumes it, " if "resume" in config else ""
+    return f"{resume}{key}=FOLDER sets another folder"
+
+
+def insert_overrides(argv: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The arguments of a command with additional overrides, which replace those of the same keys."""
+    given = list_overrides(argv)
+    starts = [i for i in range(len(argv) - len(given) + 1) if list(argv[i : i + len(given)]) == given]
+    first = starts[-1] if starts else len(argv)  # flags are before or after all overrides
+    keys = tuple(f"{override.partition('=')[0]}=" for override in overrides)
+    kept = [override for override in given if not override.lstrip("+").startswith(keys)]
+    return [*argv[:first], *overrides, *kept, *argv[first + len(given) :]]
+
+
+def resume_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
+    """The command of `argv` with additional overrides `key=text`, which replace those of the same keys.
+
+    It can be pasted into a shell: the texts, such as folders, are quoted for Hydra and for the shell.
+    """
+    script, *arguments = argv
+    overrides = [quote_override(*override.split("=", 1)) for override in overrides]
+    arguments = [argument for argument in arguments if not argument.startswith(f"{UNNAMED}=")]  # from `launch`
+    return shlex.join(["python", script, *insert_overrides(arguments, overrides)])
