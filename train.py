@@ -1,7 +1,6 @@
 """Train a model and evaluate it: python train.py [key=value ...], the keys are in conf/config.yaml."""
 
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -10,35 +9,14 @@ from omegaconf import DictConfig
 from clap.config import read_config
 from clap.config.build import build_module
 from clap.config.launch import launch
-from clap.config.ran import keep_config
 from clap.corpus import SPLITS
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.registry import find_splits, open_corpus
-from clap.run_folder import COST, METRICS, git_commit, log_summary
-from clap.study.check_run import check_run
+from clap.run_folder import COST, METRICS, log_summary
+from clap.study.check_run import check_run, open_evaluators
 from clap.study.job import describe_run
 from clap.study.run_job import run_job
 from clap.training.trainer_settings import TrainerSettings
-
-
-def check(config: dict[str, Any]) -> None:
-    """Check a config before Hydra starts, which takes seconds, and before the first job of a sweep."""
-    check_run(config)
-    if config["trainer"]["monitor"] or (config["study"] or {}).get("metrics"):
-        open_evaluators(config, find_splits(open_corpus(config["dataset"])))
-
-
-def open_evaluators(config: dict[str, Any], corpora: dict[str, list[str]]) -> dict[str, Any]:
-    """The evaluators of a run, after checking that they compute the metrics that its config names.
-
-    Args:
-        corpora: split -> names of the corpora with clips in it.
-    """
-    from clap.evaluation.evaluator import build_evaluators, check_metrics  # imports torch, which takes a second
-
-    evaluators = build_evaluators(config)
-    check_metrics(config, evaluators, {kind: names for kind, names in corpora.items() if kind != "train"})
-    return evaluators
 
 
 def train(cfg: DictConfig) -> float:
@@ -46,7 +24,6 @@ def train(cfg: DictConfig) -> float:
     config, run_dir = read_config(cfg), Path(HydraConfig.get().runtime.output_dir)
     corpus, settings = open_corpus(config["dataset"]), TrainerSettings(**config["trainer"])
     corpora, data = find_splits(corpus), read_dataset_settings(config["dataset"])
-    splits = [kind for kind, names in corpora.items() if names or kind == "train"]
     evaluators = open_evaluators(config, corpora)
 
     # These imports take seconds; mistakes in the command line and in index files are reported before them.
@@ -62,9 +39,8 @@ def train(cfg: DictConfig) -> float:
     set_seed(cfg.seed)
     task = HydraConfig.get().overrides.task
     clap = open_model(config, init_from=cfg.init_from, resume_from=resume_from, overrides=task)
-    config = record_config(cfg, clap, run_dir)
     clap = clap.freeze(cfg.freeze).to(choose_device(cfg.device))
-    loaders = {kind: open_loader(corpus, kind, settings=data, seed=cfg.seed, **clap.input_format) for kind in splits}
+    loaders = {kind: open_loader(corpus, kind, settings=data, seed=cfg.seed, **clap.input_format) for kind in corpora}
     criterion = build_module(config["loss"]).to(clap.device)
     optimizer, scheduler = instantiate(cfg.optimizer)(clap, criterion, total_steps=settings.num_steps(loaders["train"]))
     trainer = ClapTrainer(
@@ -75,14 +51,12 @@ def train(cfg: DictConfig) -> float:
         scheduler=scheduler,
         evaluators=evaluators,
         settings=settings,
-        config=read_config(cfg),  # as composed, which is what a resume compares
+        config=config,
     )
     if resume_from is not None:
         trainer.resume(resume_from)
-    keep_config(run_dir)
-    commit, machine = git_commit(Path(__file__).parent), describe_machine(clap.device)
-    trainer.origin = extend_origin(trainer.origin, git_commit=commit, machine=machine)
-    options = name_options(cfg, clap)
+    trainer.origin = extend_origin(trainer.origin, machine=describe_machine(clap.device))
+    config, options = record_config(cfg, clap, run_dir), name_options(cfg, clap)
     name, tags = describe_run(cfg.seed, origin=trainer.origin, options=options, init_from=cfg.init_from)
     with Tracker(**cfg.tracking, run_name=name, tags=tags, run_id=run_id, run_dir=run_dir) as trainer.tracker:
         trainer.tracker.log_inputs(config, [loader.dataset for loader in loaders.values()])
@@ -95,4 +69,4 @@ def train(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    launch(train, config_name="config", run_job=run_job, check=check)
+    launch(train, config_name="config", run_job=run_job, check=check_run)

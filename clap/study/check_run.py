@@ -1,22 +1,26 @@
-"""Checks of a run's config that need neither torch nor Hydra, before slow imports and before the jobs of a sweep."""
+"""Checks of a run's config, before Hydra starts, which takes seconds, and before the first job of a sweep."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clap import checkpoint
 from clap.config.values import TRAINED_PARTS, check_name
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.exclude import read_exclusions
+from clap.dataset.registry import find_splits, open_corpus
 from clap.published.hub import is_published
 from clap.training.trainer_settings import TrainerSettings
 
+if TYPE_CHECKING:  # imports torch
+    from clap.evaluation.evaluator import Evaluator
+
 
 def check_run(config: Mapping[str, Any]) -> None:
-    """Check the settings of a run, and that the files exist that it starts from.
+    """Check the settings of a run, the files that it starts from, and the metrics that its config names.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range, or no evaluator computes a metric.
         FileNotFoundError: a checkpoint or a list of clips does not exist.
     """
     TrainerSettings(**config["trainer"])
@@ -27,6 +31,26 @@ def check_run(config: Mapping[str, Any]) -> None:
         check_name(config["dataset"]["name"], "dataset.name")
     if settings.exclude is not None:
         read_exclusions(settings.exclude)
+    check_sources(config)
+    if config["trainer"]["monitor"] or (config["study"] or {}).get("metrics"):
+        open_evaluators(config, find_splits(open_corpus(config["dataset"])))
+
+
+def open_evaluators(config: Mapping[str, Any], corpora: Mapping[str, Sequence[str]]) -> "dict[str, Evaluator]":
+    """The evaluators of a run, after checking that they compute the metrics that its config names.
+
+    Args:
+        corpora: split -> names of the corpora with clips in it.
+    """
+    from clap.evaluation.evaluator import build_evaluators, check_metrics  # imports torch, which takes a second
+
+    evaluators = build_evaluators(config)
+    check_metrics(config, evaluators, {kind: names for kind, names in corpora.items() if kind != "train"})
+    return evaluators
+
+
+def check_sources(config: Mapping[str, Any]) -> None:
+    """FileNotFoundError if a checkpoint that a run starts from does not exist."""
     if config["resume"] is not None:  # the run's checkpoint replaces the others
         checkpoint.find_resume(config["resume"], Path("nowhere"))
         return

@@ -18,6 +18,7 @@ from clap import checkpoint
 from clap.audio_encoder.base import AudioEncoder
 from clap.config import read_config
 from clap.config.build import find_target
+from clap.config.history import keep_config
 from clap.config.saved import read_saved_yaml
 from clap.model import Clap
 from clap.parts import PARTS, choose_parts, model_config
@@ -44,18 +45,18 @@ def open_model(
     return clap
 
 
-def record_config(cfg: DictConfig, clap: Clap, folder: Path) -> dict[str, Any]:
-    """The config of a run with the parts of its model; with `init_from`, `.hydra/config.yaml` of the run has it too."""
-    if cfg.init_from is None:
-        return read_config(cfg)
-    cfg = cfg.copy()
-    with open_dict(cfg):
-        cfg.update({key: clap.config[key] for key in PARTS})
-        if "init_logit_scale" in cfg.loss:
-            cfg.loss.init_logit_scale = clap.config["init_logit_scale"]
-    file = folder / str(HydraConfig.get().output_subdir) / "config.yaml"
-    if file.exists():
-        OmegaConf.save(cfg, file)
+def record_config(cfg: DictConfig, clap: Clap, run_dir: Path) -> dict[str, Any]:
+    """Return the config of a run with the parts of its model, and record it in the folder `.hydra` of the run."""
+    if cfg.init_from is not None:
+        cfg = cfg.copy()
+        with open_dict(cfg):
+            cfg.update({key: clap.config[key] for key in PARTS})
+            if "init_logit_scale" in cfg.loss:
+                cfg.loss.init_logit_scale = clap.config["init_logit_scale"]
+        file = run_dir / str(HydraConfig.get().output_subdir) / "config.yaml"
+        if file.exists():
+            OmegaConf.save(cfg, file)
+    keep_config(run_dir)
     return read_config(cfg)
 
 

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 MOST_HEADERS = 10_000  # recordings of a split that are checked, evenly spaced; a header takes about 1 ms
 
 
-def check_run(trainer: "ClapTrainer") -> None:
+def check_trainer(trainer: "ClapTrainer") -> None:
     """Log settings that have no effect, and check the recordings of the validation and test split.
 
     Raises:
@@ -84,7 +84,7 @@ def check_recordings(dataset: ClapDataset) -> None:
     recorded = [index for index, clip in enumerate(dataset.clips) if clip.path is not None]
     chosen = recorded[:: -(-len(recorded) // MOST_HEADERS) or 1]
     found = zip(chosen, dataset.read_headers(chosen), strict=True)
-    checked = ((index, find_problem(dataset, index, header)) for index, header in found)
+    checked = ((index, find_clip_problem(dataset, index, header)) for index, header in found)
     problems = [(dataset.clips[index].id, problem) for index, problem in checked if problem is not None]
     for _, problem in problems:
         log.warning("%s split: %s", dataset.kind, problem)
@@ -97,7 +97,7 @@ def check_recordings(dataset: ClapDataset) -> None:
         )
 
 
-def find_problem(dataset: ClapDataset, index: int, header: AudioHeader | AudioError | None) -> AudioError | None:
+def find_clip_problem(dataset: ClapDataset, index: int, header: AudioHeader | AudioError | None) -> AudioError | None:
     """Why the clip at an index cannot be used, as far as its header shows; None if nothing is known against it."""
     if not isinstance(header, AudioHeader):
         return header

@@ -13,7 +13,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from clap import checkpoint
-from clap.run_folder import HISTORY, RECORD, append_changed, own_folder
+from clap.run_folder import HISTORY, RECORD, append_changed, git_commit, own_folder
 from clap.tracking.tracker import recorded_run
 from clap.training.comparison import check_data, check_optimizer, check_settings, read_settings
 from clap.training.cost import measure_peaks
@@ -125,9 +125,10 @@ def add_unrecorded(state: dict[str, Any], trainer: "ClapTrainer") -> dict[str, A
     return unrecorded | state | {"problems": problems}
 
 
-def extend_origin(before: Mapping[str, Sequence[str]], **names: str | None) -> dict[str, list[str]]:
-    """Add the commit and machine that train from here on to those of the first part of a resumed run."""
-    return {key: append_changed(before.get(key, []), name) for key, name in names.items()}
+def extend_origin(before: Mapping[str, Sequence[str]], *, machine: str) -> dict[str, list[str]]:
+    """Add the machine and the commit of this code to those of the first part of a resumed run."""
+    now = {"git_commit": git_commit(Path(__file__).parent), "machine": machine}
+    return {key: append_changed(before.get(key, []), name) for key, name in now.items()}
 
 
 @contextmanager

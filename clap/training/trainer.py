@@ -33,7 +33,7 @@ from clap.training.cost import measure_peaks, measure_size, reset_peak_memory
 from clap.training.finite import ADVICE, MIN_LOSS_SCALE, NotFiniteError, describe_gradients, find_non_finite
 from clap.training.interrupt import stop_on_signal
 from clap.training.precision import make_autocast
-from clap.training.preflight import check_run
+from clap.training.preflight import check_trainer
 from clap.training.state import collect_state, own_run_folder, restore_state
 from clap.training.stopwatch import Stopwatch
 from clap.training.trainer_settings import TrainerSettings
@@ -113,7 +113,7 @@ class ClapTrainer:
             NotFiniteError: a loss, gradient or weight is not finite. ValueError: too many clips cannot be used.
             FileExistsError: out_path holds another run than the one that this trainer resumes or has begun.
         """
-        check_run(self)
+        check_trainer(self)
         reset_peak_memory()
         self.clap.tokenizer.cache_captions(getattr(self.train_loader.dataset, "captions", []))  # a Subset has none
         with own_run_folder(self, Path(out_path)), stop_on_signal() as stop_requested, self.fit_time.running():
