@@ -137,6 +137,14 @@ def test_part_of_a_clip_longer_than_the_longest_is_decoded(recording: Path, tmp_
         cache.load(recording, 16000, longest=0.5)
 
 
+def test_longest_clip_does_not_depend_on_what_is_cached(recording: Path, tmp_path: Path):
+    cache = WaveformCache(tmp_path / "cache")
+    assert len(cache.load(recording, 22050, longest=1.0)) == 22050
+    cache.load(recording, 22050, max_duration=0.4, longest=0.5)
+    with pytest.raises(AudioError, match="1.0 s long, the longest clip is 0.9 s"):
+        cache.load(recording, 22050, longest=0.9)
+
+
 def test_unwritable_folder_is_a_warning(recording: Path, tmp_path: Path, caplog):
     (tmp_path / "cache").write_text("a file, not a folder")
     waveform = WaveformCache(tmp_path / "cache").load(recording, 16000)

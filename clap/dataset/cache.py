@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clap.waveform import LONGEST, TooLongError, choose_part, load_waveform
+from clap.waveform import LONGEST, TooLongError, check_duration, choose_part, load_waveform
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class WaveformCache:
             return waveform, np.float32(1)
         samples, scale = found
         start, count = choose_part(len(samples), sample_rate, max_duration, rng)
+        check_duration(path, (count - 1) / sample_rate, longest)  # resampling rounds up by a sample at most
         return samples[start : start + count], scale
 
     def find_samples(
