@@ -20,10 +20,6 @@ class AudioError(ValueError):
     """An invalid recording; the message names the file and the problem."""
 
 
-class TooLongError(AudioError):
-    """A clip longer than allowed."""
-
-
 def check_stream(path: Path) -> Path | io.BytesIO:
     """What to decode in place of a file: itself, or its FLAC or Ogg stream in memory with a correct length.
 

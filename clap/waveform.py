@@ -15,7 +15,7 @@ import soundfile
 import soxr
 
 from clap.audio_formats import explain_undecodable
-from clap.containers import AudioError, TooLongError, advise, check_mpeg, check_stream
+from clap.containers import AudioError, advise, check_mpeg, check_stream
 
 SHORTEST = 0.02  # seconds, about one analysis frame
 LONGEST = 3600.0  # seconds that are decoded of a clip, about 0.7 GB at 48 kHz
@@ -26,6 +26,10 @@ MPEG_LEAD = 4 * 1152  # samples decoded before a part of MPEG audio, whose frame
 MAX_TRAILER = 2**16  # bytes behind the audio of a WAV file that its header does not count, such as a tag
 UNKNOWN_LENGTH = 0x7FFFF000  # bytes; sox (ffmpeg: all ones) writes it into the header of a stream
 ANNOUNCED = r"(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)"  # of WAV, AIFF, AU, RF64, W64
+
+
+class TooLongError(AudioError):
+    """A clip longer than allowed."""
 
 
 @dataclass(frozen=True)

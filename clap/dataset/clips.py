@@ -150,7 +150,7 @@ class ClapDataset(Dataset):
         self.groups = [numbers.setdefault(clip.captions, len(numbers)) for clip in self.clips]
         self.epoch_pairs = self.build_epoch_pairs(every_caption=settings.captions == "all") if self.training else []
 
-    def separate_missing(self, listed: "Sequence[tuple[Corpus, Clip]]") -> None:
+    def separate_missing(self, listed: Sequence[tuple[Corpus, Clip]]) -> None:
         """Separate the listed clips into those whose recording exists and those whose recording is missing."""
         self.listed, self.num_listed = listed, len(listed)
         self.missing = [clip for _, clip in listed if clip.path is not None and not clip.path.is_file()]
