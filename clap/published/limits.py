@@ -1,11 +1,13 @@
 """Limits on the model that a checkpoint describes, checked before memory is allocated."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from clap.config import flatten
 from clap.config.saved import check_integers
@@ -54,17 +56,14 @@ def check_numbers(config: Mapping[str, Any], where: str) -> None:
 @contextlib.contextmanager
 def limit_parameters(most: int) -> Iterator[None]:
     """Stop building modules when they have registered more parameters."""
-    register, count = nn.Module.register_parameter, 0
+    count = itertools.count(1)
 
-    def count_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal count
-        count += 1
-        if count > most:
+    def check_count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if next(count) > most:
             raise ValueError(f"its config describes more than {most} tensors, far more than the file has")
-        register(module, name, parameter)
 
-    nn.Module.register_parameter = count_parameter
+    hook = register_module_parameter_registration_hook(check_count)
     try:
         yield
     finally:
-        nn.Module.register_parameter = register
+        hook.remove()
