@@ -67,9 +67,9 @@ def find_mpeg_frames(content: bytes) -> Iterator[tuple[int, int]]:
     """Start and size of each frame; tags and other bytes between frames are skipped."""
     position, kind, in_sync = 0, None, False  # kind: version, layer, sample rate, mono or not, equal for all frames
     while position + 4 <= len(content):
-        size = size_at(content, position, kind)
-        if size and (in_sync or size_at(content, position + size, content_kind(content, position))):
-            kind, in_sync = content_kind(content, position), True
+        size = measure_frame_at(content, position, kind)
+        if size and (in_sync or measure_frame_at(content, position + size, read_kind(content, position))):
+            kind, in_sync = read_kind(content, position), True
             yield position, size
             position += size
         elif content.startswith(b"ID3", position):
@@ -79,15 +79,16 @@ def find_mpeg_frames(content: bytes) -> Iterator[tuple[int, int]]:
             position, in_sync = match.start() if match else len(content), False
 
 
-def size_at(content: bytes, position: int, kind: tuple[int, int, bool] | None) -> int:
+def measure_frame_at(content: bytes, position: int, kind: tuple[int, int, bool] | None) -> int:
     """Bytes of the frame at a position; 0 if there is none of this kind."""
     if position + 4 > len(content) or content[position] != 0xFF:
         return 0
     frame = measure_mpeg_frame(content[position + 1], content[position + 2])
-    return frame[0] if frame and kind in (None, content_kind(content, position)) else 0
+    return frame[0] if frame and kind in (None, read_kind(content, position)) else 0
 
 
-def content_kind(content: bytes, position: int) -> tuple[int, int, bool]:
+def read_kind(content: bytes, position: int) -> tuple[int, int, bool]:
+    """Version and layer, sample rate, and whether it is mono, of the frame at a position."""
     return content[position + 1] & 0x1E, content[position + 2] & 0x0C, content[position + 3] >> 6 == 3
 
 
@@ -126,6 +127,20 @@ def find_xing(frame: bytes) -> int:
     return 4 + (17 if is_mono else 32) if is_version_1 else 4 + (9 if is_mono else 17)
 
 
+def has_true_xing(path: Path) -> bool:
+    """Whether MPEG audio begins with a Xing header that agrees with the size of the file."""
+    with path.open("rb") as file:
+        tag = skip_id3(file.read(10))
+        file.seek(tag)
+        head = file.read(HEAD)
+        first = next(find_mpeg_frames(head), None)
+        info = read_info(head[first[0] : first[0] + first[1]]) if first else None
+        if info is None or None in info:
+            return False
+        file.seek(tag + first[0] + info[1])
+        return file.tell() <= path.stat().st_size and is_tag(file.read(LONGEST_TAG))
+
+
 def check_mpeg(path: Path, frames: int) -> tuple[Path | io.BytesIO, int]:
     """MPEG audio, alone or inside a WAV file: what to decode in place of the file, and its length in samples.
 
@@ -137,16 +152,8 @@ def check_mpeg(path: Path, frames: int) -> tuple[Path | io.BytesIO, int]:
     Raises:
         AudioError: the file is truncated, or libsndfile cannot read it as a whole.
     """
-    with path.open("rb") as file:
-        tag = skip_id3(file.read(10))
-        file.seek(tag)
-        head = file.read(HEAD)
-        first = next(find_mpeg_frames(head), None)
-        info = read_info(head[first[0] : first[0] + first[1]]) if first else None
-        if info and None not in info:
-            file.seek(tag + first[0] + info[1])
-            if file.tell() <= path.stat().st_size and is_tag(file.read(LONGEST_TAG)):
-                return path, frames
+    if has_true_xing(path):
+        return path, frames
     content = path.read_bytes()
     found = list(find_mpeg_frames(content))
     if not found:
@@ -272,8 +279,8 @@ def crc8(content: bytes) -> int:
 def check_ogg(path: Path) -> Path | io.BytesIO:
     """See `check_stream`. Bytes behind the last page are ignored.
 
-    A last page without the mark of the last page gets it in memory: stopped recorders write none, and libsndfile
-    does not read Opus without it.
+    If the last page is not marked as the last, as after a recorder was stopped, it is marked in memory: libsndfile does
+    not read Opus without the mark.
     """
     start = position = 0
     has_audio, is_last, lacing = False, False, b""

@@ -103,8 +103,8 @@ def test_tags_are_not_audio(tmp_path: Path, encoded: dict[str, bytes], tag: str)
 
 def test_padding_is_not_searched_byte_by_byte(encoded: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     found, compared = list(find_mpeg_frames(encoded["cbr"])), []
-    size_at = clap.containers.size_at
-    monkeypatch.setattr(clap.containers, "size_at", lambda *given: compared.append(given[1]) or size_at(*given))
+    measure = clap.containers.measure_frame_at
+    monkeypatch.setattr(clap.containers, "measure_frame_at", lambda *at: compared.append(at[1]) or measure(*at))
     assert list(find_mpeg_frames(encoded["cbr"] + b"\xff" * 100_000)) == found
     assert len(compared) < len(found) + 100
 
