@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from clap.atomic import write_atomic
 from clap.check.figure import plot_report
 from clap.check.report import Report
 from clap.dataset.exclude import write_exclusions
@@ -15,7 +16,7 @@ def write_outputs(report: Report, folder: Path, *, block: Sequence[str]) -> int:
         block: kinds of overlap that put a training clip on the block list.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8", errors="backslashreplace")
+    write_atomic(folder / "report.md", report.to_markdown().encode(errors="backslashreplace"))
     report.write_csv(folder / "findings.csv")
     plot_report(report, folder / "report.png")
     blocked = report.find_blocked_clips(block)

@@ -1,6 +1,7 @@
 """The report of a check, as Markdown and CSV: statistics of a corpus, its faults and the overlap of its splits."""
 
 import csv
+import io
 import os
 import statistics
 from collections import Counter
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
+from clap.atomic import write_atomic
 from clap.check.findings import Entry, Finding
 from clap.check.limits import FAULTS, FILE_FAULTS, OVERLAPS, SAMPLE_FAULTS, Limits
 from clap.check.near_captions import find_words
@@ -190,10 +192,11 @@ class Report:
     def write_csv(self, path: Path) -> None:
         """Write one row per finding, faults first."""
         rows = [*self.findings, *(finding for overlap in self.overlaps for finding in overlap.findings())]
-        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            writer.writerow([column.name for column in fields(Finding)])
-            writer.writerows(map(astuple, rows))
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow([column.name for column in fields(Finding)])
+        writer.writerows(map(astuple, rows))
+        write_atomic(path, text.getvalue().encode(errors="backslashreplace"))
 
     def find_blocked_clips(self, kinds: Sequence[str]) -> dict[str, str]:
         """Training clips that overlap with an evaluation split, {name: reason}.
