@@ -50,7 +50,7 @@ def build_optimizer(
         "warmup_steps": warmup_steps,
     }
     if wrong := [name for name, value in numbers.items() if not 0 <= value < math.inf]:
-        raise ValueError(f"optimizer.{wrong[0]}={numbers[wrong[0]]} must be a number from 0 on, and finite")
+        raise ValueError(f"optimizer.{wrong[0]}={numbers[wrong[0]]} must be finite and at least 0")
     if warmup_steps >= total_steps > 0:
         log.warning(
             "optimizer.warmup_steps=%d is not shorter than the training of %d steps, which ends at %.3g of the peak "

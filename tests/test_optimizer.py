@@ -124,7 +124,7 @@ def test_unknown_schedule_lists_the_allowed_values(clap):
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["lr", "audio_encoder_lr", "weight_decay", "warmup_steps"])
 def test_value_that_is_negative_or_not_finite_is_named(clap, name, value):
-    with pytest.raises(ValueError, match=f"optimizer.{name}={value} must be a number from 0 on"):
+    with pytest.raises(ValueError, match=f"optimizer.{name}={value} must be finite and at least 0"):
         build(clap, **{name: value})
 
 

@@ -72,7 +72,7 @@ def find_files(names: Sequence[str]) -> list[str]:
 def expand_path(name: str) -> Iterator[str]:
     """Recordings at a path, in a folder and its subfolders, or matched by a pattern that the shell has not expanded.
 
-    Links that lead nowhere and kinds that cannot be decoded are among them, so that reading reports them.
+    Broken links and kinds that cannot be decoded are among them, so that reading reports them.
     """
     if os.path.isdir(name):
         yield from list_folder(name)
@@ -128,12 +128,12 @@ def is_folder(entry: os.DirEntry) -> bool:
 
 
 def is_recording(entry: os.DirEntry) -> bool:
-    """Whether a file has the suffix of a recording, or is a link without suffix that leads nowhere; not if hidden."""
+    """Whether a file has the suffix of a recording, or is a broken link without suffix; not if hidden."""
     if entry.name.startswith("."):
         return False
     suffix = os.path.splitext(entry.name)[1].lower()
-    leads_nowhere = entry.is_symlink() and not os.path.exists(entry.path)
-    return suffix in (*AUDIO_SUFFIXES, *CONVERTIBLE_SUFFIXES) or (leads_nowhere and not suffix)
+    is_broken = entry.is_symlink() and not os.path.exists(entry.path)
+    return suffix in (*AUDIO_SUFFIXES, *CONVERTIBLE_SUFFIXES) or (is_broken and not suffix)
 
 
 def check_checkpoint(source: str) -> None:

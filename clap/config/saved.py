@@ -1,4 +1,4 @@
-"""Configs from files of others, such as checkpoints: plain data of limited size, without aliases and interpolations.
+"""Configs from untrusted files, such as checkpoints: plain data of limited size, without aliases and interpolations.
 
 A yaml of a few lines can describe gigabytes by aliases of aliases, and `${oc.env:NAME}` reads an environment variable.
 """

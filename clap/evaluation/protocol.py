@@ -67,7 +67,7 @@ def digest_audio(split: EmbeddedSplit) -> str:
 
 @functools.cache
 def describe_code() -> dict[str, str | None]:
-    """The code that runs, recorded beside the hash: a commit that changes no definition keeps numbers comparable."""
+    """The code that runs, recorded next to the hash: a commit that changes no definition keeps numbers comparable."""
     return {"clap": clap_version, "commit": git_commit(Path(__file__).parent)}
 
 

@@ -1,4 +1,4 @@
-"""The cost of a training: memory, parameters, arithmetic."""
+"""The cost of training: memory, parameters, arithmetic."""
 
 import re
 import resource

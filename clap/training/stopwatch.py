@@ -1,4 +1,4 @@
-"""The one clock of training: seconds of what runs, without what is paused, over all resumes."""
+"""A stopwatch that can be paused, for the time of training over all resumes."""
 
 import time
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self, on: bool = True) -> Iterator[None]:
-        """Count the seconds of a block; afterwards the watch runs or stands as before."""
+        """Count the seconds of a block; afterwards the watch is running or paused as before."""
         was_on = self._since is not None
         self._switch(on)
         try:
