@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -150,6 +151,22 @@ def test_long_clips_are_embedded_in_smaller_batches(
     monkeypatch.setattr("clap.recordings.MINUTE", 1.0)
     embed_split(clap, open_all(clap, tones, batch_size=4))
     assert batch_shapes == [(1, 4.0), (1, 3.5), (1, 3.0), (1, 2.5), (2, 2.0), (2, 1.0)]
+
+
+def test_batch_that_does_not_fit_into_memory_names_its_longest_clip(
+    clap: Clap, tones: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    loader = open_all(clap, tones, batch_size=4)
+    for error, message in (
+        (torch.OutOfMemoryError("CUDA out of memory"), "a batch of .* the longest is .* with .* s; lower"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "does not fit into memory, the longest is"),
+    ):
+        monkeypatch.setattr(clap, "embed_audio", Mock(side_effect=error))
+        with pytest.raises(ValueError, match=message):
+            embed_split(clap, loader)
+    monkeypatch.setattr(clap, "embed_audio", Mock(side_effect=RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        embed_split(clap, loader)
 
 
 def test_sampler_of_a_loader_chooses_clips_and_their_order(clap: Clap, tones: list[Path]):

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
-from clap.dataset.loader import EpochSampler, make_loader
+from clap.dataset.loader import Batch, EpochSampler, make_loader
 from clap.recordings import MINUTE, plan_batches
 from clap.waveform import AudioError, AudioHeader
 
@@ -87,7 +87,7 @@ def embed_split(clap: "Clap", loader: DataLoader) -> EmbeddedSplit:
     """Embed every clip of the loader's dataset, in evaluation mode; the order is that of the loader's sampler.
 
     Raises:
-        ValueError: more clips than `max_bad_fraction` allows cannot be used.
+        ValueError: more clips than `max_bad_fraction` allows cannot be used, or a batch does not fit into memory.
     """
     dataset: ClapDataset = loader.dataset
     order = list(loader.sampler)
@@ -98,8 +98,7 @@ def embed_split(clap: "Clap", loader: DataLoader) -> EmbeddedSplit:
             if len(batch):
                 found += batch.index.tolist()
                 is_cached.append(batch.is_cached)
-                batch = batch.to(clap.device)
-                embeddings.append(clap.embed_audio(batch.waveform, batch.lengths))
+                embeddings.append(embed_batch(clap, batch, dataset))
     place = {index: position for position, index in enumerate(order)}
     rows = sorted(range(len(found)), key=lambda row: place[found[row]])
     problems = {i: problems[i] for i in sorted(problems, key=place.get)}
@@ -116,6 +115,21 @@ def embed_split(clap: "Clap", loader: DataLoader) -> EmbeddedSplit:
         )
     index = [found[row] for row in rows]
     return EmbeddedSplit(dataset, torch.cat(embeddings)[rows], index, problems, torch.cat(is_cached)[rows])
+
+
+def embed_batch(clap: "Clap", batch: Batch, dataset: ClapDataset) -> Tensor:
+    """Embeddings (batch, embed_dim); ValueError if the batch does not fit into memory, with its longest clip."""
+    try:
+        return clap.embed_audio(batch.waveform.to(clap.device), batch.lengths.to(clap.device))
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+    longest = int(batch.lengths.argmax())
+    raise ValueError(
+        f"a batch of {len(batch)} clips of {dataset.name} ({dataset.kind}) does not fit into memory, the longest is "
+        f"{dataset.clips[batch.index[longest]].id} with {batch.lengths[longest] / dataset.sample_rate:.1f} s; lower "
+        "dataset.batch_size, or skip long clips with dataset.longest_clip"
+    )
 
 
 def batch_by_length(loader: DataLoader, indices: Sequence[int]) -> DataLoader:
