@@ -2,11 +2,12 @@
 
 import contextlib
 import functools
+import itertools
 import math
 import operator
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,12 +116,18 @@ def read_blocks(path: Path, file: soundfile.SoundFile, start: int, count: int, *
         yield block
 
 
-def resample_blocks(blocks: Iterable[np.ndarray], count: int, file_rate: int, sample_rate: int) -> np.ndarray:
-    """One waveform (samples,) at `sample_rate` from blocks (samples,) with `count` samples in all."""
+def resample_blocks(blocks: Iterator[np.ndarray], count: int, file_rate: int, sample_rate: int) -> np.ndarray:
+    """One waveform (samples,) at `sample_rate` from blocks (samples,) with `count` samples in all.
+
+    A single block, as of most clips, is resampled at once: soxr's stream gives the same samples in more time.
+    """
+    first = next(blocks)
+    if len(first) == count:
+        return soxr.resample(first, file_rate, sample_rate) if file_rate != sample_rate else first
     resampler = soxr.ResampleStream(file_rate, sample_rate, num_channels=1, dtype="float32")
     waveform = np.empty(math.ceil(count * sample_rate / file_rate) + 1, dtype=np.float32)
     read = filled = 0
-    for block in blocks:
+    for block in itertools.chain([first], blocks):
         read += len(block)
         if file_rate != sample_rate:
             block = resampler.resample_chunk(block, last=read == count)

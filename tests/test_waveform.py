@@ -213,12 +213,12 @@ def test_sample_rate_that_no_recorder_has_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError, SystemError, OverflowError, RuntimeError])
-@pytest.mark.parametrize("place", ["soundfile.SoundFile.read", "clap.waveform.soxr.ResampleStream"])
+@pytest.mark.parametrize("place", ["soundfile.SoundFile.read", "clap.waveform.soxr.resample"])
 def test_errors_of_the_decoder_name_the_file(tmp_path: Path, monkeypatch, place: str, error: type) -> None:
     def fail(*args: object, **options: object) -> None:
         raise error("failure")
 
-    soundfile.write(tmp_path / "a.wav", sound(RATE), RATE)
+    soundfile.write(tmp_path / "a.wav", sound(RATE), 2 * RATE)  # is resampled
     monkeypatch.setattr(place, fail)
     assert ("does not fit into memory" if error is MemoryError else "failure") in error_message(tmp_path / "a.wav")
 
