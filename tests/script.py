@@ -79,6 +79,9 @@ def become(script: Path, arguments: tuple[str, ...], cwd: Path, environment: dic
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv, sys.path[0] = [str(script), *arguments], str(script.parent)
+    if script.parent != ROOT and (script.parent / "clap").is_dir():  # a copy of the repository imports its own modules
+        for name in [name for name in sys.modules if name.split(".")[0] == "clap"]:
+            del sys.modules[name]
     try:
         runpy.run_path(str(script), run_name="__main__")
     finally:  # interpreter shutdown, which a fork skips or delays
