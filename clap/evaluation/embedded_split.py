@@ -152,6 +152,8 @@ def batch_by_length(loader: DataLoader, indices: Sequence[int]) -> DataLoader:
         worker_init_fn=loader.worker_init_fn,
         generator=torch.Generator(),
         pin_memory=loader.pin_memory,
+        prefetch_factor=loader.prefetch_factor,
+        timeout=loader.timeout,
     )
 
 
