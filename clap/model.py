@@ -25,9 +25,9 @@ from clap.loss import MAX_LOGIT_SCALE, check_logit_scale
 from clap.parts import build_parts, choose_parts, load_part, model_config, parts_to_rebuild, read_saved_config
 from clap.progress import progress_bar
 from clap.prompts import TEMPLATE, check_prompts, check_texts, fill_templates
-from clap.published.hub import is_published
 from clap.published.limits import check_described
 from clap.published.load import apply_overrides, check_keys, load_weights, no_weights, one_line_errors, read_published
+from clap.published.sources import is_published
 from clap.recordings import Recording, load_batches
 from clap.tokenizer import Tokenizer
 from clap.waveform import LONGEST, AudioError

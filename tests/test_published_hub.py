@@ -6,7 +6,8 @@ from urllib.parse import quote
 import pytest
 from download_server import FileServer
 
-from clap.published.hub import fetch_source, find_cached, is_published
+from clap.published.hub import fetch_source, find_cached
+from clap.published.sources import is_published
 from clap.study.downloads import is_cached
 
 CONTENT = bytes(range(256)) * 5000

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from clap import Clap
-from clap.published.hub import is_published
 from clap.published.load import read_audio_tower, read_published
+from clap.published.sources import is_published
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from clap import checkpoint
 from clap.config.saved import check_integers, read_saved_yaml
-from clap.published.hub import is_published
+from clap.published.sources import is_published
 
 
 def read_recorded(source: str) -> dict[str, Any]:

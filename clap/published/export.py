@@ -18,9 +18,9 @@ from clap.audio_encoder.htsat import HTSAT
 from clap.checkpoint import WEIGHTS
 from clap.fusion import AFF, MeanOfWindows, OneWindow
 from clap.published.frontends import MSClap2023LogMel, TorchaudioLogMel
-from clap.published.hub import CONFIG
 from clap.published.keys import FAMILIES, UNUSED, rename_key
 from clap.published.load import SCALES, no_weights
+from clap.published.sources import CONFIG
 
 HEADS = ("query", "key", "value")  # separate tensors in ClapModel, one tensor in HTSAT
 # Keys that ClapTextConfig shares with RobertaConfig.

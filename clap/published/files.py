@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clap.checkpoint import READ_ERRORS
 from clap.config.saved import check_plain, read_bounded
-from clap.published.hub import PICKLED, SAFETENSORS
+from clap.published.sources import PICKLED, SAFETENSORS
 
 WRAPPERS = ("state_dict", "model")  # keys under which files store their weights
 DDP_PREFIX = "module."

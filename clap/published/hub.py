@@ -1,4 +1,4 @@
-"""Find published checkpoints: paths, URLs and names on the Hugging Face hub. Imports no torch."""
+"""Fetch published checkpoints from paths, URLs and the Hugging Face hub. Imports no torch."""
 
 import hashlib
 import os
@@ -11,12 +11,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from clap.config.secrets import hide_secrets
 from clap.fetch import FetchError, fetch
+from clap.published.sources import FOLDER_FILES, is_address
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
-FOLDER_FILES = (CONFIG, PREPROCESSOR, SAFETENSORS, PICKLED)
 HUB_FILES = (*FOLDER_FILES, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def fetch_source(source: str) -> Path:
@@ -45,21 +42,6 @@ def fetch_source(source: str) -> Path:
             f"{source}: no such file or folder, and not found on the Hugging Face hub or in its cache ({reason})"
         ) from None
     raise FileNotFoundError(f"{source}: no such checkpoint; give a file, a folder or a hub name (owner/repository)")
-
-
-def is_published(source: str | os.PathLike) -> bool:
-    """Whether a source is a file, a Hugging Face folder, a hub name or a URL; False for a folder of this package."""
-    if is_address(str(source)):
-        return True
-    path = Path(source)
-    if path.is_file() or path.is_dir():
-        return path.is_file() or (path / CONFIG).is_file()
-    parts = len(path.parts)
-    return not path.is_absolute() and (parts == 2 or (parts > 2 and path.suffix in SUFFIXES))
-
-
-def is_address(source: str) -> bool:
-    return str(source).startswith(("http://", "https://"))
 
 
 def find_cached(address: str) -> Path:

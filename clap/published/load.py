@@ -15,9 +15,10 @@ from clap.config import flatten
 from clap.config.secrets import hide_secrets
 from clap.config.values import suggest_key
 from clap.published.files import read_json_file, read_state_dict
-from clap.published.hub import CONFIG, PREPROCESSOR, fetch_source
+from clap.published.hub import fetch_source
 from clap.published.keys import MEL, UNUSED, find_family, rename
 from clap.published.layouts import describe
+from clap.published.sources import CONFIG, PREPROCESSOR
 
 MEL_TOLERANCE = 1e-5  # absolute, between filter banks; a wrong bank differs by 1e-3 or more
 SCALES = "published_logit_scales"  # config key, only for weights of LAION-CLAP and Hugging Face

@@ -16,9 +16,9 @@ from clap.config.build import find_target
 from clap.config.saved import read_saved_yaml
 from clap.config.secrets import hide_secrets
 from clap.fusion import GlobalAndLocal
-from clap.published.hub import is_published
 from clap.published.keys import AUDIO, UNUSED
 from clap.published.load import check_keys, read_audio_tower
+from clap.published.sources import is_published
 
 log = logging.getLogger(__name__)
 

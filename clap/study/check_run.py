@@ -9,7 +9,7 @@ from clap.config.values import TRAINED_PARTS, check_name
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.exclude import read_exclusions
 from clap.dataset.registry import find_splits, open_corpus
-from clap.published.hub import is_published
+from clap.published.sources import is_published
 from clap.training.trainer_settings import TrainerSettings
 
 if TYPE_CHECKING:  # imports torch

@@ -18,8 +18,9 @@ from clap.config.values import choose_weights
 from clap.dataset.clips import ClapDataset
 from clap.model import Clap
 from clap.parts import choose_parts, read_saved_config
-from clap.published.hub import find_cached, is_address, is_published
+from clap.published.hub import find_cached
 from clap.published.load import read_published
+from clap.published.sources import is_address, is_published
 
 # Any of these in the cache of the Hugging Face hub shows that a name was downloaded.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 
 from clap import checkpoint
 from clap.atomic import read_json, write_json
-from clap.published.hub import FOLDER_FILES, SUFFIXES
+from clap.published.sources import FOLDER_FILES, SUFFIXES
 from clap.run_folder import JOB_FILE, SWEEP_FILE
 from clap.study.factors import SEED
 
