@@ -9,10 +9,11 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
+from audio_errors import error_message
 
 import clap.containers
 from clap.check.measure import measure_file
-from clap.containers import AudioError, check_flac, check_mpeg, find_mpeg_frames
+from clap.containers import check_flac, check_mpeg, find_mpeg_frames
 from clap.waveform import load_waveform
 
 RATE = 44100
@@ -61,14 +62,6 @@ def set_flac_length(content: bytes, length: int) -> bytes:
 def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
-
-
-def error_message(path: Path, **arguments: object) -> str:
-    with pytest.raises(AudioError) as raised:
-        load_waveform(path, RATE, **arguments)
-    name, _, reason = str(raised.value).partition(": ")
-    assert name == str(path)
-    return reason
 
 
 def assert_whole(path: Path, duration: float = DURATION) -> None:

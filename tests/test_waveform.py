@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from audio_errors import error_message
 
-from clap.waveform import AudioError, load_waveform, mix_down, read_header
+from clap.waveform import load_waveform, mix_down, read_header
 
 RATE = 16000
 LOSSLESS = [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("aiff", "PCM_16")]
@@ -23,15 +24,6 @@ def cut_off(path: Path, num_bytes: int) -> Path:
     """Truncate a file to `num_bytes`, or by that many if negative."""
     path.write_bytes(path.read_bytes()[:num_bytes])
     return path
-
-
-def error_message(path: Path, **arguments: object) -> str:
-    """The AudioError message of a file, without its path."""
-    with pytest.raises(AudioError) as raised:
-        load_waveform(path, RATE, **arguments)
-    name, _, reason = str(raised.value).partition(": ")
-    assert name == str(path)
-    return reason
 
 
 @pytest.mark.parametrize(("suffix", "subtype"), LOSSLESS)
