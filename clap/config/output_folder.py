@@ -18,7 +18,7 @@ from clap.config.values import quote_override
 from clap.run_folder import SWEEP_FILE, create_new_folder, describe_results, find_results, own_folder
 
 RUN_FOLDER, SWEEP_FOLDER = "hydra.run.dir", "hydra.sweep.dir"
-UNNAMED = "hydra.job.config.override_dirname.exclude_keys"  # keys that are not in the folder name of a job
+UNNAMED_KEYS = "hydra.job.config.override_dirname.exclude_keys"  # keys that are not in the folder name of a job
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def own_output_folder(argv: Sequence[str], *, config_dir: Path, config_name: str
         check_sweep_folder(folder)
         params = OmegaConf.to_container(config.hydra.sweeper).get("params") or {}
         fixed = find_fixed_keys(configs, params, args.overrides)
-        yield [quote_override(SWEEP_FOLDER, folder), f"{UNNAMED}=[{','.join(map(json.dumps, fixed))}]"]
+        yield [quote_override(SWEEP_FOLDER, folder), f"{UNNAMED_KEYS}=[{','.join(map(json.dumps, fixed))}]"]
         return
     folder = choose_folder(config, RUN_FOLDER)
     with own_folder(folder, resume=config.get("resume"), advice=advise_folder(config, RUN_FOLDER)):
@@ -88,5 +88,5 @@ def resume_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
     """
     script, *arguments = argv
     overrides = [quote_override(*override.split("=", 1)) for override in overrides]
-    arguments = [argument for argument in arguments if not argument.startswith(f"{UNNAMED}=")]  # from `launch`
+    arguments = [argument for argument in arguments if not argument.startswith(f"{UNNAMED_KEYS}=")]  # from `launch`
     return shlex.join(["python", script, *insert_overrides(arguments, overrides)])

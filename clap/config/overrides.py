@@ -43,18 +43,19 @@ def resolve_value(config: DictConfig, key: str) -> Any:
 
 
 VERSION_BASE = "1.3"
+LONGEST_FOLDER = 255  # bytes of a name
 
 
-def name_folder(overrides: str, longest: int = 255) -> str:
+def name_folder(overrides: str) -> str:
     """Folder name of a job from what is swept: `optimizer.lr=0.001,seed=1`.
 
-    A hash follows if characters are replaced, or if the name is cut to `longest` bytes, the limit of file systems.
+    A hash follows if characters are replaced, or if the name is cut to the limit of file systems.
     """
     name = re.sub(r"[^\w.,=+-]+", "_", overrides)
-    if name == overrides and len(name.encode()) <= longest:
+    if name == overrides and len(name.encode()) <= LONGEST_FOLDER:
         return name or "default"
     digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
-    return f"{name.encode()[: longest - len(digest) - 1].decode(errors='ignore')}-{digest}"
+    return f"{name.encode()[: LONGEST_FOLDER - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
 OmegaConf.register_new_resolver("folder_name", name_folder, replace=True)  # in conf/*.yaml, of override_dirname
