@@ -1,11 +1,14 @@
-"""The first Ctrl-C or SIGTERM is recorded; the second raises KeyboardInterrupt."""
+"""The first Ctrl-C or SIGTERM is recorded, the second raises KeyboardInterrupt; a worker ends with its parent."""
 
+import multiprocessing
 import os
 import signal
+import time
+from multiprocessing.connection import Connection
 
 import pytest
 
-from clap.training.interrupt import stop_on_signal
+from clap.training.interrupt import end_with_parent, stop_on_signal
 
 
 def test_second_signal_stops_at_once():
@@ -13,3 +16,32 @@ def test_second_signal_stops_at_once():
         os.kill(os.getpid(), signal.SIGINT)
         assert received == [signal.SIGINT]
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def train_until_stopped(started: Connection) -> None:
+    """A worker whose job ends when a signal arrives; it reports what it received."""
+    with end_with_parent(), stop_on_signal() as received:
+        started.send(os.getpid())
+        while not received:
+            time.sleep(0.01)
+        started.send(received)
+
+
+def sweep_with_one_worker(started: Connection) -> None:
+    worker = multiprocessing.get_context("fork").Process(target=train_until_stopped, args=(started,))
+    worker.start()
+    worker.join()
+
+
+def test_worker_of_a_killed_parent_stops_and_ends():
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    sweep = context.Process(target=sweep_with_one_worker, args=(sender,))
+    sweep.start()
+    sender.close()
+    assert receiver.poll(20) and receiver.recv() != sweep.pid
+    sweep.kill()
+    assert receiver.poll(20) and receiver.recv() == [signal.SIGTERM]
+    assert receiver.poll(20)
+    with pytest.raises(EOFError):  # the worker, which has the other end, has exited
+        receiver.recv()

@@ -25,6 +25,7 @@ from clap.study.result_config import (
     has_checkpoint,
     read_result_config,
 )
+from clap.training.interrupt import end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     name_log_lines(job_tags()[0] or folder.name)
-    with contextlib.ExitStack() as stack:
+    with end_with_parent(), contextlib.ExitStack() as stack:
         try:
             stack.enter_context(own_folder(folder, resume="auto", advice=f"set another {SWEEP_FOLDER}"))
         except BlockingIOError:

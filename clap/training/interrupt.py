@@ -1,11 +1,17 @@
-"""Ctrl-C and SIGTERM end training after the current step."""
+"""Ctrl-C and SIGTERM end training after the current step; a worker process ends with the sweep that started it."""
 
+import functools
 import logging
+import multiprocessing
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
+POLL_SECONDS = 1.0
 
 
 @contextmanager
@@ -28,3 +34,33 @@ def stop_on_signal() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def end_with_parent() -> Iterator[None]:
+    """In a worker process: if its parent is killed, stop the body as SIGTERM does, and exit.
+
+    A joblib worker would otherwise run the jobs that it has received, and then wait forever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        yield
+        return
+    watch_parent(parent.pid)
+    try:
+        yield
+    finally:
+        if os.getppid() != parent.pid:
+            os._exit(1)
+
+
+@functools.cache
+def watch_parent(parent_pid: int) -> None:
+    """Send SIGTERM to this process, once, when its parent has ended; it ends a worker without a job too."""
+
+    def watch() -> None:
+        while os.getppid() == parent_pid:
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
