@@ -56,6 +56,14 @@ def test_folder_that_holds_a_run_is_left_alone(own: Callable[..., list[str]], ar
     assert [path.name for path in Path("held").iterdir() if path.name != ".lock"] == ["checkpoints"]
 
 
+@pytest.mark.parametrize("arguments", [["hydra.run.dir=file/run"], ["-m", "seed=1,2", "hydra.sweep.dir=file/sweep"]])
+def test_folder_that_cannot_be_created_is_named_with_its_key(own: Callable[..., list[str]], arguments: list[str]):
+    Path("file").touch()
+    key, _, folder = arguments[-1].partition("=")
+    with pytest.raises(OSError, match=f"{folder}: cannot be created \\(Not a directory\\); set {key}=FOLDER"):
+        own(*arguments)
+
+
 def test_run_that_resumes_locks_its_folder(own: Callable[..., list[str]], tmp_path: Path):
     Path("held", "checkpoints").mkdir(parents=True)
     argv = ["hydra.run.dir=held", "resume=auto"]

@@ -51,11 +51,21 @@ def own_output_folder(argv: Sequence[str], *, config_dir: Path, config_name: str
 
 
 def choose_folder(config: DictConfig, key: str) -> Path:
-    """The folder that a key of Hydra names; one named by the time is created, as NAME-2, NAME-3, ... if it exists."""
+    """Create the folder that a key of Hydra names; one named by the time is NAME-2, NAME-3, ... if it exists.
+
+    Raises:
+        OSError: it cannot be created.
+    """
     parent, _, name = key.rpartition(".")
     folder = Path(OmegaConf.select(config, key))
     is_timed = "${now:" in OmegaConf.to_container(OmegaConf.select(config, parent))[name]
-    return create_new_folder(folder) if is_timed else folder
+    try:
+        if is_timed:
+            return create_new_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder}: cannot be created ({error.strerror}); set {key}=FOLDER to another folder") from error
+    return folder
 
 
 def check_sweep_folder(folder: Path) -> None:
