@@ -133,6 +133,6 @@ def test_failure_after_a_checkpoint_prints_the_command_that_resumes(script: Path
 def test_killed_worker_of_a_loader_is_one_line() -> None:
     for end in ("is killed by signal: Killed. ", "exited unexpectedly with exit code 1. Details are lost"):
         error = RuntimeError(f"DataLoader worker (pid 31) {end}")
-        assert is_expected(error) and ", most likely because the memory was full; lower" in format_error(error)
+        assert is_expected(error) and "memory was full; resume with a lower dataset.num_workers" in format_error(error)
     assert is_expected(RuntimeError("DataLoader worker (pid(s) 31, 32) exited unexpectedly"))
     assert not is_expected(RuntimeError("shapes do not match"))

@@ -70,6 +70,7 @@ REJECTED = {
     "choice": (["trainer.precision=fp8"], "trainer.precision must be one of fp32, bf16, fp16"),
     "unresolved interpolation": (["embed_dim=${nothing}"], "the interpolation does not resolve"),
     "interpolation of another type": (["seed=${tracking.experiment}"], "seed must be an integer"),
+    "empty path": (["resume="], "resume must not be empty; give a value, or remove the override"),
     "null for required value": (["dataset=clips", "dataset.root=null"], "dataset.root must not be null; give a value"),
     "last value of a sweep": (["-m", "seed=0,1,one"], "seed must be an integer"),
     "range of floats": (["-m", "seed=range(0,1,0.5)"], "seed must be an integer"),

@@ -174,8 +174,9 @@ def format_error(error: BaseException) -> str:
     text = str(error) or str(error.__cause__ or "") or type(error).__name__
     if found := KILLED_WORKER.search(text):
         return (
-            f"a process that loads data {found[1]}, most likely because the memory was full; lower "
-            "dataset.num_workers, dataset.batch_size or dataset.max_duration"
+            f"a process that loads data {found[1].replace('is killed', 'was killed')}, most likely because the memory "
+            "was full; resume with a lower dataset.num_workers, or start a run with a lower dataset.batch_size or "
+            "dataset.max_duration"
         )
     text = re.split(r"\n *(?:To append to|Config search path|Search path|See https)", text)[0]
     return hide_secrets(" ".join(text.split()))

@@ -173,6 +173,8 @@ def check_value(line: str, key: str, value: Any, current: Any, *, typed: str | N
         )
         raise ValueError(f"{line}: {problem}")
     last = key.rpartition(".")[2]
+    if value == "" and str in (TYPES.get(key) or ()):  # a path or name; an empty path would be the working directory
+        raise ValueError(f"{line}: {key} must not be empty; give a value, or remove the override")
     if current == "???" and value is None:
         raise ValueError(f"{line}: {key} must not be null; give a value")
     if (choices := CHOICES.get(key) or CHOICES.get(last)) and value not in choices:
