@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,9 +58,10 @@ def train(folder: Path, *arguments: str, tracking: str | None = None, ok: bool =
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(sweep_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that ended, with its MLflow store next to it."""
     folder = tmp_path_factory.mktemp("run")
+    shutil.copy(sweep_project / "empty.db", folder / "mlflow.db")
     train(folder / "run", tracking=str(folder / "mlflow.db"))
     return folder / "run"
 
@@ -225,14 +227,14 @@ def test_published_folder_starts_a_training(published: Path, tmp_path: Path):
     assert after.get_text_embeddings(["a dog barks"]).shape == (1, 16)
 
 
-def test_sweep_repeats_a_seed_exactly_and_another_seed_not(finished: Path, tmp_path: Path):
-    run("train.py", "-m", *TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path}", f"tracking.uri={tmp_path / 'mlflow.db'}")
+def test_sweep_repeats_a_seed_exactly_and_another_seed_not(finished: Path, sweep_store: Path, tmp_path: Path):
+    run("train.py", "-m", *TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path}", f"tracking.uri={sweep_store}")
     jobs = read_jobs(tmp_path)
     assert [job.name for job in jobs] == ["s0", "s1"]
     metrics = [(job.folder / "metrics.json").read_bytes() for job in jobs]
     assert metrics[0] == (finished / "metrics.json").read_bytes()
     assert metrics[1] != metrics[0]
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{sweep_store}")
     runs = client.search_runs([client.get_experiment_by_name("clap").experiment_id])
     assert [found.info.status for found in runs] == ["FINISHED"] * 3  # the sweep's own too
 
