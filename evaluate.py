@@ -1,7 +1,6 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=FOLDER [key=value ...], the keys are in conf/evaluate.yaml."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -10,10 +9,9 @@ from omegaconf import DictConfig
 from clap.atomic import write_json
 from clap.config import read_config
 from clap.config.launch import launch
-from clap.config.recorded_options import read_values, store_recorded
-from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
+from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.registry import open_corpus
-from clap.evaluation.recorded import read_recorded
+from clap.evaluation.recorded import read_recorded, store_recorded_options
 from clap.run_folder import METRICS, git_commit, log_summary, read_counts
 
 
@@ -59,17 +57,5 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     return metrics
 
 
-def store_options(argv: Sequence[str]) -> None:
-    """Let the command line override keys of the dataset and the evaluators that the checkpoint records.
-
-    Checkpoints of a sweep that record different ones are each evaluated with their own, without overridden keys.
-    """
-    recorded = {str(checkpoint): read_recorded(str(checkpoint)) for checkpoint in read_values(argv, "checkpoint")}
-    defaults = {"dataset": asdict(DatasetSettings()), "evaluation": {}}  # of keys that earlier versions do not have
-    for group, keys in defaults.items():
-        nodes = {name: keys | found[group] if group in found else None for name, found in recorded.items()}
-        store_recorded(group, nodes, argv)
-
-
 if __name__ == "__main__":
-    launch(evaluate, config_name="evaluate", store_options=store_options)
+    launch(evaluate, config_name="evaluate", store_options=store_recorded_options)

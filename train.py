@@ -37,8 +37,7 @@ def train(cfg: DictConfig) -> float:
     check_store(cfg.tracking.uri)
     resume_from, run_id = find_resumable_run(cfg.resume, run_dir, uri=cfg.tracking.uri)
     set_seed(cfg.seed)
-    task = HydraConfig.get().overrides.task
-    clap = open_model(config, init_from=cfg.init_from, resume_from=resume_from, overrides=task)
+    clap = open_model(config, resume_from=resume_from, overrides=HydraConfig.get().overrides.task)
     clap = clap.freeze(cfg.freeze).to(choose_device(cfg.device))
     loaders = {kind: open_loader(corpus, kind, settings=data, seed=cfg.seed, **clap.input_format) for kind in corpora}
     criterion = build_module(config["loss"]).to(clap.device)
@@ -56,10 +55,9 @@ def train(cfg: DictConfig) -> float:
     if resume_from is not None:
         trainer.resume(resume_from)
     trainer.origin = extend_origin(trainer.origin, machine=describe_machine(clap.device))
-    config, options = record_config(cfg, clap, run_dir), name_options(cfg, clap)
-    name, tags = describe_run(cfg.seed, origin=trainer.origin, options=options, init_from=cfg.init_from)
+    name, tags = describe_run(cfg.seed, origin=trainer.origin, options=name_options(cfg, clap), init_from=cfg.init_from)
     with Tracker(**cfg.tracking, run_name=name, tags=tags, run_id=run_id, run_dir=run_dir) as trainer.tracker:
-        trainer.tracker.log_inputs(config, [loader.dataset for loader in loaders.values()])
+        trainer.tracker.log_inputs(record_config(cfg, clap, run_dir), [loader.dataset for loader in loaders.values()])
         trainer.tracker.start_system_metrics()
         metrics = trainer.train_and_eval(run_dir)
         plot_run(run_dir, clap, loaders.get("test", loaders["train"]).dataset)

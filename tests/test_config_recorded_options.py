@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 
 from clap.config.compose import compose_yamls, find_conf_dir
 from clap.config.recorded_options import read_values
-from evaluate import store_options
+from clap.evaluation.recorded import store_recorded_options
 
 DATASET = {"_target_": "clap.dataset.csv.CSV", "root": "clips", "metadata": "clips.csv", "batch_size": 32}
 EVALUATION = {"zero_shot": {"_target_": "clap.evaluation.zero_shot.ZeroShot", "templates": ["the sound of {}"]}}
@@ -39,7 +39,7 @@ def options() -> Iterator[None]:
 
 
 def compose(*overrides: str) -> dict:
-    store_options(overrides)
+    store_recorded_options(overrides)
     return compose_yamls(overrides, folder=find_conf_dir(), name="evaluate")
 
 
@@ -77,13 +77,13 @@ def test_another_dataset_replaces_the_recorded_one_with_its_evaluators(record: C
 
 def test_checkpoints_of_a_sweep_share_keys_if_they_record_the_same(record: Callable[..., str]):
     first, same, other = record("a"), record("b"), record("c", root="elsewhere")
-    store_options(["-m", f"checkpoint={first},{same}", "dataset.batch_size=8,16"])
+    store_recorded_options(["-m", f"checkpoint={first},{same}", "dataset.batch_size=8,16"])
     job = [f"checkpoint={same}", "dataset.batch_size=16"]
     assert compose_yamls(job, folder=find_conf_dir(), name="evaluate").dataset.root == "clips"
     with pytest.raises(
         ValueError, match=r"dataset.batch_size=8: the 2 checkpoints do not record the same dataset; give"
     ):
-        store_options(["-m", f"checkpoint={first},{other}", "dataset.batch_size=8"])
+        store_recorded_options(["-m", f"checkpoint={first},{other}", "dataset.batch_size=8"])
 
 
 def test_key_without_a_recorded_dataset_is_refused(tmp_path: Path):
@@ -91,16 +91,16 @@ def test_key_without_a_recorded_dataset_is_refused(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"dataset.root=x: checkpoint=.*model.pt records no dataset; give dataset=OPTION"
     ):
-        store_options([f"checkpoint={tmp_path / 'model.pt'}", "dataset.root=x"])
+        store_recorded_options([f"checkpoint={tmp_path / 'model.pt'}", "dataset.root=x"])
     with pytest.raises(
         ValueError, match="dataset.root=x: no checkpoint is set; give dataset=OPTION or checkpoint=PATH"
     ):
-        store_options(["dataset.root=x"])
+        store_recorded_options(["dataset.root=x"])
 
 
 def test_recorded_interpolation_is_refused(record: Callable[..., str]):
     with pytest.raises(ValueError, match="interpolation"):
-        store_options([f"checkpoint={record('a', root='${oc.env:HOME}')}"])
+        store_recorded_options([f"checkpoint={record('a', root='${oc.env:HOME}')}"])
 
 
 @pytest.mark.parametrize(

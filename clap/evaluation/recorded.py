@@ -1,10 +1,14 @@
 """The config that a checkpoint records for its evaluation, read without importing torch."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from clap import checkpoint
+from clap.config.recorded_options import read_values, store_recorded
 from clap.config.saved import check_integers, read_saved_yaml
+from clap.dataset.dataset_settings import DatasetSettings
 from clap.published.sources import is_published
 
 
@@ -24,3 +28,15 @@ def read_recorded(source: str) -> dict[str, Any]:
     kept = {group: recorded[group] for group in ("dataset", "evaluation") if recorded.get(group) is not None}
     check_integers(kept, str(source))
     return kept
+
+
+def store_recorded_options(argv: Sequence[str]) -> None:
+    """Let the command line of evaluate.py override keys of the dataset and the evaluators that a checkpoint records.
+
+    Checkpoints of a sweep that record different ones are each evaluated with their own, without overridden keys.
+    """
+    recorded = {str(source): read_recorded(str(source)) for source in read_values(argv, "checkpoint")}
+    defaults = {"dataset": asdict(DatasetSettings()), "evaluation": {}}  # of keys that earlier versions do not have
+    for group, keys in defaults.items():
+        nodes = {name: keys | found[group] if group in found else None for name, found in recorded.items()}
+        store_recorded(group, nodes, argv)

@@ -27,9 +27,7 @@ from clap.published.tower import NOT_SIZES
 GROUPS = ("audio_encoder", "text_encoder", "fusion")
 
 
-def open_model(
-    config: Mapping[str, Any], *, init_from: str | None, resume_from: Path | None, overrides: Sequence[str]
-) -> Clap:
+def open_model(config: Mapping[str, Any], *, resume_from: Path | None, overrides: Sequence[str]) -> Clap:
     """The model of a run: from its config, with the parts and weights of `init_from`, or to resume from a checkpoint.
 
     A resumed run takes the parts from its own checkpoint, because that of `init_from` may have changed since.
@@ -37,6 +35,7 @@ def open_model(
     Args:
         overrides: the parts that they set (`key=value`) do not come from `init_from`.
     """
+    init_from = config["init_from"]
     if init_from is None or resume_from is None:
         return Clap.init_from(init_from, config, overrides=overrides)
     saved = model_config(read_saved_yaml(checkpoint.find_file(resume_from, checkpoint.CONFIG)))
