@@ -53,8 +53,8 @@ def build_optimizer(
         raise ValueError(f"optimizer.{wrong[0]}={numbers[wrong[0]]} must be finite and at least 0")
     if warmup_steps >= total_steps > 0:
         log.warning(
-            "optimizer.warmup_steps=%d is not shorter than the training of %d steps, which ends at %.3g of the peak "
-            "learning rate; lower optimizer.warmup_steps or train longer",
+            "optimizer.warmup_steps=%d, but training has %d steps and ends at %.3g of the peak learning rate; lower "
+            "optimizer.warmup_steps or train longer",
             *(warmup_steps, total_steps, total_steps / warmup_steps),
         )
     rates = {"audio_encoder": audio_encoder_lr, "text_encoder": text_encoder_lr}

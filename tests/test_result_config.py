@@ -138,3 +138,28 @@ def test_data_must_be_the_same_in_all_jobs_with_the_same_dataset(tmp_path: Path)
         check_same_data(job)
     job.config["dataset.fold"] = 2
     check_same_data(job)
+
+
+def test_job_from_other_initial_weights_is_rejected(own_data: DictConfig, tmp_path: Path):
+    best = tmp_path / "run" / "checkpoints" / "best"
+    best.mkdir(parents=True)
+    (best / "model.safetensors").write_bytes(b"first")
+    own_data.init_from = str(tmp_path / "run")
+    job = Job(tmp_path, "a", status="finished", data=digest_data(own_data))
+    check_job_unchanged(job, make_job({}, data=digest_data(own_data)))
+    (best / "model.safetensors").write_bytes(b"second")
+    with pytest.raises(ValueError, match="has a result on other data: init_from was [0-9a-f]{16}, now it is"):
+        check_job_unchanged(job, make_job({}, data=digest_data(own_data)))
+    job.data.pop("init_from")  # an earlier version did not record it
+    check_job_unchanged(job, make_job({}, data=digest_data(own_data)))
+
+
+def test_jobs_from_different_weights_may_share_a_sweep(tmp_path: Path):
+    data = {"train": "1 clips a", "init_from": "1"}
+    for name, source, digest in (("a", "x", "1"), ("b", "y", "2")):
+        (tmp_path / name).mkdir()
+        job = Job(tmp_path / name, name, "finished", config={"init_from": source}, data=data | {"init_from": digest})
+        check_same_data(job)
+        job.write()
+    with pytest.raises(ValueError, match="init_from was 1, now it is 3"):
+        check_same_data(Job(tmp_path / "c", "c", "running", config={"init_from": "x"}, data=data | {"init_from": "3"}))

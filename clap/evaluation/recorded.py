@@ -35,7 +35,7 @@ def store_recorded_options(argv: Sequence[str]) -> None:
 
     Checkpoints of a sweep that record different ones are each evaluated with their own, without overridden keys.
     """
-    recorded = {str(source): read_recorded(str(source)) for source in read_values(argv, "checkpoint")}
+    recorded = {str(source): read_recorded(str(source)) for source in read_values(argv, "checkpoint") if source}
     defaults = {"dataset": asdict(DatasetSettings()), "evaluation": {}}  # of keys that earlier versions do not have
     for group, keys in defaults.items():
         nodes = {name: keys | found[group] if group in found else None for name, found in recorded.items()}

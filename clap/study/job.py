@@ -126,5 +126,6 @@ def name_job(levels: Mapping[str, str], *, groups: Collection[str]) -> str:
     parts = {key: f"{key.split('.')[-1]}={value}" for key, value in levels.items()}
     parts |= {key: value for key, value in levels.items() if key in groups}
     parts |= {key: f"s{value}" for key, value in levels.items() if key == SEED}
-    parts |= {key: f"from-{name_source(value)}" for key, value in levels.items() if key == "init_from"}
+    if source := levels.get("init_from"):
+        parts["init_from"] = "from-scratch" if source == "null" else f"from-{name_source(source)}"
     return "-".join(parts.values()) or "job"

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from clap import checkpoint
 from clap.atomic import read_json
 from clap.config.launch import format_error
 from clap.config.output_folder import SWEEP_FOLDER
@@ -40,8 +41,32 @@ def _digest_dataset(node: str) -> dict[str, str]:
     return found
 
 
+WEIGHTS = ("init_from", "audio_encoder.pretrained", "text_encoder.pretrained")  # keys that may name files
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_file(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def digest_weights(config: DictConfig) -> dict[str, str]:
+    """{key: digest} of the local files with initial weights that a config names."""
+    found = {}
+    for key in WEIGHTS:
+        value = OmegaConf.select(config, key)
+        path = checkpoint.find_best(Path(value)) if isinstance(value, str) else Path("/")
+        files = sorted(path.glob("*.*")) if path.is_dir() else [path]
+        files = [file for file in files if file.suffix in WEIGHT_SUFFIXES and file.is_file()]
+        if files:
+            digests = [_digest_file(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            found[key] = " ".join(digests)
+    return found
+
+
 def digest_data(config: DictConfig, *, reread: bool = True) -> dict[str, str]:
-    """Number of clips and digest of each split, and the digest of the list of excluded clips.
+    """Number of clips and digest of each split, and digests of the list of excluded clips and of initial weights.
 
     It covers ids, captions, labels and keywords as the index has them, not the recordings. Empty if the data cannot be
     read, which is an error of the job only if it runs.
@@ -53,7 +78,8 @@ def digest_data(config: DictConfig, *, reread: bool = True) -> dict[str, str]:
         _digest_dataset.cache_clear()
     node = OmegaConf.to_container(config, resolve=True).get("dataset")
     try:
-        return _digest_dataset(json.dumps(node, sort_keys=True)) if node else {}
+        found = _digest_dataset(json.dumps(node, sort_keys=True)) if node else {}
+        return found | digest_weights(config)
     except (OSError, ValueError) as error:
         log.warning("the data cannot be compared with that of earlier jobs: %s", format_error(error))
         return {}
@@ -86,6 +112,7 @@ def describe_change(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
 
 def describe_data_change(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
     """Error message for the first split that differs from that of a job; None if all match or one is not known."""
+    now = {key: digest for key, digest in now.items() if key in before or key not in WEIGHTS}  # older jobs have none
     if not before or not now or before == now:
         return None
     split = next(split for split in (*before, *now) if before.get(split) != now.get(split))
@@ -99,9 +126,12 @@ def describe_data_change(folder: Path, before: Mapping[str, str], now: Mapping[s
 def check_same_data(job: Job) -> None:
     """Reject a job if another one of its sweep, with the same settings of the dataset, has a result on other data."""
     for other in read_jobs(job.folder.parent):
-        is_alike = not any(key.startswith("dataset.") for key in find_changes(other.config, job.config))
+        changes = find_changes(other.config, job.config)
+        is_alike = not any(key.startswith("dataset.") for key in changes)
         if other.status == "finished" and other.folder != job.folder and is_alike:
-            if error := describe_data_change(other.folder, other.data, job.data):
+            same = [key for key in other.data | job.data if key not in WEIGHTS or key not in changes]
+            before, now = ({key: job.data[key] for key in same if key in job.data} for job in (other, job))
+            if error := describe_data_change(other.folder, before, now):
                 raise ValueError(error)
 
 

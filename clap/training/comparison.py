@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from clap.config.result_settings import find_changes, read_result_settings
+from clap.config.values import shell_override
 from clap.dataset.clips import ClapDataset
 from clap.dataset.digest import digest_clips
 
@@ -65,7 +66,7 @@ def check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
         old, new = (", ".join(f"{key}={changes[key][side]}" for key in refused) for side in (0, 1))
         raise ValueError(
             f"{folder} was trained with {old}, now it is {new}; restore the value to resume, or start a new run with "
-            f"init_from={folder} (a resumed run may change {', '.join(APPLIED)})"
+            f"{shell_override('init_from', folder)} (a resumed run may change {', '.join(APPLIED)})"
         )
     for key, (old, new) in changes.items():
         log.warning("resumes with %s=%s, before it was %s", key, new, old)
@@ -91,7 +92,7 @@ def check_data(
             raise ValueError(
                 f"{folder} was trained on other data: the {split} split had {len(old)} clips and has {len(new)}, the "
                 f"first difference is {where}; restore the files (index, exclude, missing recordings) to resume, or "
-                f"start a new run with init_from={folder}"
+                f"start a new run with {shell_override('init_from', folder)}"
             )
 
 
@@ -113,7 +114,7 @@ def check_optimizer(
         if old != new:
             raise ValueError(
                 f"{folder} was trained with {old}, now with {new}; restore the optimizer to resume, or start a new "
-                f"run with init_from={folder}"
+                f"run with {shell_override('init_from', folder)}"
             )
     varied = {"lr"} if isinstance(scheduler, LambdaLR) else SCHEDULED if scheduler is not None else set()
     for number, (old, new) in enumerate(zip(*groups, strict=True)):
@@ -122,7 +123,7 @@ def check_optimizer(
                 raise ValueError(
                     f"{folder} was trained with {key}={old.get(key)} in the optimizer's group "
                     f"{new.get('name', number)}, now it is {new[key]}; restore the value to resume, or start a new run "
-                    f"with init_from={folder}"
+                    f"with {shell_override('init_from', folder)}"
                 )
 
 
