@@ -42,15 +42,15 @@ def end_with_parent() -> Iterator[None]:
 
     A joblib worker would otherwise run the jobs that it has received, and then wait forever.
     """
-    parent = multiprocessing.parent_process()
-    if parent is None:
+    if multiprocessing.parent_process() is None:
         yield
         return
-    watch_parent(parent.pid)
+    parent_pid = os.getppid()  # that of the fork server, where there is one
+    watch_parent(parent_pid)
     try:
         yield
     finally:
-        if os.getppid() != parent.pid:
+        if os.getppid() != parent_pid:
             os._exit(1)
 
 
