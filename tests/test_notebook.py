@@ -21,6 +21,7 @@ def checkpoint(tiny_config, tiny_clap, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow  # starts a kernel, which imports everything again
 def test_notebook_runs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     study, store = load_study("encoder_ablation"), StudyStore(tmp_path / "store")
     store.add_run(store.add_sweep(study), study.cells()[0], "0")
