@@ -101,7 +101,7 @@ with own_folder(Path(sys.argv[1]), advice=""):
 """
 
 
-def test_second_owner_is_told_who_holds_a_folder_until_that_process_is_killed(tmp_path: Path):
+def test_second_owner_is_refused_until_the_first_is_killed(tmp_path: Path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         child = int(holder.stdout.readline())
