@@ -53,10 +53,12 @@ def _digest_file(path: Path, size: int, modified: int) -> str:
 
 def digest_weights(config: DictConfig) -> dict[str, str]:
     """{key: digest} of the local files with initial weights that a config names."""
+    named = {key: OmegaConf.select(config, key) for key in WEIGHTS}
     found = {}
-    for key in WEIGHTS:
-        value = OmegaConf.select(config, key)
-        path = checkpoint.find_best(Path(value)) if isinstance(value, str) else Path("/")
+    for key, path in named.items():
+        if not isinstance(path, str):  # true, false or null
+            continue
+        path = checkpoint.find_best(Path(path))
         files = sorted(path.glob("*.*")) if path.is_dir() else [path]
         files = [file for file in files if file.suffix in WEIGHT_SUFFIXES and file.is_file()]
         if files:
