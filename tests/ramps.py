@@ -11,10 +11,8 @@ from clap.dataset.dataset_settings import SETTINGS_KEYS, DatasetSettings
 
 
 class Ramps(Corpus):
-    name = "ramps"
-
-    def __init__(self, clips: list[Clip], max_duration: float = 30.0) -> None:
-        self.listed, self.max_duration = clips, max_duration
+    def __init__(self, clips: list[Clip], name: str = "ramps", *, max_duration: float = 30.0) -> None:
+        self.listed, self.name, self.max_duration = clips, name, max_duration
 
     def clips(self, split: str) -> list[Clip]:
         return self.listed if split != "val" else []

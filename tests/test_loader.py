@@ -5,7 +5,7 @@ import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
 from numpy.testing import assert_array_equal
-from ramps import make_dataset
+from ramps import Ramps, make_dataset
 
 from clap.corpus import Clip
 from clap.dataset.cache import WaveformCache
@@ -126,6 +126,91 @@ def test_ordered_epoch_keeps_the_short_batch():
 
 def test_batch_size_is_at_most_the_split():
     assert [len(batch) for batch in EpochSampler(3, 32, shuffle=True)] == [3]
+
+
+# Several processes
+
+
+def join_ranks(world_size: int, *, num_items: int, batch_size: int, shuffle: bool = True) -> list[list[int]]:
+    """The global batches of an epoch, from the parts of all ranks."""
+    samplers = [
+        EpochSampler(num_items, batch_size, shuffle=shuffle, seed=3, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for sampler in samplers:
+        sampler.seek(2, 1)
+    return [[index for part in parts for _, index in part] for parts in zip(*samplers, strict=True)]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("num_items", "batch_size"), [(26, 8), (24, 8), (6, 8)])
+def test_ranks_divide_the_batches_of_one_process(num_items, batch_size, shuffle):
+    options = {"num_items": num_items, "batch_size": batch_size, "shuffle": shuffle}
+    assert join_ranks(4, **options) == join_ranks(2, **options) == join_ranks(1, **options)
+
+
+def test_batch_of_all_clips_is_divided_unevenly():
+    samplers = [EpochSampler(3, 8, shuffle=True, rank=rank, world_size=4) for rank in range(4)]
+    assert [list(map(len, sampler)) for sampler in samplers] == [[1], [1], [1], [0]]
+    assert {len(sampler) for sampler in samplers} == {1}
+
+
+@pytest.mark.parametrize(("batch_size", "allowed"), [(9, "8 or 12"), (3, "4")])
+def test_batch_size_that_the_ranks_do_not_divide_is_refused(batch_size, allowed):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size} is .* multiple of 4; set it to {allowed}$"):
+        EpochSampler(100, batch_size, shuffle=True, world_size=4)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_rank_without_a_clip_loads_an_empty_batch(ramps, num_workers):
+    loader = make_loader(
+        *(make_dataset(ramps[:3]), Collate(tokenize)),
+        **{"batch_size": 4, "num_workers": num_workers, "shuffle": True, "rank": 3, "world_size": 4},
+    )
+    (batch,) = loader
+    assert len(batch) == 0 and batch.problems == {}
+
+
+def list_pairs(dataset: ClapDataset, world_size: int) -> list[tuple[int, str]]:
+    """Clip and caption of each position of an epoch, in global order."""
+    ranks = []
+    for rank in range(world_size):
+        loader = make_loader(dataset, list, **SHARD, rank=rank, world_size=world_size)
+        loader.batch_sampler.seek(1)
+        ranks.append([[(item.index, item.caption) for item in batch] for batch in loader])
+    return [pair for parts in zip(*ranks, strict=True) for part in parts for pair in part]
+
+
+SHARD = {"batch_size": 4, "num_workers": 0, "shuffle": True}
+KINDS = {
+    "sample": lambda ramps: make_dataset(ramps),
+    "all captions": lambda ramps: make_dataset(ramps, captions="all"),
+    "weights": lambda ramps: ClapDataset(
+        [Ramps(ramps[:6], "a"), Ramps(ramps[6:], "b")], sample_rate=1000, window=0.5, weights=[0.5, 2]
+    ),
+    "excluded clips": lambda ramps: make_dataset(ramps, exclude=ramps[0].path.with_name("exclude.txt")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_share_an_epoch_of_every_kind_of_dataset(ramps, kind):
+    ramps[0].path.with_name("exclude.txt").write_text("3\ttoo noisy\n")
+    dataset = KINDS[kind](ramps)
+    pairs = list_pairs(dataset, 2)
+    assert pairs == list_pairs(dataset, 1) and len(pairs) == len(dataset) // 4 * 4
+    if kind != "weights":  # which repeat the clips of a corpus
+        assert len(set(pairs)) == len(pairs)
+
+
+def test_training_loads_the_part_of_this_process(ramps, monkeypatch):
+    monkeypatch.setattr("clap.process_group.rank", lambda: 1)
+    monkeypatch.setattr("clap.process_group.world_size", lambda: 2)
+    options = {"batch_size": 4, "num_workers": 0}
+    loaders = [make_loader(make_dataset(ramps), Collate(tokenize), **options, shuffle=shuffle) for shuffle in (1, 0)]
+    assert [len(next(iter(loader))) for loader in loaders] == [2, 4]
+
+
+# Workers
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -13,7 +13,7 @@ class DatasetSettings:
     """The keys of conf/dataset/_loader.yaml; the other keys of a dataset's yaml are the arguments of its corpus.
 
     Args:
-        batch_size: clips per batch.
+        batch_size: clips per batch, over all processes.
         num_workers: worker processes that decode and resample.
         max_bad_fraction: share of clips that may be missing or unreadable before the run stops.
         longest_clip: seconds; a clip of which more would be read counts as unreadable.

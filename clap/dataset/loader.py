@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
+from clap import process_group
 from clap.corpus import Corpus
 from clap.dataset.clips import ClapDataset, Item
 from clap.dataset.dataset_settings import DatasetSettings
@@ -92,18 +93,32 @@ def allocate_waveform(*shape: int) -> Tensor:
 class EpochSampler(Sampler):
     """Batches of (epoch, index) in an order that depends only on seed and epoch; `seek` sets epoch and first batch.
 
+    Of each batch, a rank yields its part: the parts in the order of the ranks are the batch of a single process. Parts
+    of a batch smaller than batch_size differ by one item at most and may be empty.
+
     Args:
+        batch_size: items per batch, over all ranks.
         shuffle: random order without the incomplete last batch; False: in order, and the last batch may be smaller.
+        rank, world_size: number of this process, and how many processes share a batch.
 
     Raises:
-        ValueError: batch_size is below 1.
+        ValueError: batch_size is below 1 or not a multiple of world_size.
     """
 
-    def __init__(self, num_items: int, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
+    def __init__(
+        self, num_items: int, batch_size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"dataset.batch_size={batch_size} must be 1 or more")
+        if rest := batch_size % world_size:
+            near = [size for size in (batch_size - rest, batch_size - rest + world_size) if size]
+            raise ValueError(
+                f"dataset.batch_size={batch_size} is the batch of all {world_size} processes and must be a multiple of "
+                f"{world_size}; set it to {' or '.join(map(str, near))}"
+            )
         self.num_items, self.batch_size = num_items, min(batch_size, num_items)
         self.shuffle, self.seed = shuffle, seed
+        self.rank, self.world_size = rank, world_size
         self.epoch, self.first_batch = 0, 0
 
     def seek(self, epoch: int, batch: int = 0) -> None:
@@ -118,7 +133,8 @@ class EpochSampler(Sampler):
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items).tolist()
         for batch in range(self.first_batch, len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in chosen]
+            part = np.array_split(chosen, self.world_size)[self.rank]
+            yield [(self.epoch, index) for index in part.tolist()]
 
 
 def open_loader(
@@ -131,8 +147,10 @@ def open_loader(
     settings: DatasetSettings,
     seed: int = 0,
     training: bool | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
 ) -> DataLoader:
-    """DataLoader over a split of a corpus, shuffled in training; see `ClapDataset` for the arguments."""
+    """DataLoader over a split of a corpus, shuffled in training; see `ClapDataset` and `make_loader`."""
     dataset = ClapDataset(
         corpus, kind, sample_rate=sample_rate, window=window, seed=seed, training=training, settings=settings
     )
@@ -143,17 +161,34 @@ def open_loader(
         num_workers=settings.num_workers,
         shuffle=dataset.training,
         seed=seed,
+        rank=rank,
+        world_size=world_size,
     )
 
 
 def make_loader(
-    dataset: ClapDataset, collate: Collate, *, batch_size: int, num_workers: int, shuffle: bool, seed: int = 0
+    dataset: ClapDataset,
+    collate: Collate,
+    *,
+    batch_size: int,
+    num_workers: int,
+    shuffle: bool,
+    seed: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
 ) -> DataLoader:
     """DataLoader over `dataset`, with its own generator, so that torch's global random state does not change.
 
+    Args:
+        batch_size: clips per batch, over all processes.
+        rank, world_size: which part of each batch is loaded (see `EpochSampler`). By default, training loads the part
+            of this process; evaluation loads every batch, since `embed_split` divides whole batches.
+
     Raises:
-        ValueError: a training batch would have fewer than two clips.
+        ValueError: a training batch would have fewer than two clips, or the processes do not divide it.
     """
+    if world_size is None:
+        rank, world_size = (process_group.rank(), process_group.world_size()) if shuffle else (0, 1)
     if shuffle and min(batch_size, len(dataset)) < 2:
         raise ValueError(
             f"dataset.batch_size={batch_size}, {len(dataset)} training clips: a contrastive batch needs two clips or "
@@ -165,7 +200,9 @@ def make_loader(
         )
     return DataLoader(
         dataset,
-        batch_sampler=EpochSampler(len(dataset), batch_size, shuffle=shuffle, seed=seed),
+        batch_sampler=EpochSampler(
+            len(dataset), batch_size, shuffle=shuffle, seed=seed, rank=rank or 0, world_size=world_size
+        ),
         num_workers=num_workers,
         multiprocessing_context=START_METHOD if num_workers else None,
         collate_fn=collate,
