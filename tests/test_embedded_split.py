@@ -9,8 +9,9 @@ import pytest
 import soundfile
 import torch
 from conftest import CAPTIONS
+from ranks import run_ranks
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from clap import Clap, ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
 from clap.corpus import Clip, Corpus
@@ -167,6 +168,60 @@ def test_batch_that_does_not_fit_into_memory_names_its_longest_clip(
     monkeypatch.setattr(clap, "embed_audio", Mock(side_effect=RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         embed_split(clap, loader)
+
+
+# Several processes
+
+
+def describe(clap: Clap, loader: DataLoader) -> tuple:
+    split = embed_split(clap, loader)
+    return split.audio_embedding.tolist(), split.index, split.problems, split.is_cached.tolist()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_the_batches_and_return_the_whole_split(clap: Clap, tones: list[Path], world_size: int):
+    loader = open_all(clap, tones, batch_size=3)
+    assert run_ranks(lambda rank: describe(clap, loader), world_size) == [describe(clap, loader)] * world_size
+
+
+def test_process_without_a_batch_returns_the_whole_split(clap: Clap, tones: list[Path]):
+    loader = open_all(clap, tones, batch_size=8)
+    assert run_ranks(lambda rank: describe(clap, loader)) == [describe(clap, loader)] * 2
+
+
+def test_processes_embed_different_batches(clap: Clap, tones: list[Path], batch_shapes: list[tuple[int, int]]):
+    loader = open_all(clap, tones, batch_size=3)
+    shapes = run_ranks(lambda rank: embed_split(clap, loader) and batch_shapes)
+    assert shapes == [[(3, 4.0), (2, 1.0)], [(3, 2.5)]]
+
+
+def test_processes_agree_on_a_random_order(clap: Clap, tones: list[Path]):
+    dataset = open_all(clap, tones, batch_size=3).dataset
+    loader = DataLoader(dataset, batch_size=3, sampler=RandomSampler(dataset), collate_fn=clap.collate)
+
+    def embed(rank: int) -> list[int]:
+        torch.manual_seed(rank)
+        return embed_split(clap, loader).index
+
+    first, second = run_ranks(embed)
+    assert first == second != sorted(first)
+
+
+def test_every_process_embeds_the_batches_of_another_kind(clap: Clap, tones: list[Path]):
+    dataset = open_all(clap, tones, batch_size=2).dataset
+    loader = DataLoader(dataset, batch_sampler=[[0, 7], [1]], collate_fn=clap.collate)
+    assert run_ranks(lambda rank: embed_split(clap, loader).index) == [[0, 1, 7]] * 2
+
+
+@pytest.mark.parametrize(("allowed", "is_error"), [(0.2, False), (0.1, True)])
+def test_bad_clips_of_one_process_count_on_all(clap: Clap, tones: list[Path], tmp_path: Path, allowed, is_error):
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"not audio")
+    loader = open_all(clap, [*tones[:7], bad], batch_size=3)
+    loader.dataset.max_bad_fraction = allowed
+    results = run_ranks(lambda rank: describe(clap, loader))
+    assert [isinstance(result, ValueError) for result in results] == [is_error] * 2
+    assert str(results[0]) == str(results[1]) and "bad.wav" in str(results[0])
 
 
 def test_sampler_of_a_loader_chooses_clips_and_their_order(clap: Clap, tones: list[Path]):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
+from clap import process_group
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import Batch, EpochSampler, make_loader
@@ -44,6 +45,18 @@ class EmbeddedSplit:
     def clips(self) -> list[Clip]:
         """The clip of each row."""
         return [self.dataset.clips[i] for i in self.index]
+
+    def gather(self, device: torch.device) -> "EmbeddedSplit":
+        """The clips of all ranks, on every rank; collective."""
+        own = (self.audio_embedding.cpu(), self.index, self.problems, self.is_cached)
+        embeddings, index, problems, is_cached = zip(*process_group.gather_objects(own), strict=True)
+        return EmbeddedSplit(
+            self.dataset,
+            torch.cat(embeddings).to(device),
+            [i for part in index for i in part],
+            {i: problem for part in problems for i, problem in part.items()},
+            torch.cat(is_cached),
+        )
 
     def by_corpus(self) -> "list[EmbeddedSplit]":
         """The split of each corpus alone: corpora that are mixed in training are evaluated as separate tasks."""
@@ -86,22 +99,20 @@ class Splits:
 def embed_split(clap: "Clap", loader: DataLoader) -> EmbeddedSplit:
     """Embed every clip of the loader's dataset, in evaluation mode; the order is that of the loader's sampler.
 
+    Of several processes each embeds a part of the batches, and all return the whole split.
+
     Raises:
         ValueError: more clips than `max_bad_fraction` allows cannot be used, or a batch does not fit into memory.
     """
     dataset: ClapDataset = loader.dataset
-    order = list(loader.sampler)
-    embeddings, found, is_cached, problems = [], [], [], {}
-    with clap.inference():
-        for batch in batch_by_length(loader, order):
-            problems |= batch.problems
-            if len(batch):
-                found += batch.index.tolist()
-                is_cached.append(batch.is_cached)
-                embeddings.append(embed_batch(clap, batch, dataset))
+    order = process_group.broadcast_object(list(loader.sampler))  # which may be random
+    batches = batch_by_length(loader, order)
+    found = embed_batches(clap, batches, dataset)
+    if batches is not loader:
+        found = found.gather(clap.device)
     place = {index: position for position, index in enumerate(order)}
-    rows = sorted(range(len(found)), key=lambda row: place[found[row]])
-    problems = {i: problems[i] for i in sorted(problems, key=place.get)}
+    rows = sorted(range(len(found.index)), key=lambda row: place[found.index[row]])
+    problems = {i: found.problems[i] for i in sorted(found.problems, key=place.get)}
     for i, problem in problems.items():
         log.warning("%s split: %s skipped (%s)", dataset.kind, dataset.clips[i].id, problem)
     bad = [(clip.id, "missing") for clip in dataset.missing]  # the dataset has logged them
@@ -113,8 +124,22 @@ def embed_split(clap: "Clap", loader: DataLoader) -> EmbeddedSplit:
             f"the first is {clip_id} ({problem}); fix them or raise dataset.max_bad_fraction, now "
             f"{dataset.max_bad_fraction:g}"
         )
-    index = [found[row] for row in rows]
-    return EmbeddedSplit(dataset, torch.cat(embeddings)[rows], index, problems, torch.cat(is_cached)[rows])
+    index = [found.index[row] for row in rows]
+    return EmbeddedSplit(dataset, found.audio_embedding[rows], index, problems, found.is_cached[rows])
+
+
+def embed_batches(clap: "Clap", loader: DataLoader, dataset: ClapDataset) -> EmbeddedSplit:
+    """The clips of a loader, embedded, in the order of its batches."""
+    embeddings, index, problems = [torch.empty(0, clap.embed_dim, device=clap.device)], [], {}
+    is_cached = [torch.empty(0, dtype=torch.bool)]
+    with clap.inference():
+        for batch in loader:
+            problems |= batch.problems
+            if len(batch):
+                index += batch.index.tolist()
+                is_cached.append(batch.is_cached)
+                embeddings.append(embed_batch(clap, batch, dataset))
+    return EmbeddedSplit(dataset, torch.cat(embeddings), index, problems, torch.cat(is_cached))
 
 
 def embed_batch(clap: "Clap", batch: Batch, dataset: ClapDataset) -> Tensor:
@@ -135,17 +160,20 @@ def embed_batch(clap: "Clap", batch: Batch, dataset: ClapDataset) -> Tensor:
 def batch_by_length(loader: DataLoader, indices: Sequence[int]) -> DataLoader:
     """A loader of the given clips in batches of similar duration, the longest first; see `plan_batches`.
 
-    A batch is padded to its longest clip, so that one long clip between short ones would fill the memory. A loader with
-    batches of its own kind is returned as it is.
+    A batch is padded to its longest clip, so that one long clip between short ones would fill the memory. Of several
+    processes each gets every n-th batch, so that all have batches of each duration. A loader with batches of its own
+    kind is returned as it is.
     """
     if not isinstance(loader.batch_sampler, EpochSampler | BatchSampler):
         return loader
     dataset: ClapDataset = loader.dataset
-    durations = map(find_duration, dataset.read_headers(indices))
-    batches = plan_batches(list(durations), loader.batch_sampler.batch_size, window=dataset.window)
+    durations = list(map(find_duration, dataset.read_headers(indices))) if process_group.is_main() else None
+    durations = process_group.broadcast_object(durations)
+    batches = list(plan_batches(durations, loader.batch_sampler.batch_size, window=dataset.window))
+    own = batches[process_group.rank() :: process_group.world_size()]
     return DataLoader(
         dataset,
-        batch_sampler=[[(0, indices[position]) for position in batch] for batch in batches],  # with an epoch, here 0
+        batch_sampler=[[(0, indices[position]) for position in batch] for batch in own],  # with an epoch, here 0
         num_workers=loader.num_workers,
         multiprocessing_context=loader.multiprocessing_context,
         collate_fn=loader.collate_fn,
