@@ -5,15 +5,33 @@ import os
 import torch
 
 from clap.config.values import DEVICES
+from clap.processes import read_processes
 
 
 def choose_device(name: str) -> torch.device:
-    """The device `cpu` or `cuda`; `auto` is the GPU if one is available."""
+    """The device `cpu` or `cuda`; `auto` is the GPU if one is available. Each process of a machine has its own GPU.
+
+    Raises:
+        ValueError: the name is unknown, or there is no GPU, or not one for each process.
+    """
     if name not in DEVICES:
         raise ValueError(f"device={name!r} is not one of {', '.join(DEVICES)}; set device")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but PyTorch finds no GPU; set device=cpu or auto")
-    return torch.device("cuda" if torch.cuda.is_available() and name != "cpu" else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    processes, count = read_processes(), torch.cuda.device_count()
+    if processes.local_world_size == 1:
+        return torch.device("cuda")
+    is_bound = count == 1 and processes.launcher in ("srun", "submitit")  # to one GPU, by --gpus-per-task
+    if processes.local_rank >= count and not is_bound:
+        raise ValueError(
+            f"{processes.local_world_size} processes on a machine with {count} GPUs; start one process for each GPU, "
+            f"as with torchrun --nproc-per-node={count}, or set device=cpu"
+        )
+    device = torch.device("cuda", 0 if is_bound else processes.local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def describe_machine(device: torch.device) -> str:

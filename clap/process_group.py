@@ -1,11 +1,23 @@
 """The processes of one run, and what they exchange on the CPU. A process without a group is rank 0 of one."""
 
-from collections.abc import Sequence
+import contextlib
+import gc
+import os
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from clap.processes import Processes
+
+# How long a process waits for the others: in a collective, whose work may be a validation on rank 0, and at the start.
+TIMEOUT, START_TIMEOUT = timedelta(minutes=30), timedelta(minutes=5)
+LOST_PEER = re.compile(r"gloo/|ncclRemoteError|NCCL (communicator|error)|Connection (closed|reset) by peer")
 
 
 def is_distributed() -> bool:
@@ -56,3 +68,68 @@ def gather_numbers(numbers: Sequence[int]) -> Tensor:
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on a rank."""
     return bool(gather_numbers([flag]).any())
+
+
+def connect(processes: Processes) -> dist.Store:
+    """The store that all processes of a run share: that of torchrun's agent, else of rank 0.
+
+    Raises:
+        ConnectionError: the other processes, or the machine of rank 0, cannot be reached within START_TIMEOUT.
+    """
+    variables = {"MASTER_ADDR": processes.address, "MASTER_PORT": processes.port}
+    variables |= {"RANK": processes.rank, "WORLD_SIZE": processes.world_size}
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=START_TIMEOUT))
+    except (dist.DistError, RuntimeError) as error:
+        raise ConnectionError(
+            f"rank {processes.rank} of {processes.world_size} cannot reach {processes.address}:{processes.port} "
+            f"({str(error).splitlines()[0]}); start all processes at the same time, or set another MASTER_PORT"
+        ) from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # after a restart of torchrun the store is the same
+    return dist.PrefixStore(f"clap/{attempt}", store)
+
+
+@contextlib.contextmanager
+def join(processes: Processes, store: dist.Store) -> Iterator[None]:
+    """Make this process one of a group while the body runs: gloo on a CPU, and NCCL for tensors on a GPU.
+
+    After an exception all that the body has left is freed, else the connections stay open and others wait for them.
+    """
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=processes.rank, world_size=processes.world_size, timeout=TIMEOUT)
+    try:
+        yield
+    except BaseException as error:
+        _free_frames(error)
+        if torch.cuda.is_available():  # an unfinished kernel of NCCL would wait for the other processes
+            dist.distributed_c10d._abort_process_group()
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _free_frames(error: BaseException | None) -> None:
+    """Free the objects in the local variables of an exception's frames that have ended."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an exception only says that another process has left the group."""
+    return isinstance(error, dist.DistError | RuntimeError) and bool(LOST_PEER.search(str(error)))
+
+
+def set_threads(processes: Processes) -> int:
+    """Divide the cores of this machine over its processes, and return the number of threads of each.
+
+    torchrun sets OMP_NUM_THREADS=1, which leaves cores unused; another value, or one set without torchrun, is kept.
+    """
+    given = os.environ.get("OMP_NUM_THREADS")
+    if given is None or (given == "1" and processes.launcher == "torchrun"):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(cores // processes.local_world_size, 1))
+    return torch.get_num_threads()

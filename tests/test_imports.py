@@ -30,6 +30,7 @@ ROWS = (
     ("clap.audio", "clap.waveform", "clap.checkpoint", "clap.device", "clap.config.output_folder"),
     ("clap.run_folder", "clap.fetch", "clap.plotting", "clap.audio_formats", "clap.prompts", "clap.containers"),
     ("clap.atomic", "clap.config", "clap.progress", "clap.process_group"),
+    ("clap.processes",),
 )
 ROOMS = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 MOST_LATE_IMPORTS = 20

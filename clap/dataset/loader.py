@@ -17,6 +17,7 @@ from clap import process_group
 from clap.corpus import Corpus
 from clap.dataset.clips import ClapDataset, Item
 from clap.dataset.dataset_settings import DatasetSettings
+from clap.processes import check_batch_size
 
 log = logging.getLogger(__name__)
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
@@ -110,12 +111,7 @@ class EpochSampler(Sampler):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"dataset.batch_size={batch_size} must be 1 or more")
-        if rest := batch_size % world_size:
-            near = [size for size in (batch_size - rest, batch_size - rest + world_size) if size]
-            raise ValueError(
-                f"dataset.batch_size={batch_size} is the batch of all {world_size} processes and must be a multiple of "
-                f"{world_size}; set it to {' or '.join(map(str, near))}"
-            )
+        check_batch_size(batch_size, world_size)
         self.num_items, self.batch_size = num_items, min(batch_size, num_items)
         self.shuffle, self.seed = shuffle, seed
         self.rank, self.world_size = rank, world_size
