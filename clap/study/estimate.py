@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from torch import nn
 
 from clap.config import find_absent
 from clap.config.build import build_module
@@ -16,12 +15,13 @@ from clap.dataset.loader import EpochSampler, make_loader
 from clap.device import choose_device
 from clap.model import Clap
 from clap.study.downloads import build_on_meta, count_parameters, open_train_set
-from clap.training.cost import count_flops, step_flops
-from clap.training.precision import make_autocast
+from clap.training.cost import measure_gemm_rate, step_flops, synchronize
 from clap.training.trainer import ClapTrainer
 from clap.training.trainer_settings import TrainerSettings
 
 SMALL = 50_000_000  # parameters: up to here a model is built and timed
+STEP_SHARE = 0.55  # of the GEMM rate, in a training step on two CPU cores: experiments/benchmarks/training.py
+gemm_rate = functools.cache(measure_gemm_rate)  # once per plan
 
 
 def estimate(config: dict[str, Any], *, ready: bool) -> tuple[float | None, str]:
@@ -41,8 +41,8 @@ def estimate(config: dict[str, Any], *, ready: bool) -> tuple[float | None, str]
         seconds = time_step(config, dataset)
         return steps * seconds, f"timed: {steps:.0f} steps of {seconds:.2f} s"
     settings = config["dataset"]
-    flops = step_flops(clap, batch_size=settings["batch_size"], max_duration=settings.get("max_duration", 0))
-    speed = measure_speed(config["device"], config["trainer"]["precision"])
+    flops = step_flops(clap, batch_size=settings["batch_size"], duration=settings.get("max_duration", 0))
+    speed = STEP_SHARE * gemm_rate(choose_device(config["device"]), config["trainer"]["precision"])
     return (
         steps * flops / speed,
         f"counted: {steps:.0f} steps of {flops / 1e9:,.0f} GFLOP at {speed / 1e9:,.0f} GFLOP/s",
@@ -77,29 +77,12 @@ def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
     return time_calls(lambda: trainer.train_step(batch), device=clap.device)
 
 
-@functools.cache
-def measure_speed(device: str, precision: str) -> float:
-    """Operations per second in a training step of one transformer layer as wide as BERT's."""
-    device = choose_device(device)
-    layer = nn.TransformerEncoderLayer(768, nhead=12, dim_feedforward=3072, activation="gelu", batch_first=True)
-    x = torch.randn(4 if device.type == "cpu" else 1024, 64, 768, device=device, requires_grad=True)
-    layer, autocast = layer.to(device), make_autocast(precision, device)[0]
-
-    def step() -> None:
-        with autocast:
-            y = layer(x)
-        y.float().square().mean().backward()
-
-    return count_flops(step) / time_calls(step, device=device)
-
-
 def time_calls(call: Callable[[], object], *, device: torch.device) -> float:
     """Seconds of a call, the minimum of three after a warm-up."""
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])

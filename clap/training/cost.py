@@ -1,19 +1,25 @@
 """The cost of training: memory, parameters, arithmetic."""
 
+import math
 import re
 import resource
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from clap.audio_encoder.base import LogMelEncoder
 from clap.fusion import MeanOfWindows, Views, window_starts
 from clap.model import Clap
+from clap.training.precision import DTYPES
 
 CAPTION_TOKENS = 20  # in a counted training step
+PRODUCTS = 4  # matrix products between two readings of the clock
 
 
 def measure_size(clap: Clap, *, duration: float) -> dict[str, float]:
@@ -63,32 +69,57 @@ def forward_flops(clap: Clap, *, duration: float | None = None) -> int:
         return count_flops(lambda: clap(waveform, torch.tensor([num_samples], device=clap.device), tokens, tokens))
 
 
-def step_flops(clap: Clap, *, batch_size: int, max_duration: float) -> int:
-    """FLOPs of a training step on the meta device, forward and backward, without the spectrogram.
+def step_flops(clap: Clap, *, batch_size: int, duration: float, num_tokens: int = CAPTION_TOKENS) -> int:
+    """FLOPs of a training step, forward and backward, without the spectrogram; nothing is computed or allocated.
+
+    A part without gradients has no backward pass. Activation checkpointing is counted as it runs, so the model FLOPs
+    are those from before it is switched on.
 
     Args:
-        max_duration: seconds that training reads of a clip.
+        batch_size: clips of the step on this device.
+        duration: seconds of the longest clip; shorter ones are padded.
+        num_tokens: tokens of the longest caption.
     """
-    encoder = clap.audio_encoder.eval()
-    tokens = torch.ones(batch_size, CAPTION_TOKENS, dtype=torch.long, device="meta")
+    step = CountedStep(clap)
+    shapes = {
+        name: torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
+        for name, value in [*step.named_parameters(), *step.named_buffers()]
+    }
+    modes = {module: module.training for module in clap.modules()}
+    try:
+        clap.eval()
+        with torch.compiler.set_stance("force_eager"):
+            return count_flops(lambda: functional_call(step, shapes, (batch_size, duration, num_tokens)))
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
-    def step() -> None:
+
+class CountedStep(nn.Module):
+    """A training step on the meta device, without loss and optimizer."""
+
+    def __init__(self, clap: Clap) -> None:
+        super().__init__()
+        self.clap = clap
+
+    def forward(self, batch_size: int, duration: float, num_tokens: int) -> None:
+        encoder = self.clap.audio_encoder
         if isinstance(encoder, LogMelEncoder):
-            features = encoder.encode_views(make_meta_views(encoder, batch_size, max_duration))
+            features = encoder.encode_views(make_meta_views(encoder, batch_size, duration))
         else:
             num_samples = round(encoder.window * encoder.sample_rate)
             lengths = torch.full((batch_size,), num_samples)
             features = encoder(torch.zeros(batch_size, num_samples, device="meta"), lengths)
-        audio, text = clap.audio_projection(features), clap.embed_text(tokens, tokens.bool())
-        (audio.sum() + text.sum()).backward()
+        tokens = torch.ones(batch_size, num_tokens, dtype=torch.long, device="meta")
+        outputs = (self.clap.audio_projection(features), self.clap.embed_text(tokens, tokens.bool()))
+        if trained := [output.sum() for output in outputs if output.requires_grad]:
+            torch.stack(trained).sum().backward()
 
-    return count_flops(step)
 
-
-def make_meta_views(encoder: LogMelEncoder, batch_size: int, max_duration: float) -> Views:
-    """Views of clips of `max_duration` seconds, without values."""
+def make_meta_views(encoder: LogMelEncoder, batch_size: int, duration: float) -> Views:
+    """Views of clips of `duration` seconds, without values."""
     frontend, fusion = encoder.frontend, encoder.fusion
-    longest = round(max_duration * frontend.sample_rate)
+    longest = round(duration * frontend.sample_rate)
     windows = len(window_starts(longest, frontend.num_samples)) if isinstance(fusion, MeanOfWindows) else 1
     rows = batch_size * windows
     log_mel = torch.zeros(rows, fusion.num_views, frontend.num_frames, frontend.n_mels, device="meta")
@@ -98,6 +129,35 @@ def make_meta_views(encoder: LogMelEncoder, batch_size: int, max_duration: float
 
 def count_flops(call: Callable[[], object]) -> int:
     """Products and sums of the matrix multiplications, convolutions and attention in a call."""
-    with FlopCounterMode(display=False) as counter:
+    aten = torch.ops.aten  # PyTorch counts attention on a GPU, but not that on a CPU
+    attention = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, *qkv, **__: 2 * sdpa_flop_count(*qkv[:3]),
+    }
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
         call()
     return counter.get_total_flops()
+
+
+def measure_gemm_rate(device: torch.device, precision: str, *, seconds: float = 0.25) -> float:
+    """FLOP/s of square matrix products in a run's precision: the highest of about `seconds` of measurements.
+
+    A run's TF32 setting and number of threads apply. A GPU multiplies matrices large enough to fill it.
+    """
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=DTYPES.get(precision, torch.float32)) for _ in range(2))
+    product = torch.mm(a, b)  # warm-up, and memory for the results
+    shortest, end = math.inf, time.perf_counter() + seconds
+    while shortest == math.inf or time.perf_counter() < end:
+        start = time.perf_counter()
+        for _ in range(PRODUCTS):
+            torch.mm(a, b, out=product)
+        synchronize(device)
+        shortest = min(shortest, time.perf_counter() - start)
+    return PRODUCTS * 2 * size**3 / shortest
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU to finish its work, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
