@@ -159,7 +159,7 @@ def make_trainer(tiny_clap: Callable) -> Callable:
             dataset = ClapDataset(corpus, kind, sample_rate=clap.sample_rate, window=clap.window)
             shuffle = kind == "train"
             loaders.append(make_loader(dataset, clap.collate, batch_size=6, num_workers=0, shuffle=shuffle))
-        optimizer = AdamW(clap.parameters(), lr=lr)
+        optimizer = AdamW(clap.parameters(), lr=lr, fused=True)
         settings = TrainerSettings(**options)
         criterion = SymmetricCrossEntropyLoss()
         return ClapTrainer(*loaders, clap, optimizer, criterion, epochs, evaluators=evaluators, settings=settings)

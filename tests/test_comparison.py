@@ -12,7 +12,14 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from clap.corpus import Clip
-from clap.training.comparison import check_data, check_optimizer, check_settings, digest_dataset, read_settings
+from clap.training.comparison import (
+    check_data,
+    check_optimizer,
+    check_settings,
+    digest_dataset,
+    load_optimizer,
+    read_settings,
+)
 from clap.training.trainer_settings import TrainerSettings
 
 LAST = Path("run/checkpoints/last")
@@ -48,7 +55,15 @@ def test_setting_of_the_result_is_refused(key: str):
 
 
 @pytest.mark.parametrize(
-    "key", ["trainer.max_epochs", "trainer.max_steps", "trainer.patience", "dataset.metadata", "dataset.metadata.train"]
+    "key",
+    [
+        "trainer.max_epochs",
+        "trainer.max_steps",
+        "trainer.patience",
+        "optimizer.algorithm.fused",
+        "dataset.metadata",
+        "dataset.metadata.train",
+    ],
 )
 def test_length_of_the_training_is_applied_and_logged(key: str, caplog: pytest.LogCaptureFixture):
     before = make_settings()
@@ -158,3 +173,30 @@ def test_scheduler_that_came_or_went_is_refused():
         check_optimizer(LAST, plain, optimizer, schedule)
     with pytest.raises(ValueError, match="trained with a scheduler, now with no scheduler"):
         check_optimizer(LAST, save_state(optimizer, schedule), optimizer, None)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_optimizer_keeps_its_kernels_when_a_state_is_loaded(fused: bool):
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    before, now = AdamW([weights[0]], fused=not fused), AdamW([weights[1]], fused=fused)
+    for weight, optimizer in zip(weights, (before, now), strict=True):
+        weight.grad = torch.ones(2)
+        optimizer.step()
+    check_optimizer(LAST, save_state(before), now, None)
+    load_optimizer(now, before.state_dict())
+    assert now.param_groups[0]["fused"] is fused
+    before.step(), now.step()
+    torch.testing.assert_close(*weights)
+
+
+def test_optimizer_keeps_the_memory_layout_of_its_parameters_when_a_state_is_loaded():
+    weight, gradient = torch.nn.Parameter(torch.randn(4, 3, 2, 2)), torch.randn(4, 3, 2, 2)
+    before = AdamW([weight], fused=True)
+    weight.grad = gradient
+    before.step()
+    other = torch.nn.Parameter(weight.detach().to(memory_format=torch.channels_last, copy=True))
+    now = AdamW([other], fused=True)
+    load_optimizer(now, before.state_dict())
+    other.grad = torch.empty_like(other).copy_(gradient)
+    before.step(), now.step()
+    torch.testing.assert_close(other, weight)

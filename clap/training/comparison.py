@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
 
 log = logging.getLogger(__name__)
-# Settings that a resumed run may change: how long it trains, and what it reads and writes on the way. Files with clips
-# are compared by their content, as data.
+# Settings that a resumed run may change: how long it trains, and what it reads and writes on the way, and the kernel of
+# the optimizer. Files with clips are compared by their content, as data.
 APPLIED = (
     "trainer.max_epochs",
     "trainer.max_steps",
@@ -29,11 +29,13 @@ APPLIED = (
     "trainer.eval_every",
     "trainer.log_every",
     "trainer.save_every",
+    "optimizer.algorithm.fused",
     "dataset.max_bad_fraction",
     "dataset.metadata",
     "dataset.exclude",
 )
 CORPUS = "dataset._target_"  # a key of every composed config
+IMPLEMENTATION = {"fused", "foreach"}  # of an optimizer's step: a choice of kernels, which a resumed run may change
 SCHEDULED = {"lr", "betas", "momentum"}  # what schedulers change in a parameter group; LambdaLR only the first
 
 
@@ -118,13 +120,27 @@ def check_optimizer(
             )
     varied = {"lr"} if isinstance(scheduler, LambdaLR) else SCHEDULED if scheduler is not None else set()
     for number, (old, new) in enumerate(zip(*groups, strict=True)):
-        for key in sorted(new.keys() - varied - {"params", "name"}):
+        for key in sorted(new.keys() - varied - IMPLEMENTATION - {"params", "name"}):
             if to_plain(old.get(key)) != to_plain(new[key]):
                 raise ValueError(
                     f"{folder} was trained with {key}={old.get(key)} in the optimizer's group "
                     f"{new.get('name', number)}, now it is {new[key]}; restore the value to resume, or start a new run "
                     f"with {shell_override('init_from', folder)}"
                 )
+
+
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a saved state into an optimizer, which keeps its own kernels and the memory layout of its parameters.
+
+    PyTorch would replace both, and fused kernels read moments in the order of their memory.
+    """
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    kept = [old | {key: new[key] for key in IMPLEMENTATION & new.keys()} for old, new in groups]
+    optimizer.load_state_dict({**state, "param_groups": kept})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def to_plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from clap import checkpoint
 from clap.run_folder import HISTORY, RECORD, append_changed, git_commit, own_folder
 from clap.tracking.tracker import recorded_run
-from clap.training.comparison import check_data, check_optimizer, check_settings, read_settings
+from clap.training.comparison import check_data, check_optimizer, check_settings, load_optimizer, read_settings
 from clap.training.cost import measure_peaks
 
 if TYPE_CHECKING:  # the trainer imports this module
@@ -66,7 +66,7 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
     compare(folder, state, trainer)
     trainer.clap.tokenizer.load(checkpoint.find_file(folder, checkpoint.TOKENIZER))
     trainer.clap.load_state_dict(checkpoint.read_weights(folder))
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    load_optimizer(trainer.optimizer, state["optimizer"])
     if trainer.scheduler is not None:
         trainer.scheduler.load_state_dict(state["scheduler"])
         update_learning_rates(trainer.scheduler)
