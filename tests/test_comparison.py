@@ -1,5 +1,6 @@
 """What a run that resumes may change: settings, data and optimizer are compared with its first part."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -183,7 +184,7 @@ def test_optimizer_keeps_its_kernels_when_a_state_is_loaded(fused: bool):
         weight.grad = torch.ones(2)
         optimizer.step()
     check_optimizer(LAST, save_state(before), now, None)
-    load_optimizer(now, before.state_dict())
+    load_optimizer(now, deepcopy(before.state_dict()))
     assert now.param_groups[0]["fused"] is fused
     before.step(), now.step()
     torch.testing.assert_close(*weights)
@@ -196,7 +197,7 @@ def test_optimizer_keeps_the_memory_layout_of_its_parameters_when_a_state_is_loa
     before.step()
     other = torch.nn.Parameter(weight.detach().to(memory_format=torch.channels_last, copy=True))
     now = AdamW([other], fused=True)
-    load_optimizer(now, before.state_dict())
+    load_optimizer(now, deepcopy(before.state_dict()))
     other.grad = torch.empty_like(other).copy_(gradient)
     before.step(), now.step()
     torch.testing.assert_close(other, weight)
