@@ -63,7 +63,7 @@ def train(cfg: DictConfig) -> float:
         plot_run(run_dir, clap, loaders.get("test", loaders["train"]).dataset)
         trainer.tracker.log_artifacts(run_dir, (".hydra", METRICS, COST, "evaluation", "plots"))
     log_summary(run_dir, metrics, trainer.tracker.url_hint)
-    return trainer.best_metric
+    return trainer.validation.best_metric
 
 
 if __name__ == "__main__":

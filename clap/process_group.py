@@ -70,6 +70,20 @@ def any_rank(flag: bool) -> bool:
     return bool(gather_numbers([flag]).any())
 
 
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a tensor over the ranks, on its device."""
+    if not is_distributed():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def wait_for_all() -> None:
+    """Return when every rank has called it."""
+    gather_numbers([])
+
+
 def connect(processes: Processes) -> dist.Store:
     """The store that all processes of a run share: that of torchrun's agent, else of rank 0.
 

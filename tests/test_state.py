@@ -101,7 +101,7 @@ def test_run_killed_after_writing_best_validates_again(make_trainer: Callable, t
     resumed = make_trainer(epochs=2)
     resumed.resume(tmp_path / "killed" / "checkpoints" / "last")
     resumed.fit(tmp_path / "killed")
-    assert resumed.evaluations_since_best == whole.evaluations_since_best
+    assert resumed.validation.since_best == whole.validation.since_best
     for name in ("best", "last"):
         weights = (tmp_path / run / "checkpoints" / name / "model.safetensors" for run in ("whole", "killed"))
         assert len({path.read_bytes() for path in weights}) == 1
@@ -109,7 +109,7 @@ def test_run_killed_after_writing_best_validates_again(make_trainer: Callable, t
 
 def test_peak_memory_of_a_resumed_run_includes_the_first_part(make_trainer: Callable, tmp_path: Path):
     trainer = make_trainer(epochs=1)
-    trainer.peaks = {"peak_memory_bytes": 10**15}
+    trainer.meter.peaks = {"peak_memory_bytes": 10**15}
     trainer.fit(tmp_path)
     resumed = make_trainer(epochs=2)
     resumed.resume(tmp_path / "checkpoints" / "last")
@@ -193,7 +193,7 @@ def test_checkpoint_of_an_earlier_version_resumes(make_trainer: Callable, tmp_pa
     resumed = make_trainer(epochs=2)
     resumed.resume(last)
     assert "earlier version, which recorded neither settings nor data" in caplog.text
-    assert resumed.problems == {resumed.train_loader.dataset.clips[3].id: "3.wav: empty"}
+    assert resumed.skipped.problems == {resumed.train_loader.dataset.clips[3].id: "3.wav: empty"}
     assert extend_origin(resumed.origin, machine="b")["machine"] == ["unknown", "b"]
     resumed.fit(tmp_path)
     assert resumed.step == 4

@@ -74,10 +74,10 @@ def test_patience_ends_training_without_a_better_validation(make_trainer: Callab
 def test_best_checkpoint_is_the_one_with_the_highest_monitor(make_trainer: Callable, tmp_path: Path):
     trainer = make_trainer(epochs=4)
     found = []
-    trainer.log_metrics = lambda metrics: found.append(metrics.get(trainer.monitors[0]))
+    trainer.log_metrics = lambda metrics: found.append(metrics.get(trainer.validation.monitors[0]))
     trainer.fit(tmp_path)
-    assert trainer.best_metric == max(value for value in found if value is not None)
-    assert trainer.best_metrics[trainer.monitors[0]] == trainer.best_metric
+    assert trainer.validation.best_metric == max(value for value in found if value is not None)
+    assert trainer.validation.best_metrics[trainer.validation.monitors[0]] == trainer.validation.best_metric
 
 
 def test_test_split_without_labels_is_refused_before_training(make_trainer: Callable):
@@ -108,7 +108,7 @@ def test_unknown_monitor_is_refused_before_training(make_trainer: Callable):
 
 def test_without_validation_the_last_checkpoint_is_the_best(make_trainer: Callable, tmp_path: Path):
     trainer = make_trainer()
-    trainer.val_loader, trainer.monitors = None, []
+    trainer.val_loader, trainer.validation.monitors = None, []
     trainer.fit(tmp_path)
     best, last = (tmp_path / "checkpoints" / name / "model.safetensors" for name in ("best", "last"))
     assert best.read_bytes() == last.read_bytes()
@@ -149,9 +149,9 @@ def test_gigaflops_are_those_of_the_mean_length_in_training(make_trainer: Callab
     trainer = make_trainer(epochs=1)
     trainer.fit(tmp_path)
     assert trainer.cost()["gigaflops_per_clip"] == round(forward_flops(trainer.clap) / 1e9, 3)
-    assert trainer.samples_seen == 12 * trainer.clap.sample_rate  # each clip is longer than the window of one second
+    assert trainer.meter.samples_seen == 12 * trainer.clap.sample_rate  # clips are longer than the window, 1 s
     trainer.clap.set_windows("mean")
-    trainer.samples_seen *= 3
+    trainer.meter.samples_seen *= 3
     longer = forward_flops(trainer.clap, duration=3.0)
     assert trainer.cost()["gigaflops_per_clip"] == round(longer / 1e9, 3) > round(forward_flops(trainer.clap) / 1e9, 3)
 

@@ -30,6 +30,10 @@ TYPES: dict[str, tuple[type, ...]] = {
     "trainer.max_grad_norm": (float, int, type(None)),
     "trainer.patience": (int, type(None)),
     "trainer.save_every": (int, type(None)),
+    "trainer.save_every_minutes": (float, int, type(None)),
+    "trainer.eval_every_steps": (int, type(None)),
+    "trainer.eval_every_minutes": (float, int, type(None)),
+    "trainer.micro_batch_size": (int, type(None)),
     "dataset.max_clips": (int, type(None)),
     "dataset.cache": (str, type(None)),
     "dataset.exclude": (str, type(None)),
@@ -40,6 +44,7 @@ TRAINED_PARTS = ("audio_encoder", "text_encoder", "audio_projection", "text_proj
 SPLITS = ("train", "val", "test")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16", "fp16")
+MICRO_BATCH_NORMS = ("frozen", "micro")
 SCHEDULES = ("cosine", "constant")
 CAPTION_POLICIES = ("sample", "all", "keywords")
 WINDOW_POLICIES = ("mean", None)
@@ -49,6 +54,7 @@ MEL_SCALES = ("slaney", "htk")
 # Keys with a fixed set of values, by full name or last part; the class that receives a value checks it as well.
 CHOICES = {
     "trainer.precision": PRECISIONS,
+    "trainer.micro_batch_norm": MICRO_BATCH_NORMS,
     "optimizer.schedule": SCHEDULES,
     "device": DEVICES,
     "dataset.captions": CAPTION_POLICIES,

@@ -45,6 +45,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def split(self, size: int) -> "list[Batch]":
+        """Consecutive parts of at most `size` rows, one at least; without `problems`."""
+        names = [f.name for f in fields(self) if f.name != "problems"]
+        return [Batch(*rows) for rows in zip(*(getattr(self, name).split(size) for name in names), strict=True)]
+
     def to(self, device: torch.device | str) -> "Batch":
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "problems"}
         return replace(self, **moved)

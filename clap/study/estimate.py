@@ -16,6 +16,7 @@ from clap.device import choose_device
 from clap.model import Clap
 from clap.study.downloads import build_on_meta, count_parameters, open_train_set
 from clap.training.cost import measure_gemm_rate, step_flops, synchronize
+from clap.training.parallel import GlobalStep
 from clap.training.trainer import ClapTrainer
 from clap.training.trainer_settings import TrainerSettings
 
@@ -74,7 +75,8 @@ def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
     trainer = ClapTrainer(loader, None, None, clap, optimizer, criterion, settings=settings)
     batch = next(iter(loader)).to(clap.device)
     clap.train()
-    return time_calls(lambda: trainer.train_step(batch), device=clap.device)
+    step = GlobalStep.agree(batch, stop=False)
+    return time_calls(lambda: trainer.train_step(batch, step), device=clap.device)
 
 
 def time_calls(call: Callable[[], object], *, device: torch.device) -> float:

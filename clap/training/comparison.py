@@ -26,7 +26,7 @@ APPLIED = (
     "trainer.max_epochs",
     "trainer.max_steps",
     "trainer.patience",
-    "trainer.eval_every",
+    "trainer.eval_every",  # also _steps and _minutes
     "trainer.log_every",
     "trainer.save_every",
     "optimizer.algorithm.fused",

@@ -5,18 +5,21 @@ import math
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from clap import checkpoint
+from clap.atomic import name_file
+from clap.process_group import gather_objects, is_main, rank, world_size
 from clap.run_folder import HISTORY, RECORD, append_changed, git_commit, own_folder
 from clap.tracking.tracker import recorded_run
 from clap.training.comparison import check_data, check_optimizer, check_settings, load_optimizer, read_settings
-from clap.training.cost import measure_peaks
+from clap.training.grad_cache import read_random_state, write_random_state
 
 if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
@@ -25,34 +28,37 @@ log = logging.getLogger(__name__)
 
 
 def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
-    """Contents of trainer.pt: the training state besides weights and tokenizer."""
+    """Contents of trainer.pt: the training state besides weights and tokenizer; collective."""
+    random = gather_objects(read_random_state(trainer.clap.device))
+    validation = trainer.validation
     return {
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.scheduler.state_dict() if trainer.scheduler is not None else None,
         "scaler": trainer.scaler.state_dict(),
         "criterion": trainer.criterion.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "random": [cpu for cpu, _ in random],  # of each rank
+        "random_cuda": [cuda for _, cuda in random if cuda is not None],
         "position": {"epoch": trainer.epoch, "step": trainer.step, "step_in_epoch": trainer.step_in_epoch},
         "best": {
-            "metric": trainer.best_metric,
-            "metrics": trainer.best_metrics,
-            "since": trainer.evaluations_since_best,
+            "metric": validation.best_metric,
+            "metrics": validation.best_metrics,
+            "since": validation.since_best,
         },
         "validation_pending": trainer.validation_pending,
-        "problems": trainer.problems,
-        "clips_seen": trainer.clips_seen,
-        "samples_seen": trainer.samples_seen,
-        "seconds": trainer.fit_time.seconds,
-        "train_seconds": trainer.train_time.seconds,
-        "unlogged": [(loss.item(), clips) for loss, clips in trainer.unlogged],
-        "logged_time": trainer.logged_time,
-        "peaks": measure_peaks(trainer.peaks),
+        "problems": trainer.skipped.problems,
+        **trainer.meter.state_dict(),
         "settings": read_settings(trainer),
         "data": trainer.data_digests,
         "origin": trainer.origin,
         "run_id": trainer.tracker.run_id if trainer.tracker is not None else None,
     }
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write trainer.pt into a checkpoint folder."""
+    path = folder / checkpoint.TRAINER
+    with name_file(path), path.open("wb") as file:  # of a path, torch.save hides why it cannot be written
+        torch.save(state, file)
 
 
 def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
@@ -72,20 +78,29 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
         update_learning_rates(trainer.scheduler)
     trainer.scaler.load_state_dict(state["scaler"])
     trainer.criterion.load_state_dict(state["criterion"])
-    position, best = state["position"], state["best"]
+    position, best, validation = state["position"], state["best"], trainer.validation
     trainer.epoch, trainer.step, trainer.step_in_epoch = (position[key] for key in ("epoch", "step", "step_in_epoch"))
-    trainer.best_metric, trainer.best_metrics = best["metric"], best["metrics"]
-    trainer.evaluations_since_best = best["since"]
+    validation.best_metric, validation.best_metrics = best["metric"], best["metrics"]
+    validation.since_best = best["since"]
     trainer.validation_pending = state["validation_pending"]
-    trainer.problems, trainer.origin = state["problems"], state["origin"]
-    trainer.clips_seen, trainer.samples_seen = state["clips_seen"], state["samples_seen"]
-    trainer.fit_time.before, trainer.train_time.before = state["seconds"], state["train_seconds"]
-    device = trainer.clap.device
-    trainer.unlogged = [(torch.tensor(loss, device=device), clips) for loss, clips in state["unlogged"]]
-    trainer.logged_time, trainer.peaks = state["logged_time"], state["peaks"]
-    torch.set_rng_state(state["random"])
-    if state["random_cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["random_cuda"])
+    trainer.skipped.problems, trainer.origin = state["problems"], state["origin"]
+    trainer.meter.load_state_dict(state)
+    restore_random_state(state, trainer)
+
+
+def restore_random_state(state: Mapping[str, Any], trainer: "ClapTrainer") -> None:
+    """Set the random state of this rank; on another number of processes, one derived from seed, step and rank."""
+    cpu, cuda = state["random"], state["random_cuda"]
+    if len(cpu) == world_size():
+        write_random_state((cpu[rank()], cuda[rank()] if len(cuda) == world_size() else None))
+        return
+    seeds = np.random.SeedSequence([trainer.train_loader.dataset.seed, trainer.step, rank()])
+    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]) >> 1)
+    log.warning(
+        "resumes on %d processes, before it were %d: the global batch stays, random numbers are drawn from seed, step "
+        "and rank, and the run does not end with the same weights as on %d",
+        *(world_size(), len(cpu), len(cpu)),
+    )
 
 
 def compare(folder: Path, state: Mapping[str, Any], trainer: "ClapTrainer") -> None:
@@ -122,7 +137,8 @@ def add_unrecorded(state: dict[str, Any], trainer: "ClapTrainer") -> dict[str, A
         "settings": None,
         "origin": {"git_commit": ["unknown"], "machine": ["unknown"]},
     }
-    return unrecorded | state | {"problems": problems}
+    random = state["random"] if isinstance(state["random"], list) else [state["random"]]  # of one process
+    return unrecorded | state | {"problems": problems, "random": random}
 
 
 def extend_origin(before: Mapping[str, Sequence[str]], *, machine: str) -> dict[str, list[str]]:
@@ -133,19 +149,19 @@ def extend_origin(before: Mapping[str, Sequence[str]], *, machine: str) -> dict[
 
 @contextmanager
 def own_run_folder(trainer: "ClapTrainer", out_path: Path) -> Iterator[None]:
-    """Own the folder that a trainer writes to while it trains.
+    """Own the folder that a trainer writes to while it trains; rank 0 does for all.
 
     Raises:
         FileExistsError: it holds another run than the one that this trainer resumes or has begun.
         BlockingIOError: another process owns it.
     """
     advice = "give another out_path, or resume this run with trainer.resume(OUT_PATH/checkpoints/last)"
-    with own_folder(out_path, resume=trainer.resumed_from, advice=advice, written=(RECORD, HISTORY)):
+    options = {"resume": trainer.resumed_from, "advice": advice, "written": (RECORD, HISTORY)}
+    with own_folder(out_path, **options) if is_main() else nullcontext():
         source, trainer.checkpoints = trainer.resumed_from, out_path / "checkpoints"
         if source is not None and out_path.resolve() not in source.parents:
             copy_best(trainer, source.with_name("best"))
-            if trainer.tracker is not None:
-                trainer.tracker.set_tags({"resumed_from": source})
+            trainer.set_tags({"resumed_from": source})
         trainer.resumed_from = trainer.checkpoints.resolve()
         yield
 
@@ -157,9 +173,10 @@ def copy_best(trainer: "ClapTrainer", best: Path) -> None:
     """
     if best.is_dir():
         target = trainer.checkpoints / "best"
-        checkpoint.write_folder(target, lambda folder: shutil.copytree(best, folder, dirs_exist_ok=True))
+        if is_main():
+            checkpoint.write_folder(target, lambda folder: shutil.copytree(best, folder, dirs_exist_ok=True))
     else:
-        trainer.best_metric = -math.inf
+        trainer.validation.best_metric = -math.inf
 
 
 def find_resumable_run(resume: str | None, run_dir: Path, *, uri: str | None) -> tuple[Path | None, str | None]:

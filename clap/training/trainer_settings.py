@@ -3,9 +3,13 @@
 from collections.abc import Sized
 from dataclasses import dataclass
 
-from clap.config.values import PRECISIONS
+from clap.config.values import MICRO_BATCH_NORMS, PRECISIONS
 
-COUNTS = ("max_epochs", "max_steps", "patience", "eval_every", "log_every", "save_every")
+COUNTS = (
+    *("max_epochs", "max_steps", "patience", "eval_every", "eval_every_steps", "log_every", "save_every"),
+    "micro_batch_size",
+)
+MINUTES = ("eval_every_minutes", "save_every_minutes")
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,11 @@ class TrainerSettings:
             metric, averaged over corpora.
         patience: validations without a better monitor before training stops; None trains to the end.
         eval_every: epochs between validations.
+        eval_every_steps, eval_every_minutes: validations within an epoch, besides those at its end; None: none.
         log_every: steps between logged training metrics.
-        save_every: steps between writing checkpoints/last, besides the ends of epochs.
+        save_every, save_every_minutes: steps, or minutes, between writing checkpoints/last, besides the ends of epochs.
+        micro_batch_size: rows that each process encodes at once (gradient caching, see `GradientCache`); None: all.
+        micro_batch_norm: with micro_batch_size, `frozen` batch norms, or the statistics of each `micro` batch.
 
     Raises:
         ValueError: an option is out of range.
@@ -34,13 +41,24 @@ class TrainerSettings:
     monitor: str | None = None
     patience: int | None = None
     eval_every: int = 1
+    eval_every_steps: int | None = None
+    eval_every_minutes: float | None = None
     log_every: int = 10
     save_every: int | None = None
+    save_every_minutes: float | None = None
+    micro_batch_size: int | None = None
+    micro_batch_norm: str = "frozen"
 
     def __post_init__(self) -> None:
         for name in COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"trainer.{name}={value} must be at least 1")
+        for name in MINUTES:
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"trainer.{name}={value} must be above 0, or null")
+        if self.micro_batch_norm not in MICRO_BATCH_NORMS:
+            allowed = ", ".join(MICRO_BATCH_NORMS)
+            raise ValueError(f"trainer.micro_batch_norm={self.micro_batch_norm!r} is not one of {allowed}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(
                 f"trainer.max_grad_norm={self.max_grad_norm} must be above 0, or null for gradients without clipping"
