@@ -1,17 +1,22 @@
 """Batches: order, padding, skipped clips, with and without workers."""
 
+import contextlib
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
 from numpy.testing import assert_array_equal
 from ramps import Ramps, make_dataset
+from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from clap.corpus import Clip
 from clap.dataset.cache import WaveformCache
 from clap.dataset.clips import ClapDataset, Item
 from clap.dataset.dataset_settings import DatasetSettings
-from clap.dataset.loader import Collate, EpochSampler, make_loader
+from clap.dataset.loader import Collate, EpochSampler, closing_workers, make_loader, prefetch
 from clap.dataset.synthetic import Synthetic
 from clap.model import Clap
 
@@ -39,7 +44,30 @@ def test_batch_from_the_cache_equals_the_waveforms_of_its_items(ramps, tmp_path)
     dataset.corpora[0].cache = WaveformCache(tmp_path)
     items = [dataset[i] for i in range(3)]
     assert items[0].samples.dtype == np.int16
-    assert_array_equal(Collate(tokenize)(items).waveform, np.stack([item.waveform for item in items]))
+    batch = Collate(tokenize)(items)
+    assert batch.samples.dtype == torch.int16  # half of the bytes that go to the device
+    assert batch.waveform.dtype == torch.float32
+    assert_array_equal(batch.waveform, np.stack([item.waveform for item in items]))
+
+
+def test_clips_of_any_scale_are_converted_exactly():
+    rng = np.random.default_rng(0)
+    items = [make_item(i, 0) for i in range(3)]
+    for item, full_scale in zip(items, (1.0, 1.7, 3.3), strict=True):
+        item.samples = rng.integers(-32767, 32768, 1000 + item.index).astype(np.int16)
+        item.scale = np.float32(full_scale) / 32767
+    batch = Collate(tokenize)(items)
+    for row, item in zip(batch.waveform, items, strict=True):
+        assert_array_equal(row[: len(item.samples)], np.multiply(item.samples, item.scale))
+        assert not row[len(item.samples) :].any()
+
+
+def test_batch_of_cached_and_decoded_clips_is_float():
+    items = [make_item(0, 4), make_item(1, 4)]
+    items[1].samples, items[1].scale = np.full(4, 100, dtype=np.int16), np.float32(0.01)
+    batch = Collate(tokenize)(items)
+    assert batch.samples.dtype == torch.float32 and batch.is_cached.tolist() == [False, True]
+    assert_array_equal(batch.waveform, np.ones((2, 4)))
 
 
 def test_rendered_scene_bypasses_the_cache(tmp_path):
@@ -65,9 +93,26 @@ def test_batch_without_a_good_clip_is_empty():
     assert len(batch) == 0 and batch.problems == {7: "7.wav: empty"}
 
 
-def test_batch_keeps_its_problems_on_another_device():
+def test_what_the_host_reads_stays_on_the_cpu():
     batch = Collate(tokenize)([make_item(0, 3), make_item(1, 3, problem="bad")]).to("meta")
-    assert batch.waveform.is_meta and batch.index.is_meta and batch.problems == {1: "bad"}
+    assert all(x.is_meta for x in (batch.waveform, batch.token_ids, batch.token_mask, batch.clip_ids))
+    assert batch.lengths.tolist() == [3] and batch.index.tolist() == [0] and batch.problems == {1: "bad"}
+
+
+def test_every_tensor_of_a_batch_is_pinned(monkeypatch):
+    """As the DataLoader pins it."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    batch = Collate(tokenize)([make_item(0, 3), make_item(1, 3, problem="bad")])
+    copy = pin_memory(batch)
+    assert {id(tensor) for tensor in pinned} == {id(x) for x in vars(batch).values() if isinstance(x, torch.Tensor)}
+    assert copy.waveform is not batch.waveform and copy.problems == batch.problems
+
+
+def test_prefetched_batches_are_those_of_the_loader(ramps):
+    loader = make_loader(make_dataset(ramps), Collate(tokenize), batch_size=4, num_workers=0, shuffle=True)
+    pairs = list(zip(loader, prefetch(loader, torch.device("meta")), strict=True))
+    assert len(pairs) == 2 and all(torch.equal(a.index, b.index) and b.waveform.is_meta for a, b in pairs)
 
 
 def test_clips_with_equal_captions_share_an_id(ramps):
@@ -226,6 +271,63 @@ def test_workers_do_not_change_batches(ramps, num_workers):
         items = Collate(tokenize)([expected[0, i] for i in batch.index.tolist()])
         assert_array_equal(batch.waveform, items.waveform)
         assert_array_equal(batch.token_ids, items.token_ids)
+
+
+def open_workers(ramps: list[Clip], **options) -> DataLoader:
+    options = {"batch_size": 2, "num_workers": 2, "shuffle": True} | options
+    return make_loader(make_dataset(ramps), Collate(tokenize), **options)
+
+
+def read_epoch(loader: DataLoader, epoch: int, first: int = 0) -> list[tuple]:
+    loader.batch_sampler.seek(epoch, first)
+    return [(batch.index.tolist(), batch.token_ids.tolist(), batch.waveform.tolist()) for batch in loader]
+
+
+def test_training_workers_survive_an_epoch(ramps):
+    loader = open_workers(ramps)
+    pids = []
+    with closing_workers(loader):
+        for epoch in range(2):
+            assert read_epoch(loader, epoch) == read_epoch(open_workers(ramps, num_workers=0), epoch)
+            pids.append([worker.pid for worker in loader._iterator._workers])
+    assert pids[0] == pids[1]
+
+
+@pytest.mark.parametrize("taken", [1, 4])
+def test_abandoned_epoch_leaves_no_batch_to_the_next(ramps, taken):
+    """As after trainer.max_steps or a stop in the middle of an epoch."""
+    loader, expected = open_workers(ramps), open_workers(ramps, num_workers=0)
+    with closing_workers(loader):
+        loader.batch_sampler.seek(0)
+        assert len(list(itertools.islice(loader, taken))) == taken
+        assert read_epoch(loader, 0, taken) == read_epoch(expected, 0)[taken:]
+        assert read_epoch(loader, 1) == read_epoch(expected, 1)
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_workers_end_with_the_training(ramps, error):
+    loader = open_workers(ramps)
+    with contextlib.suppress(KeyboardInterrupt), closing_workers(loader):
+        iterator = iter(loader)
+        next(iterator)
+        workers = iterator._workers
+        assert all(worker.is_alive() for worker in workers)
+        if error is not None:
+            raise error
+    assert not any(worker.is_alive() for worker in workers)
+    assert len(read_epoch(loader, 0)) == 5  # by new workers
+
+
+def test_workers_that_do_not_persist_or_do_not_exist(ramps):
+    assert not open_workers(ramps, persistent_workers=False).persistent_workers
+    assert not open_workers(ramps, shuffle=False).persistent_workers
+    loader = open_workers(ramps, num_workers=0, prefetch_factor=3)
+    assert not loader.persistent_workers and loader.prefetch_factor is None
+
+
+def test_prefetch_factor_is_checked():
+    with pytest.raises(ValueError, match="dataset.prefetch_factor=0 must be 1 or more"):
+        DatasetSettings(prefetch_factor=0)
 
 
 @pytest.mark.parametrize("settings", [(0, 0), (4, -1)])

@@ -39,7 +39,16 @@ TYPES: dict[str, tuple[type, ...]] = {
     "dataset.exclude": (str, type(None)),
 }
 # Keys that set where a run reads, writes and computes; they do not change its result.
-LOCAL_KEYS = ("dataset.root", "dataset.num_workers", "device", "resume", "tracking.uri", "tracking.experiment")
+LOCAL_KEYS = (
+    "dataset.root",
+    "dataset.num_workers",
+    "dataset.persistent_workers",
+    "dataset.prefetch_factor",
+    "device",
+    "resume",
+    "tracking.uri",
+    "tracking.experiment",
+)
 TRAINED_PARTS = ("audio_encoder", "text_encoder", "audio_projection", "text_projection")  # that `freeze` may list
 SPLITS = ("train", "val", "test")
 DEVICES = ("auto", "cpu", "cuda")
@@ -69,6 +78,7 @@ PLAIN_TEXT = re.compile(r"(\.{0,2}/|[A-Za-z_])[A-Za-z0-9_/.+-]*")  # Hydra reads
 MINIMA = {
     "embed_dim": 1,
     "dataset.batch_size": 1,
+    "dataset.prefetch_factor": 1,
     "optimizer.lr": 0,
     "optimizer.audio_encoder_lr": 0,
     "optimizer.text_encoder_lr": 0,

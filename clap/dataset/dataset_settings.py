@@ -15,6 +15,8 @@ class DatasetSettings:
     Args:
         batch_size: clips per batch, over all processes.
         num_workers: worker processes that decode and resample.
+        persistent_workers: keep the workers of training between epochs.
+        prefetch_factor: batches that a worker loads in advance.
         max_bad_fraction: share of clips that may be missing or unreadable before the run stops.
         longest_clip: seconds; a clip of which more would be read counts as unreadable.
         max_clips: maximum number of clips per corpus and split, the first ones; None: all.
@@ -29,6 +31,8 @@ class DatasetSettings:
 
     batch_size: int = 32
     num_workers: int = 2
+    persistent_workers: bool = True
+    prefetch_factor: int = 2
     max_bad_fraction: float = 0.01
     longest_clip: float = LONGEST
     max_clips: int | None = None
@@ -42,6 +46,8 @@ class DatasetSettings:
                 f"dataset.batch_size={self.batch_size} must be 1 or more, "
                 f"dataset.num_workers={self.num_workers} 0 or more"
             )
+        if self.prefetch_factor < 1:
+            raise ValueError(f"dataset.prefetch_factor={self.prefetch_factor} must be 1 or more")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"dataset.max_bad_fraction={self.max_bad_fraction} must be between 0 and 1")
         if not self.longest_clip > 0:

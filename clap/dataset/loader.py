@@ -5,7 +5,7 @@ import ctypes
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -26,14 +26,17 @@ START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # of workers; job
 
 @dataclass
 class Batch:
-    """Waveforms (batch, samples), zero-padded to the longest; lengths (batch,); token ids and mask (batch, tokens).
+    """Clips as `samples` (batch, samples), zero-padded to the longest; lengths (batch,); token ids and mask.
 
+    samples: float32, or int16 if all clips are from a cache; `scale` (batch,) float32 converts int16 to [-1, 1].
+    token_ids, token_mask: (batch, tokens).
     clip_ids (batch,): equal for rows that are positives of each other, since they share a clip or all its captions.
     index (batch,): indices in the dataset. is_cached (batch,): whether the samples are from a cache, in 16 bits.
     problems: {index: error} of the clips that were skipped.
     """
 
-    waveform: Tensor
+    samples: Tensor
+    scale: Tensor
     lengths: Tensor
     token_ids: Tensor
     token_mask: Tensor
@@ -45,14 +48,33 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def waveform(self) -> Tensor:
+        """Float32 (batch, samples) in [-1, 1]."""
+        return self.samples if self.samples.is_floating_point() else self.samples.float().mul_(self.scale[:, None])
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields with one row for each clip."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "problems"}
+
     def split(self, size: int) -> "list[Batch]":
         """Consecutive parts of at most `size` rows, one at least; without `problems`."""
-        names = [f.name for f in fields(self) if f.name != "problems"]
-        return [Batch(*rows) for rows in zip(*(getattr(self, name).split(size) for name in names), strict=True)]
+        return [Batch(*rows) for rows in zip(*(tensor.split(size) for tensor in self.tensors.values()), strict=True)]
 
     def to(self, device: torch.device | str) -> "Batch":
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "problems"}
-        return replace(self, **moved)
+        """The batch on a device, in float32, without waiting for the copies; what the host reads stays on the CPU.
+
+        On the CPU stay lengths, index, is_cached and problems.
+        """
+        names = ("samples", "scale", "token_ids", "token_mask", "clip_ids")
+        non_blocking = torch.device(device).type != "cpu"  # a copy to the CPU could be read before it is complete
+        batch = replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
+        return replace(batch, samples=batch.waveform)
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; a DataLoader with pin_memory=True calls it."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors.items()})
 
 
 class Collate:
@@ -71,28 +93,35 @@ class Collate:
         if not good:
             empty = torch.zeros(0, dtype=torch.long)
             tokens = empty[:, None]
-            return Batch(torch.zeros(0, 0), empty, tokens, tokens, empty, empty, empty.bool(), problems)
+            return Batch(
+                torch.zeros(0, 0), empty.float(), empty, tokens, tokens.bool(), empty, empty, empty.bool(), problems
+            )
         token_ids, token_mask = self.tokenize([item.caption for item in good])
         lengths = [len(item.samples) for item in good]
-        waveform = allocate_waveform(len(good), max(lengths))
-        for row, length, item in zip(waveform.numpy(), lengths, good, strict=True):
-            np.multiply(item.samples, item.scale, out=row[:length])
+        is_cached = [item.samples.dtype == np.int16 for item in good]
+        samples = allocate_samples(len(good), max(lengths), dtype=np.int16 if all(is_cached) else np.float32)
+        for row, length, item in zip(samples.numpy(), lengths, good, strict=True):
+            if all(is_cached):
+                row[:length] = item.samples
+            else:
+                np.multiply(item.samples, item.scale, out=row[:length])
             row[length:] = 0
         return Batch(
-            waveform=waveform,
+            samples=samples,
+            scale=torch.from_numpy(np.array([item.scale for item in good], dtype=np.float32)),
             lengths=torch.tensor(lengths),
             token_ids=token_ids,
             token_mask=token_mask,
             clip_ids=torch.tensor([item.group for item in good]),
             index=torch.tensor([item.index for item in good]),
-            is_cached=torch.tensor([item.samples.dtype == np.int16 for item in good]),
+            is_cached=torch.tensor(is_cached),
             problems=problems,
         )
 
 
-def allocate_waveform(*shape: int) -> Tensor:
-    """Uninitialized float32 tensor in huge pages, which numpy requests and torch does not; shared if in a worker."""
-    tensor = torch.from_numpy(np.empty(shape, dtype=np.float32))
+def allocate_samples(*shape: int, dtype: type[np.number]) -> Tensor:
+    """Uninitialized tensor in huge pages, which numpy requests and torch does not; shared if in a worker."""
+    tensor = torch.from_numpy(np.empty(shape, dtype=dtype))
     return tensor if get_worker_info() is None else tensor.share_memory_()
 
 
@@ -138,6 +167,37 @@ class EpochSampler(Sampler):
             yield [(self.epoch, index) for index in part.tolist()]
 
 
+def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on the device; on a GPU, a batch is sent while the GPU computes with the previous one.
+
+    The copies wait in a stream of their own, which a training step that does not wait for the GPU leaves behind.
+    """
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copies = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            batch = batch.to(device)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(copies)
+        for tensor in batch.tensors.values():
+            if tensor.is_cuda:
+                tensor.record_stream(current)  # its memory belongs to the other stream
+        yield batch
+
+
+@contextlib.contextmanager
+def closing_workers(loader: DataLoader) -> Iterator[None]:
+    """End the persistent workers of a loader on exit, after an error too, whose traceback would keep them."""
+    try:
+        yield
+    finally:
+        iterator, loader._iterator = getattr(loader, "_iterator", None), None
+        if iterator is not None:
+            iterator._shutdown_workers()  # as DataLoader does when its iterator is deleted
+
+
 def open_loader(
     corpus: Corpus,
     kind: str,
@@ -160,6 +220,8 @@ def open_loader(
         collate,
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
+        persistent_workers=settings.persistent_workers,
+        prefetch_factor=settings.prefetch_factor,
         shuffle=dataset.training,
         seed=seed,
         rank=rank,
@@ -175,6 +237,8 @@ def make_loader(
     num_workers: int,
     shuffle: bool,
     seed: int = 0,
+    persistent_workers: bool = True,
+    prefetch_factor: int = 2,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> DataLoader:
@@ -182,6 +246,9 @@ def make_loader(
 
     Args:
         batch_size: clips per batch, over all processes.
+        persistent_workers: in training, keep the workers between epochs (see `closing_workers`); evaluation starts
+            workers each time, which would otherwise wait in memory.
+        prefetch_factor: batches that a worker loads in advance.
         rank, world_size: which part of each batch is loaded (see `EpochSampler`). By default, training loads the part
             of this process; evaluation loads every batch, since `embed_split` divides whole batches.
 
@@ -210,6 +277,8 @@ def make_loader(
         worker_init_fn=prepare_worker,
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
+        persistent_workers=persistent_workers and shuffle and num_workers > 0,
+        prefetch_factor=prefetch_factor if num_workers else None,
     )
 
 

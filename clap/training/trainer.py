@@ -18,7 +18,7 @@ from tqdm import tqdm
 from clap import checkpoint
 from clap.atomic import write_json
 from clap.corpus import SPLITS
-from clap.dataset.loader import Batch, EpochSampler
+from clap.dataset.loader import Batch, EpochSampler, closing_workers, prefetch
 from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.results import Evaluation, merge_metrics, write_results
 from clap.evaluation.retrieval import Retrieval
@@ -127,7 +127,12 @@ class ClapTrainer:
         self.model = wrap_model(self.clap)
         if self.resumed_from is None:
             seed_rank()
-        with own_run_folder(self, Path(out_path)), stop_on_signal() as stop_requested, self.meter.fit_time.running():
+        with (
+            own_run_folder(self, Path(out_path)),
+            closing_workers(self.train_loader),
+            stop_on_signal() as stop_requested,
+            self.meter.fit_time.running(),
+        ):
             if self.validation_pending:
                 self.validate()
             while not self.finished():
@@ -151,7 +156,7 @@ class ClapTrainer:
                 if step.problems:
                     self.skipped.add(batch.problems)
                 if sum(step.rows) > 1:
-                    self.train_step(batch.to(self.clap.device), step)
+                    self.train_step(batch, step)
                     if self.step % self.settings.log_every == 0:
                         self.log_training(bar)
                 self.save_or_validate(*step.elapsed)
@@ -308,11 +313,12 @@ class ClapTrainer:
 
     def batches(self) -> Iterator[Batch]:
         """The rest of this epoch: EpochSampler starts there, of another sampler the first batches are dropped."""
-        sampler = self.train_loader.batch_sampler
+        sampler, rest = self.train_loader.batch_sampler, self.train_loader
         if isinstance(sampler, EpochSampler):
             sampler.seek(self.epoch, self.step_in_epoch)
-            return iter(self.train_loader)
-        return itertools.islice(self.train_loader, self.step_in_epoch, None)
+        else:
+            rest = itertools.islice(rest, self.step_in_epoch, None)
+        return prefetch(rest, self.clap.device)
 
     def finished(self) -> bool:
         patience = self.settings.patience
