@@ -84,6 +84,12 @@ def wait_for_all() -> None:
     gather_numbers([])
 
 
+def reduce_max(values: Tensor) -> None:
+    """Replace values by their maximum over the ranks, on their device and without waiting for it."""
+    if is_distributed():
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+
+
 def connect(processes: Processes) -> dist.Store:
     """The store that all processes of a run share: that of torchrun's agent, else of rank 0.
 

@@ -161,7 +161,7 @@ def test_bad_loss_names_step_and_clips_and_keeps_the_checkpoint(make_trainer: Ca
     trainer.fit(tmp_path)
     before = (tmp_path / "checkpoints" / "last" / "model.safetensors").read_bytes()
     trainer.epochs = 2
-    trainer.criterion.forward = lambda *inputs: torch.tensor(float("nan"))
+    trainer.criterion.forward = lambda audio, *others: audio.sum() * math.nan
     with pytest.raises(ValueError, match=r"loss is nan at step 3 \(epoch 2, batch 1: train-"):
         trainer.fit(tmp_path)
     assert (tmp_path / "checkpoints" / "last" / "model.safetensors").read_bytes() == before
@@ -193,14 +193,31 @@ def test_norm_of_gradients_beyond_float32_stops_the_run(make_trainer: Callable, 
 
 
 def test_scaler_skips_infinite_gradients_until_its_scale_is_used_up(make_trainer: Callable, tmp_path: Path):
-    trainer, scale = make_trainer(epochs=9), [4 * MIN_LOSS_SCALE]
-    trainer.scaler = SimpleNamespace(
-        is_enabled=lambda: True, get_scale=lambda: scale[-1], scale=lambda loss: loss, unscale_=lambda optimizer: None,
-        step=lambda optimizer: None, update=lambda: scale.append(scale[-1] / 2), state_dict=dict,
-    )  # fmt: skip
+    trainer = make_trainer(epochs=9)
+    trainer.scaler = trainer.guard.scaler = torch.amp.GradScaler("cpu", init_scale=4 * MIN_LOSS_SCALE)
+    before = {name: tensor.clone() for name, tensor in trainer.clap.named_parameters()}
     spoil_gradient(trainer, math.inf)
     with pytest.raises(ValueError, match=r"the gradient of .* is inf at step 3 "):
         trainer.fit(tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.clap.named_parameters())
+
+
+@pytest.mark.parametrize("save_every", [None, 1])
+def test_bad_last_step_is_not_saved(make_trainer: Callable, tmp_path: Path, save_every: int | None):
+    trainer = make_trainer(epochs=1, save_every=save_every, max_steps=1)
+    spoil_gradient(trainer, math.nan)
+    with pytest.raises(ValueError, match=r"the gradient of .* is nan at step 1 "):
+        trainer.fit(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_bad_loss_is_not_logged(make_trainer: Callable, tmp_path: Path):
+    trainer, logged = make_trainer(epochs=1, log_every=1), []
+    trainer.log_metrics = logged.append
+    spoil_gradient(trainer, math.nan)
+    with pytest.raises(ValueError, match=r"is nan at step 1 "):
+        trainer.fit(tmp_path)
+    assert not logged
 
 
 def test_weights_that_are_not_finite_are_not_saved(make_trainer: Callable, tmp_path: Path):

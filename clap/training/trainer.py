@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -29,7 +28,7 @@ from clap.run_folder import COST, METRICS, read_counts
 from clap.tracking.tracker import Tracker
 from clap.training.comparison import digest_dataset
 from clap.training.cost import reset_peak_memory
-from clap.training.finite import ADVICE, MIN_LOSS_SCALE, NotFiniteError, describe_gradients, find_non_finite
+from clap.training.finite import ADVICE, NotFiniteError, StepGuard, find_non_finite
 from clap.training.grad_cache import GradientCache
 from clap.training.interrupt import stop_on_signal
 from clap.training.intervals import Interval
@@ -96,6 +95,7 @@ class ClapTrainer:
         self.validation = Validation(clap, self.loaders, evaluators or {"retrieval": Retrieval()}, self.settings)
         self.tracker, self.config = tracker, dict(config or {})
         self.autocast, self.scaler = make_autocast(self.settings.precision, clap.device)
+        self.guard = StepGuard(optimizer, self.scaler, self.named_parameters)
         self.model: nn.Module = clap  # in training with several processes, wrapped
         self.epoch, self.step, self.step_in_epoch = 0, 0, 0
         self.learning_rate = 0.0
@@ -166,19 +166,17 @@ class ClapTrainer:
 
     def train_step(self, batch: Batch, step: GlobalStep) -> None:
         loss, backward = self.forward(batch, step)
-        if not torch.isfinite(loss):
-            self.stop(f"the loss is {loss.item()}", batch)
+        self.guard.check()  # of the step before, whose gradients are still there
         self.optimizer.zero_grad()
         backward()
         average_gradients(self.criterion.parameters())
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm) and not self.skips_step():
-            self.stop(describe_gradients(self.optimizer, self.named_parameters()), batch)
+        norm = self.guard.suppress(loss, norm, self.name_step(batch))
         if self.settings.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
-        self.scaler.step(self.optimizer)
+        self.guard.step()
         self.scaler.update()
         average_statistics(self.clap)
         self.learning_rate = self.optimizer.param_groups[0]["lr"]  # of this step; the logit scale's group is the first
@@ -257,8 +255,9 @@ class ClapTrainer:
         """Write checkpoints/<name> on rank 0; only `last` holds what resuming needs. Collective.
 
         Raises:
-            ValueError: a weight is not finite. OSError: the folder cannot be written.
+            NotFiniteError: a weight, or the step before, is not finite. OSError: the folder cannot be written.
         """
+        self.guard.check()
         weights = [*self.clap.state_dict().items(), *self.criterion.state_dict(prefix="loss.").items()]
         if found := find_non_finite(weights):
             raise NotFiniteError(f"{found} after step {self.step}; {ADVICE}")
@@ -328,26 +327,20 @@ class ClapTrainer:
     def out_of_steps(self) -> bool:
         return self.settings.max_steps is not None and self.step >= self.settings.max_steps
 
-    def skips_step(self) -> bool:
-        """Whether the scaler of fp16 skips a step with infinite gradients and tries a smaller scale of the loss."""
-        return self.scaler.is_enabled() and self.scaler.get_scale() > MIN_LOSS_SCALE
-
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Names and parameters of the model, then of the loss."""
         yield from self.clap.named_parameters()
         yield from self.criterion.named_parameters(prefix="loss")
 
-    def stop(self, problem: str, batch: Batch) -> None:
-        """NotFiniteError that names the step and clips of a problem."""
-        dataset = self.train_loader.dataset
-        names = ", ".join(dataset.clips[i].id for i in batch.index.tolist()[:4])
-        raise NotFiniteError(
-            f"{problem} at step {self.step + 1} (epoch {self.epoch + 1}, batch {self.step_in_epoch}: {names}, ...); "
-            f"{ADVICE}"
-        )
+    def name_step(self, batch: Batch) -> Callable[[], str]:
+        """A function that names step, epoch and first clips of a batch, for an error that may come a step later."""
+        place, index = f"step {self.step + 1} (epoch {self.epoch + 1}, batch {self.step_in_epoch}", batch.index[:4]
+        clips = self.train_loader.dataset.clips
+        return lambda: f"at {place}: {', '.join(clips[i].id for i in index.tolist())}, ...)"
 
     def log_training(self, bar: tqdm) -> None:
         """Mean loss and speed since the last time, to the progress bar and the tracker."""
+        self.guard.check()
         metrics = self.meter.read()
         bar.set_postfix_str("loss {train/loss:.3f}, {train/clips_per_second:.0f} clips/s".format(**metrics))
         metrics["train/learning_rate"] = self.learning_rate
