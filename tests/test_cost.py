@@ -83,7 +83,9 @@ def test_more_tokens_and_clips_cost_more(tiny_clap):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_rate_of_matrix_products_is_measured(precision: str):
+    state = torch.get_rng_state()
     assert 1e8 < measure_gemm_rate(torch.device("cpu"), precision, seconds=0.01) < 1e14
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux resets peaks")

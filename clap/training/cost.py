@@ -142,10 +142,12 @@ def count_flops(call: Callable[[], object]) -> int:
 def measure_gemm_rate(device: torch.device, precision: str, *, seconds: float = 0.25) -> float:
     """FLOP/s of square matrix products in a run's precision: the highest of about `seconds` of measurements.
 
-    A run's TF32 setting and number of threads apply. A GPU multiplies matrices large enough to fill it.
+    A run's TF32 setting and number of threads apply. A GPU multiplies matrices large enough to fill it. The global
+    random state does not change.
     """
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=DTYPES.get(precision, torch.float32)) for _ in range(2))
+    size, generator = 8192 if device.type == "cuda" else 1024, torch.Generator(device)
+    dtype = DTYPES.get(precision, torch.float32)
+    a, b = (torch.randn(size, size, generator=generator, device=device, dtype=dtype) for _ in range(2))
     product = torch.mm(a, b)  # warm-up, and memory for the results
     shortest, end = math.inf, time.perf_counter() + seconds
     while shortest == math.inf or time.perf_counter() < end:
