@@ -15,6 +15,8 @@ REQUIREMENTS := $(if $(TORCH_INDEX),requirements.txt,$(if $(filter-out $(PLATFOR
 
 .PHONY: train test test-slow lint lock
 
+unexport PYTHONDONTWRITEBYTECODE  # without compiled modules, each program of the tests starts seconds later
+
 train: $(VENV)/installed
 	$(RUN) train.py $(ARGS)
 
