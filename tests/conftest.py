@@ -1,28 +1,48 @@
-"""Fixtures of all tests: no network, tiny models, and stored values of the published code where available."""
+"""Fixtures of all tests: no network, tiny models, and stored values of the published code where available.
+
+The process that distributes the tests over others loads this file too, and the others wait for it: slow imports are in
+the fixtures.
+"""
+
+from __future__ import annotations
 
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 from download_server import FileServer, serve
-from ramps import write_ramps
 from safetensors import safe_open
-from safetensors.torch import load_file
-from sweeps import write_project
-from torch import Tensor
 
 import clap.config.overrides  # noqa: F401 (registers the resolvers that conf/config.yaml uses)
 from clap.__main__ import main
 from clap.corpus import Clip
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clap import Clap, ClapTrainer
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # on tiny tensors, threads cost more than they save
+
+# Temporary files are in memory if there is room: MLflow waits for the disk after every line that it logs.
+MEMORY = Path("/dev/shm")
+if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4e9:
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+# These start programs. They run first and in one process, which needs one server of forks (script.py) and one of each
+# module fixture; the other process takes over tests from the end of the list.
+PROGRAMS = (
+    "test_train", "test_sweep", "test_tracking_view", "test_tracking_upload", "test_tracking_serve", "test_extending",
+    "test_own_evaluator", "test_corpora",
+)  # fmt: skip
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # A model with one-second windows, whose training step takes milliseconds.
@@ -60,9 +80,16 @@ GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "reference" / "
 METADATA = GOLDEN.parents[1] / "data" / "metadata"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(PROGRAMS)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(scope="session")
 def ramps(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
     """Ten recordings whose samples count up."""
+    from ramps import write_ramps
+
     return write_ramps(tmp_path_factory.mktemp("ramps"))
 
 
@@ -89,6 +116,8 @@ def published_index() -> Callable[[str], Path]:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """One torch thread: small layers gain nothing from more, and threads are slow on a busy machine."""
+    import torch
+
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -98,6 +127,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], tuple[dict, dict[str, Tensor]]]:
     """`golden(name)` -> config and tensors of a stored file; skips the test if the file is absent."""
+    from safetensors.torch import load_file
 
     def read(name: str) -> tuple[dict, dict[str, Tensor]]:
         path = GOLDEN / f"{name}.safetensors"
@@ -127,6 +157,8 @@ def tiny_config() -> Callable[..., dict]:
 @pytest.fixture(scope="session")
 def tiny_clap(tiny_config: Callable[..., dict]) -> Callable:
     """`tiny_clap("fusion=aff", ...)` -> a tiny Clap with random weights and a tokenizer trained on CAPTIONS."""
+    import torch
+
     from clap.model import Clap
 
     torch.set_num_threads(1)  # a second thread does not help models this small
@@ -143,6 +175,7 @@ def tiny_clap(tiny_config: Callable[..., dict]) -> Callable:
 @pytest.fixture
 def make_trainer(tiny_clap: Callable) -> Callable:
     """`make_trainer(...)` -> a trainer of a tiny model on a dozen synthetic scenes, two steps an epoch."""
+    import torch
     from torch.optim import AdamW
 
     from clap import ClapDataset, ClapTrainer, SymmetricCrossEntropyLoss
@@ -190,13 +223,27 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="session")
 def sweep_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a train.py that takes milliseconds, see sweeps.py."""
+    from sweeps import write_project
+
     return write_project(tmp_path_factory.mktemp("project"))
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow store to copy, one for all processes: creating its tables takes seconds."""
+    from clap.tracking.store import open_store
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    open_store(f"sqlite:///{folder / 'empty' / 'mlflow.db'}")
+    return folder / "empty" / "mlflow.db"
+
+
 @pytest.fixture
-def sweep_store(sweep_project: Path, tmp_path: Path) -> Path:
+def sweep_store(empty_store: Path, tmp_path: Path) -> Path:
     """An empty MLflow store in tmp_path."""
-    return Path(shutil.copy(sweep_project / "empty.db", tmp_path / "mlflow.db"))
+    return Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
 
 
 @pytest.fixture

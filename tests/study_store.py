@@ -1,7 +1,6 @@
 """Synthetic runs of a study without training: in memory, and in an MLflow store as a sweep logs them."""
 
-import functools
-import tempfile
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from clap.evaluation.results import Evaluation, RecordedEvaluation, hash_protoco
 from clap.study.factors import Study
 from clap.study.runs import Cell, Run, StudyRuns
 from clap.study.scores import RunScores, make_column
-from clap.tracking.store import open_store, resolve_uri
 from clap.tracking.tracker import Tracker
 
 LEADING = "test/synthetic/text_to_audio/recall_at_1"
@@ -114,25 +112,17 @@ def make_run(
     )
 
 
-@functools.cache
-def empty_store() -> bytes:
-    """An empty store, cached because creating its tables takes three seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "mlflow.db"
-        open_store(resolve_uri(str(path)))
-        return path.read_bytes()
-
-
 @dataclass
 class StudyStore:
-    """Writes sweeps and runs to a SQLite store in a folder."""
+    """Writes sweeps and runs to a copy of an empty SQLite store in a folder."""
 
     folder: Path
+    empty: Path
     count: int = 0
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        Path(self.uri).write_bytes(empty_store())
+        shutil.copy(self.empty, self.uri)
 
     @property
     def uri(self) -> str:

@@ -22,8 +22,8 @@ def checkpoint(tiny_config, tiny_clap, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow  # starts a kernel, which imports everything again
-def test_notebook_runs(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    study, store = load_study("encoder_ablation"), StudyStore(tmp_path / "store")
+def test_notebook_runs(checkpoint: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study, store = load_study("encoder_ablation"), StudyStore(tmp_path / "store", empty_store)
     store.add_run(store.add_sweep(study), study.cells()[0], "0")
     for name, value in {"CHECKPOINT": checkpoint, "STORE": store.uri, "STUDY": study.name}.items():
         monkeypatch.setenv(f"CLAP_{name}", str(value))

@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
     """A sweep with two of four cells, three seeds each."""
-    store = StudyStore(tmp_path_factory.mktemp("store"))
+    store = StudyStore(tmp_path_factory.mktemp("store"), empty_store)
     sweep_id = store.add_sweep(STUDY, "experiment=encoder_ablation")
     for place, levels in enumerate(STUDY.cells()[:2]):
         for seed in STUDY.seeds:
@@ -78,8 +78,8 @@ def test_unknown_sweep_is_rejected(store: StudyStore, tmp_path: Path) -> None:
         write(store, tmp_path, "--sweep", "xyz")
 
 
-def test_mixed_protocols_are_one_line(tmp_path: Path) -> None:
-    store = StudyStore(tmp_path / "store")
+def test_mixed_protocols_are_one_line(empty_store: Path, tmp_path: Path) -> None:
+    store = StudyStore(tmp_path / "store", empty_store)
     sweep_id = store.add_sweep(STUDY)
     store.add_run(sweep_id, STUDY.cells()[0], "0")
     store.add_run(sweep_id, STUDY.cells()[1], "0", protocol={"definition": 2})

@@ -13,9 +13,9 @@ SECOND = FIRST | {"text_encoder": "gpt2_nano"}
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
     """One store for all tests; each test adds its own study."""
-    return StudyStore(tmp_path_factory.mktemp("store"))
+    return StudyStore(tmp_path_factory.mktemp("store"), empty_store)
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from clap.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("store") / "mlflow.db")
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(shutil.copy(empty_store, tmp_path_factory.mktemp("store")))
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from clap.tracking.upload import upload
 
 
 @pytest.fixture(scope="module")
-def written(sweep_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store and a run that has one artifact."""
     outputs = tmp_path_factory.mktemp("written") / "outputs"
     outputs.mkdir()
-    shutil.copy(sweep_project / "empty.db", outputs / "mlflow.db")
+    shutil.copy(empty_store, outputs)
     with Tracker(str(outputs / "mlflow.db"), "clap", run_name="r", run_dir=outputs / "train" / "r") as tracker:
         log_note(tracker, "first")
     return outputs

@@ -108,17 +108,17 @@ def test_request_without_a_known_column_is_refused(served: ServedClap):
 
 
 @pytest.fixture
-def address(tmp_path: Path, clap: Clap) -> Iterator[str]:
+def address(sweep_store: Path, tmp_path: Path, clap: Clap) -> Iterator[str]:
     """Address of `mlflow models serve`, started in a folder where only the registered code can be imported."""
     (tmp_path / "checkpoint").mkdir()
     clap.save(tmp_path / "checkpoint")
-    register(tmp_path / "checkpoint", name="tiny", uri=str(tmp_path / "mlflow.db"))
+    register(tmp_path / "checkpoint", name="tiny", uri=str(sweep_store))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = f"-m mlflow models serve -m models:/tiny/1 --env-manager local --host 127.0.0.1 --port {port}"
     environment = os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{sweep_store}",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # MLflow starts uvicorn by name
     }
     environment.pop("PYTHONPATH", None)

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shlex
+import shutil
 import subprocess
 import threading
 import time
@@ -18,9 +19,9 @@ from clap.tracking.tracker import MAX_PARAM_LENGTH, Tracker, to_params
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Path of a store shared by the tests of this module: creating one takes three seconds."""
-    return str(tmp_path_factory.mktemp("store") / "outputs" / "mlflow.db")
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a store shared by the tests of this module."""
+    return str(shutil.copy(empty_store, tmp_path_factory.mktemp("store")))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,9 +28,9 @@ DATASET = {"name": "synthetic", "digest": "0" * 16, "split": "train", "num_clips
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Path of a store shared by the tests of this module: creating one takes three seconds."""
-    return str(tmp_path_factory.mktemp("store") / "mlflow.db")
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a store shared by the tests of this module."""
+    return str(shutil.copy(empty_store, tmp_path_factory.mktemp("store")))
 
 
 def start_run(uri: str | None, run_dir: Path, **settings) -> Tracker:
@@ -327,8 +328,10 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "server.db")
+    server = Server(folder)
     yield server
     server.kill()
 
