@@ -23,9 +23,10 @@ def build_optimizer(
     audio_encoder_lr: float,
     text_encoder_lr: float,
     weight_decay: float,
-    warmup_steps: int,
+    warmup_steps: float,
     schedule: str,
     total_steps: int,
+    min_lr: float = 0.0,
 ) -> tuple[Optimizer, LambdaLR]:
     """Build the optimizer and the schedule for the trainable parameters of the model and the loss.
 
@@ -34,11 +35,12 @@ def build_optimizer(
         lr: peak learning rate of the projections, the logit scale and the loss.
         audio_encoder_lr, text_encoder_lr: peak learning rates of the encoders.
         weight_decay: for parameters with two or more dimensions; norms, biases and scales have none.
-        warmup_steps: steps of the linear warmup to the peak.
-        schedule: `cosine` decay to zero at `total_steps`, or `constant`.
+        warmup_steps: steps of the linear warmup to the peak; a number below 1 is a share of `total_steps`.
+        schedule: `cosine` decay to `min_lr` at `total_steps`, or `constant`.
+        min_lr: where `lr` ends; the learning rates of the encoders end at the same share of their peaks.
 
     Raises:
-        ValueError: the schedule is unknown, a number is negative or not finite, or no parameter is trained.
+        ValueError: the schedule is unknown, a number is out of range or not finite, or no parameter is trained.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"optimizer.schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
@@ -48,9 +50,15 @@ def build_optimizer(
         "text_encoder_lr": text_encoder_lr,
         "weight_decay": weight_decay,
         "warmup_steps": warmup_steps,
+        "min_lr": min_lr,
     }
     if wrong := [name for name, value in numbers.items() if not 0 <= value < math.inf]:
         raise ValueError(f"optimizer.{wrong[0]}={numbers[wrong[0]]} must be finite and at least 0")
+    if min_lr > lr:
+        raise ValueError(f"optimizer.min_lr={min_lr} must be at most optimizer.lr={lr}; lower it")
+    if warmup_steps > 1 and warmup_steps % 1:
+        raise ValueError(f"optimizer.warmup_steps={warmup_steps} must be a whole number of steps, or a share below 1")
+    warmup_steps = round(warmup_steps if warmup_steps >= 1 else warmup_steps * total_steps)
     if warmup_steps >= total_steps > 0:
         log.warning(
             "optimizer.warmup_steps=%d, but training has %d steps and ends at %.3g of the peak learning rate; lower "
@@ -62,7 +70,8 @@ def build_optimizer(
     if not any(group["lr"] for group in groups):
         raise ValueError(f"optimizer.lr={lr}: all trained parts have the learning rate 0; raise it")
     optimizer = algorithm(groups)
-    factor = partial(learning_rate_factor, warmup_steps=warmup_steps, total_steps=total_steps, schedule=schedule)
+    shape = {"warmup_steps": warmup_steps, "total_steps": total_steps, "schedule": schedule}
+    factor = partial(learning_rate_factor, **shape, floor=min_lr / lr if lr else 0.0)
     return optimizer, LambdaLR(optimizer, factor)
 
 
@@ -90,11 +99,11 @@ def parameter_groups(
     return [{"name": name, **group} for name, group in groups.items()]
 
 
-def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, schedule: str) -> float:
-    """Learning rate as a fraction of its peak, at a step counted from 0."""
+def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, schedule: str, floor: float = 0.0) -> float:
+    """Learning rate as a fraction of its peak, at a step counted from 0; the cosine ends at `floor`."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if schedule == "constant":
         return 1.0
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

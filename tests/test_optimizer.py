@@ -101,6 +101,39 @@ def test_cosine_is_half_way_down_in_the_middle_and_ends_at_zero():
     assert factor(12) == factor(20) == 0
 
 
+def test_cosine_ends_at_the_floor():
+    factor = partial(learning_rate_factor, warmup_steps=4, total_steps=12, schedule="cosine", floor=0.1)
+    assert factor(3) == factor(4) == 1.0
+    assert factor(8) == pytest.approx(0.55)
+    assert factor(12) == factor(20) == pytest.approx(0.1)
+
+
+def test_learning_rates_end_at_the_same_share_of_their_peaks(clap):
+    optimizer, scheduler = build(clap, lr=0.4, audio_encoder_lr=0.1, min_lr=0.04)
+    rates = {}
+    for _ in range(10):
+        optimizer.step()
+        scheduler.step()
+        rates = {group["name"].split("/")[0]: group["lr"] for group in optimizer.param_groups}
+    assert rates == pytest.approx({"rest": 0.04, "audio_encoder": 0.01, "text_encoder": 0.02})
+
+
+def test_minimum_above_the_peak_is_refused(clap):
+    with pytest.raises(ValueError, match=r"optimizer.min_lr=0.5 must be at most optimizer.lr=0.3; lower it"):
+        build(clap, min_lr=0.5)
+
+
+@pytest.mark.parametrize(("given", "steps"), [(0.2, 2), (0.04, 0), (1, 1), (3.0, 3)])
+def test_warmup_below_one_is_a_share_of_the_training(clap, given, steps):
+    _, scheduler = build(clap, warmup_steps=given, total_steps=10)
+    assert scheduler.lr_lambdas[0].keywords["warmup_steps"] == steps
+
+
+def test_warmup_of_a_fraction_of_a_step_is_refused(clap):
+    with pytest.raises(ValueError, match=r"warmup_steps=2.5 must be a whole number of steps, or a share below 1"):
+        build(clap, warmup_steps=2.5)
+
+
 def test_constant_stays_at_the_peak():
     factor = partial(learning_rate_factor, warmup_steps=1, total_steps=12, schedule="constant")
     assert [factor(i) for i in (0, 1, 11, 100)] == [1.0] * 4
@@ -122,7 +155,7 @@ def test_unknown_schedule_lists_the_allowed_values(clap):
 
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf])
-@pytest.mark.parametrize("name", ["lr", "audio_encoder_lr", "weight_decay", "warmup_steps"])
+@pytest.mark.parametrize("name", ["lr", "audio_encoder_lr", "weight_decay", "warmup_steps", "min_lr"])
 def test_value_that_is_negative_or_not_finite_is_named(clap, name, value):
     with pytest.raises(ValueError, match=f"optimizer.{name}={value} must be finite and at least 0"):
         build(clap, **{name: value})

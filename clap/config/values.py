@@ -29,6 +29,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "trainer.max_steps": (int, type(None)),
     "trainer.max_grad_norm": (float, int, type(None)),
     "trainer.patience": (int, type(None)),
+    "optimizer.warmup_steps": (int, float),
     "trainer.save_every": (int, type(None)),
     "trainer.save_every_minutes": (float, int, type(None)),
     "trainer.eval_every_steps": (int, type(None)),
@@ -84,6 +85,7 @@ MINIMA = {
     "optimizer.text_encoder_lr": 0,
     "optimizer.weight_decay": 0,
     "optimizer.warmup_steps": 0,
+    "optimizer.min_lr": 0,
 }
 NAME = re.compile(r"\w([\w .-]*[\w-])?", re.ASCII)  # accepted by MLflow and by file systems
 LONGEST_NAME = 100
