@@ -21,11 +21,13 @@ class SymmetricCrossEntropyLoss(nn.Module):
 
     Args:
         init_logit_scale: initial value of the model's exp(logit_scale); 1 / 0.07 in the paper.
+        learn_logit_scale: whether training changes it.
     """
 
-    def __init__(self, *, init_logit_scale: float = 14.2857) -> None:
+    def __init__(self, *, init_logit_scale: float = 14.2857, learn_logit_scale: bool = True) -> None:
         super().__init__()
         self.init_logit_scale = check_logit_scale(init_logit_scale)
+        self.learn_logit_scale = learn_logit_scale
 
     def forward(self, audio_embedding: Tensor, text_embedding: Tensor, logit_scale: Tensor, clip_ids: Tensor) -> Tensor:
         positives = _find_positives(audio_embedding, text_embedding, clip_ids)
@@ -45,12 +47,16 @@ class SigmoidLoss(nn.Module):
 
     Args:
         init_logit_scale: initial value of the model's exp(logit_scale); 10 in the paper.
+        learn_logit_scale: whether training changes it.
         init_logit_bias: initial bias; negative, since most pairs are negatives.
     """
 
-    def __init__(self, *, init_logit_scale: float = 10.0, init_logit_bias: float = -10.0) -> None:
+    def __init__(
+        self, *, init_logit_scale: float = 10.0, init_logit_bias: float = -10.0, learn_logit_scale: bool = True
+    ) -> None:
         super().__init__()
         self.init_logit_scale = check_logit_scale(init_logit_scale)
+        self.learn_logit_scale = learn_logit_scale
         self.logit_bias = nn.Parameter(torch.tensor(init_logit_bias))
 
     def forward(self, audio_embedding: Tensor, text_embedding: Tensor, logit_scale: Tensor, clip_ids: Tensor) -> Tensor:

@@ -18,8 +18,11 @@ def check_trainer(trainer: "ClapTrainer") -> None:
     """Log settings that have no effect, and check the recordings of the validation and test split.
 
     Raises:
-        ValueError: an epoch has no batch, or more recordings than `max_bad_fraction` allows cannot be read.
+        ValueError: no parameter is trained, an epoch has no batch, or more recordings than `max_bad_fraction` allows
+            cannot be read.
     """
+    if not any(parameter.requires_grad for _, parameter in trainer.named_parameters()):
+        raise ValueError("no parameter is trained: all parts and the logit scale are fixed; see freeze and loss")
     log_ineffective_settings(trainer)
     log_idle_fusion(trainer)
     for loader in filter(None, (trainer.val_loader, trainer.test_loader)):

@@ -94,6 +94,8 @@ class ClapTrainer:
         self.loaders = dict(zip(SPLITS, (train_loader, val_loader, test_loader), strict=True))
         self.validation = Validation(clap, self.loaders, evaluators or {"retrieval": Retrieval()}, self.settings)
         self.tracker, self.config = tracker, dict(config or {})
+        if not getattr(criterion, "learn_logit_scale", True):
+            clap.logit_scale.requires_grad_(False)
         self.autocast, self.scaler = make_autocast(self.settings.precision, clap.device)
         self.guard = StepGuard(optimizer, self.scaler, self.named_parameters)
         self.model: nn.Module = clap  # in training with several processes, wrapped
