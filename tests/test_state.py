@@ -84,6 +84,39 @@ def test_validation_that_was_interrupted_is_repeated_before_training(make_traine
         assert states[0][key] == states[1][key]
 
 
+@pytest.mark.parametrize("stopped_in", ["evaluation", "save"])
+def test_run_stopped_in_a_validation_within_an_epoch_ends_the_same(
+    make_trainer: Callable, tmp_path: Path, stopped_in: str
+):
+    options = {"epochs": 2, "eval_every_steps": 1, "patience": 9}
+    whole, stopped = make_trainer(**options), make_trainer(**options)
+    whole.fit(tmp_path / "whole")
+    save, evaluate, evaluated = stopped.save, stopped.evaluate, []
+
+    def stop_in_evaluation(loader: object) -> object:
+        evaluated.append(stopped.step)
+        if stopped.step == 3 and stopped_in == "evaluation":
+            raise KeyboardInterrupt
+        return evaluate(loader)
+
+    def stop_in_save(name: str) -> None:
+        if 3 in evaluated:
+            raise KeyboardInterrupt
+        save(name)
+
+    stopped.save, stopped.evaluate = stop_in_save, stop_in_evaluation
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(tmp_path / "stopped")
+    resumed = make_trainer(**options)
+    resumed.resume(tmp_path / "stopped" / "checkpoints" / "last")
+    assert (resumed.step, resumed.step_in_epoch, resumed.validation_pending) == (3, 1, True)
+    resumed.fit(tmp_path / "stopped")
+    assert resumed.validation.since_best == whole.validation.since_best
+    for name in ("best", "last"):
+        weights = (tmp_path / run / "checkpoints" / name / "model.safetensors" for run in ("whole", "stopped"))
+        assert len({path.read_bytes() for path in weights}) == 1
+
+
 def test_run_killed_after_writing_best_validates_again(make_trainer: Callable, tmp_path: Path):
     whole, killed = make_trainer(epochs=2), make_trainer(epochs=2)
     whole.fit(tmp_path / "whole")

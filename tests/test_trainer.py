@@ -14,11 +14,11 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from clap import ClapTrainer
+from clap import ClapTrainer, SymmetricCrossEntropyLoss
 from clap.dataset.loader import make_loader
 from clap.dataset.synthetic import Synthetic
 from clap.evaluation.zero_shot import ZeroShot
-from clap.training import stopwatch
+from clap.training import intervals, stopwatch
 from clap.training.cost import forward_flops
 from clap.training.finite import MIN_LOSS_SCALE
 from clap.training.preflight import log_ineffective_settings
@@ -291,6 +291,49 @@ def test_bf16_trains(make_trainer: Callable, tmp_path: Path):
     trainer = make_trainer(epochs=1, precision="bf16")
     trainer.fit(tmp_path)
     assert trainer.step == 2
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
+def test_fixed_logit_scale_is_not_trained(make_trainer: Callable, tmp_path: Path, micro_batch_size: int | None):
+    scales = []
+    for learn in (True, False):
+        trainer = make_trainer(max_steps=2, micro_batch_size=micro_batch_size)
+        start = trainer.clap.logit_scale.item()
+        criterion = SymmetricCrossEntropyLoss(learn_logit_scale=learn)
+        loaders = trainer.loaders.values()
+        trainer = ClapTrainer(*loaders, trainer.clap, trainer.optimizer, criterion, settings=trainer.settings)
+        trainer.fit(tmp_path / str(learn))
+        scales.append(trainer.clap.logit_scale.item() - start)
+    assert scales[0] != 0 and scales[1] == 0
+
+
+def test_training_without_a_trained_parameter_is_refused(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer()
+    trainer.clap.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter is trained"):
+        trainer.fit(tmp_path)
+
+
+def test_validations_within_an_epoch_are_by_steps_and_none_is_repeated(make_trainer: Callable, tmp_path: Path):
+    trainer, steps = make_trainer(epochs=3, eval_every=3, eval_every_steps=2, max_steps=5), []
+    evaluate = trainer.evaluate
+    trainer.evaluate = lambda loader: (steps.append(trainer.step), evaluate(loader))[1]
+    trainer.fit(tmp_path)
+    assert steps == [2, 4, 5]
+
+
+def test_validations_and_saves_are_by_minutes(make_trainer: Callable, tmp_path: Path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(intervals, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    trainer, found = make_trainer(epochs=3, eval_every=3, eval_every_minutes=3, save_every_minutes=2), []
+    trainer.train_loader.batch_sampler.batch_size = 2  # six steps an epoch
+    step, save, evaluate = trainer.train_step, trainer.save, trainer.evaluate
+    trainer.train_step = lambda *batch: (step(*batch), now.__setitem__(0, now[0] + 60))
+    trainer.save = lambda name: (found.append((name, trainer.step)), save(name))
+    trainer.evaluate = lambda loader: (found.append(("val", trainer.step)), evaluate(loader))[1]
+    trainer.fit(tmp_path)
+    assert [at for name, at in found if name == "val"] == [4, 8, 12, 16, 18]
+    assert sorted({at for name, at in found if name == "last"}) == [3, 4, 6, 8, 11, 12, 15, 16, 18]
 
 
 def test_logit_scale_stays_below_its_bound(make_trainer: Callable, tmp_path: Path):

@@ -161,7 +161,7 @@ class ClapTrainer:
                     self.train_step(batch, step)
                     if self.step % self.settings.log_every == 0:
                         self.log_training(bar)
-                self.save_or_validate(*step.elapsed)
+                    self.save_or_validate(*step.elapsed)
                 if self.out_of_steps():
                     break
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
@@ -205,10 +205,13 @@ class ClapTrainer:
             return encode_rows(model, batch)
 
     def save_or_validate(self, evaluation_elapsed: bool, save_elapsed: bool) -> None:
-        """Within an epoch: validate, or write the last checkpoint, if it is due."""
+        """Within an epoch: validate, or write the last checkpoint, if it is due; at its end `end_epoch` does."""
         with self.meter.train_time.paused():
-            if self.val_loader is not None and self.evaluations.is_due(self.step, elapsed=evaluation_elapsed):
-                self.validation_pending = True
+            is_due = self.evaluations.is_due(self.step, elapsed=evaluation_elapsed)
+            self.validation_pending = is_due and self.val_loader is not None
+            if self.step_in_epoch == len(self.train_loader) or self.out_of_steps():
+                return
+            if self.validation_pending:
                 self.save("last")
                 self.validate()
             elif self.saves.is_due(self.step, elapsed=save_elapsed):
@@ -220,7 +223,7 @@ class ClapTrainer:
         if self.val_loader is None:
             self.save("best")
         else:
-            self.validation_pending = ended or self.epoch % self.settings.eval_every == 0
+            self.validation_pending |= ended or self.epoch % self.settings.eval_every == 0
         if any_rank(bool(stop_requested)):
             self.interrupt()
         self.save("last")
