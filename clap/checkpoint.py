@@ -105,7 +105,7 @@ def find_resume(resume: str | None, run_dir: Path) -> Path | None:
         return None
     sibling = folder.parent / "last"
     if not (folder / TRAINER).exists() and (sibling / TRAINER).exists():
-        raise FileNotFoundError(f"{folder}: only the checkpoint `last` can be resumed; set resume={sibling}")
+        raise FileNotFoundError(f"{folder}: this checkpoint has no {TRAINER}; to resume `last`, set resume={sibling}")
     find_file(folder, TRAINER)
     return folder
 

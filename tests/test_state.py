@@ -263,5 +263,5 @@ def test_best_checkpoint_suggests_the_last(tmp_path):
     for name in ("best", "last"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     (tmp_path / "checkpoints" / "last" / TRAINER).touch()
-    with pytest.raises(FileNotFoundError, match="only the checkpoint `last` can be resumed; set resume=.*/last"):
+    with pytest.raises(FileNotFoundError, match="no trainer.pt; to resume `last`, set resume=.*/last"):
         find_resume(str(tmp_path / "checkpoints" / "best"), tmp_path)

@@ -19,6 +19,7 @@ from clap.study.factors import SEED
 
 # The last parts of a path to a checkpoint that do not identify it.
 UNNAMED = ("checkpoints", "best", "last", checkpoint.HUGGING_FACE, *FOLDER_FILES)
+STEP = r"step-\d+"  # a kept checkpoint of a run
 TIME = r"\d\d-\d\d-\d\d"  # begins the name of a run folder
 COMMIT_LENGTH = 12
 THEN = ", then "  # between the commits or machines of a resumed run
@@ -108,7 +109,7 @@ def name_source(source: str) -> str:
     """
     path = os.path.abspath(source) if os.path.exists(source) else urlsplit(source).path
     parts = [unquote(part) for part in path.split("/") if part] or [source]
-    while len(parts) > 1 and parts[-1] in UNNAMED:
+    while len(parts) > 1 and (parts[-1] in UNNAMED or re.fullmatch(STEP, parts[-1])):
         parts.pop()
     name = re.sub(rf"({'|'.join(map(re.escape, SUFFIXES))})$", "", parts[-1])
     name = re.sub(r"[-_]best$", "", name) or name

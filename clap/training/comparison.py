@@ -29,6 +29,8 @@ APPLIED = (
     "trainer.eval_every",  # also _steps and _minutes
     "trainer.log_every",
     "trainer.save_every",
+    "trainer.keep_best",
+    "trainer.keep_last",
     "optimizer.algorithm.fused",
     "dataset.max_bad_fraction",
     "dataset.metadata",

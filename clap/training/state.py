@@ -20,6 +20,7 @@ from clap.run_folder import HISTORY, RECORD, append_changed, git_commit, own_fol
 from clap.tracking.tracker import recorded_run
 from clap.training.comparison import check_data, check_optimizer, check_settings, load_optimizer, read_settings
 from clap.training.grad_cache import read_random_state, write_random_state
+from clap.training.kept import is_step
 
 if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
@@ -44,6 +45,7 @@ def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
             "metrics": validation.best_metrics,
             "since": validation.since_best,
         },
+        "kept": {"last": trainer.kept.last, "best": trainer.kept.best},
         "validation_pending": trainer.validation_pending,
         "problems": trainer.skipped.problems,
         **trainer.meter.state_dict(),
@@ -82,6 +84,7 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
     trainer.epoch, trainer.step, trainer.step_in_epoch = (position[key] for key in ("epoch", "step", "step_in_epoch"))
     validation.best_metric, validation.best_metrics = best["metric"], best["metrics"]
     validation.since_best = best["since"]
+    trainer.kept.last, trainer.kept.best = state["kept"]["last"], state["kept"]["best"]
     trainer.validation_pending = state["validation_pending"]
     trainer.skipped.problems, trainer.origin = state["problems"], state["origin"]
     trainer.meter.load_state_dict(state)
@@ -128,6 +131,7 @@ def add_unrecorded(state: dict[str, Any], trainer: "ClapTrainer") -> dict[str, A
     clips = trainer.train_loader.dataset.clips
     problems = {clips[key].id if isinstance(key, int) else key: why for key, why in state["problems"].items()}
     unrecorded = {
+        "kept": {"last": [], "best": [(state["best"]["metric"], 0)]},  # of an unknown step
         "validation_pending": False,
         "samples_seen": state["clips_seen"] * window,
         "train_seconds": state["seconds"],  # with those of validation
@@ -159,24 +163,32 @@ def own_run_folder(trainer: "ClapTrainer", out_path: Path) -> Iterator[None]:
     options = {"resume": trainer.resumed_from, "advice": advice, "written": (RECORD, HISTORY)}
     with own_folder(out_path, **options) if is_main() else nullcontext():
         source, trainer.checkpoints = trainer.resumed_from, out_path / "checkpoints"
-        if source is not None and out_path.resolve() not in source.parents:
+        is_other = source is not None and out_path.resolve() not in source.parents
+        if is_step(source):
+            forget_best(trainer)
+            trainer.validation_pending = trainer.val_loader is not None
+        elif is_other:
             copy_best(trainer, source.with_name("best"))
+        if is_other:
             trainer.set_tags({"resumed_from": source})
+        trainer.kept.begin(trainer.checkpoints, source)
         trainer.resumed_from = trainer.checkpoints.resolve()
         yield
 
 
 def copy_best(trainer: "ClapTrainer", best: Path) -> None:
-    """Copy the best checkpoint of the run folder that a run in another folder resumes from.
-
-    Without it, the next validation is the best.
-    """
+    """Copy the best checkpoint of the run folder that a run in another folder resumes from."""
     if best.is_dir():
         target = trainer.checkpoints / "best"
         if is_main():
             checkpoint.write_folder(target, lambda folder: shutil.copytree(best, folder, dirs_exist_ok=True))
     else:
-        trainer.validation.best_metric = -math.inf
+        forget_best(trainer)
+
+
+def forget_best(trainer: "ClapTrainer") -> None:
+    """Make the next validation the best: the best checkpoint is missing, or of later steps than those of the run."""
+    trainer.validation.best_metric, trainer.kept.best = -math.inf, []
 
 
 def find_resumable_run(resume: str | None, run_dir: Path, *, uri: str | None) -> tuple[Path | None, str | None]:

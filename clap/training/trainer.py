@@ -32,6 +32,7 @@ from clap.training.finite import ADVICE, NotFiniteError, StepGuard, find_non_fin
 from clap.training.grad_cache import GradientCache
 from clap.training.interrupt import stop_on_signal
 from clap.training.intervals import Interval
+from clap.training.kept import KeptCheckpoints, name_step
 from clap.training.meter import Meter
 from clap.training.parallel import (
     GlobalStep,
@@ -104,6 +105,7 @@ class ClapTrainer:
         self.meter, self.skipped = Meter(), SkippedClips(train_loader.dataset)
         self.evaluations = Interval(steps=self.settings.eval_every_steps, minutes=self.settings.eval_every_minutes)
         self.saves = Interval(steps=self.settings.save_every, minutes=self.settings.save_every_minutes)
+        self.kept = KeptCheckpoints(self.settings)
         self.origin: dict[str, list[str]] = {}  # commits and machines, more than one if the run was resumed with others
         self.validation_pending = False
         self.checkpoints, self.resumed_from = Path("checkpoints"), None
@@ -246,9 +248,12 @@ class ClapTrainer:
         """
         results = self.evaluate(self.val_loader)
         self.log_metrics(merge_metrics(results))
-        if self.validation.update_best(results, where=f"epoch {self.epoch}, step {self.step}"):
+        is_best = self.validation.update_best(results, where=f"epoch {self.epoch}, step {self.step}")
+        is_kept = self.kept.add_validation(self.validation.metric, self.step)
+        if is_best:
             self.write_evaluations(results)
-            self.save("best")
+        if is_kept:
+            self.save("best" if is_best else name_step(self.step))
         self.validation_pending = False
         self.evaluations.restart()
         self.save("last")
@@ -266,6 +271,8 @@ class ClapTrainer:
         weights = [*self.clap.state_dict().items(), *self.criterion.state_dict(prefix="loss.").items()]
         if found := find_non_finite(weights):
             raise NotFiniteError(f"{found} after step {self.step}; {ADVICE}")
+        if name == "last":
+            self.kept.add_last(self.step)
         state = collect_state(self) if name == "last" else None
 
         def write(folder: Path) -> None:
@@ -274,7 +281,8 @@ class ClapTrainer:
                 write_state(folder, state)
 
         if is_main():
-            checkpoint.write_folder(self.checkpoints / name, write)
+            with self.kept.replacing(self.checkpoints / name, self.step):
+                checkpoint.write_folder(self.checkpoints / name, write)
         wait_for_all()
         self.saves.restart()
 

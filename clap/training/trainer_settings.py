@@ -7,7 +7,7 @@ from clap.config.values import MICRO_BATCH_NORMS, PRECISIONS
 
 COUNTS = (
     *("max_epochs", "max_steps", "patience", "eval_every", "eval_every_steps", "log_every", "save_every"),
-    "micro_batch_size",
+    *("micro_batch_size", "keep_best", "keep_last"),
 )
 MINUTES = ("eval_every_minutes", "save_every_minutes")
 
@@ -27,6 +27,8 @@ class TrainerSettings:
         eval_every_steps, eval_every_minutes: validations within an epoch, besides those at its end; None: none.
         log_every: steps between logged training metrics.
         save_every, save_every_minutes: steps, or minutes, between writing checkpoints/last, besides the ends of epochs.
+        keep_best, keep_last: checkpoints of the best validations and of the latest writes of checkpoints/last; those
+            besides `best` and `last` are checkpoints/step-000123.
         micro_batch_size: rows that each process encodes at once (gradient caching, see `GradientCache`); None: all.
         micro_batch_norm: with micro_batch_size, `frozen` batch norms, or the statistics of each `micro` batch.
 
@@ -46,6 +48,8 @@ class TrainerSettings:
     log_every: int = 10
     save_every: int | None = None
     save_every_minutes: float | None = None
+    keep_best: int = 1
+    keep_last: int = 1
     micro_batch_size: int | None = None
     micro_batch_norm: str = "frozen"
 

@@ -24,6 +24,7 @@ class Validation:
 
     Attributes:
         monitors: full names of the metrics whose mean chooses the best checkpoint; none without a validation split.
+        metric: the mean of the monitors of the latest validation.
         best_metric, best_metrics: the mean of the monitors, and all metrics, of the best validation.
         since_best: validations since the best one.
 
@@ -41,7 +42,7 @@ class Validation:
         self.clap, self.evaluators = clap, evaluators
         self.other_loaders = open_other_loaders(loaders, evaluators)
         self.monitors = find_monitors(loaders["val"], evaluators, settings)
-        self.best_metric, self.best_metrics, self.since_best = -math.inf, {}, 0
+        self.metric, self.best_metric, self.best_metrics, self.since_best = -math.inf, -math.inf, {}, 0
 
     def evaluate(self, loader: DataLoader) -> dict[str, Evaluation]:
         return evaluate_split(self.clap, loader, self.evaluators, other_loaders=self.other_loaders)
@@ -53,7 +54,7 @@ class Validation:
             where: epoch and step, for the log.
         """
         metrics = merge_metrics(results)
-        value = sum(metrics[name] for name in self.monitors) / len(self.monitors)
+        self.metric = value = sum(metrics[name] for name in self.monitors) / len(self.monitors)
         counts = count_clips(result.protocol for result in results.values())
         clips = ", ".join(dict.fromkeys(find_count(name, counts) for name in self.monitors))
         log.info("%s: %s %.4f, %s", where, " and ".join(self.monitors), value, clips)
