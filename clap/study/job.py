@@ -18,7 +18,7 @@ from clap.run_folder import JOB_FILE, SWEEP_FILE
 from clap.study.factors import SEED
 
 # The last parts of a path to a checkpoint that do not identify it.
-UNNAMED = ("checkpoints", "best", "last", checkpoint.HUGGING_FACE, *FOLDER_FILES)
+UNNAMED = ("checkpoints", "best", "last", "ema", checkpoint.HUGGING_FACE, *FOLDER_FILES)
 STEP = r"step-\d+"  # a kept checkpoint of a run
 TIME = r"\d\d-\d\d-\d\d"  # begins the name of a run folder
 COMMIT_LENGTH = 12

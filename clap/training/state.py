@@ -3,7 +3,6 @@
 import logging
 import math
 import pickle
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,9 +17,10 @@ from clap.atomic import name_file
 from clap.process_group import gather_objects, is_main, rank, world_size
 from clap.run_folder import HISTORY, RECORD, append_changed, git_commit, own_folder
 from clap.tracking.tracker import recorded_run
+from clap.training import ema
 from clap.training.comparison import check_data, check_optimizer, check_settings, load_optimizer, read_settings
 from clap.training.grad_cache import read_random_state, write_random_state
-from clap.training.kept import is_step
+from clap.training.kept import is_step, link_folder
 
 if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
@@ -45,6 +45,7 @@ def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
             "metrics": validation.best_metrics,
             "since": validation.since_best,
         },
+        "ema": trainer.ema.averages,
         "kept": {"last": trainer.kept.last, "best": trainer.kept.best},
         "validation_pending": trainer.validation_pending,
         "problems": trainer.skipped.problems,
@@ -84,6 +85,7 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
     trainer.epoch, trainer.step, trainer.step_in_epoch = (position[key] for key in ("epoch", "step", "step_in_epoch"))
     validation.best_metric, validation.best_metrics = best["metric"], best["metrics"]
     validation.since_best = best["since"]
+    trainer.ema.load(state["ema"])
     trainer.kept.last, trainer.kept.best = state["kept"]["last"], state["kept"]["best"]
     trainer.validation_pending = state["validation_pending"]
     trainer.skipped.problems, trainer.origin = state["problems"], state["origin"]
@@ -131,6 +133,7 @@ def add_unrecorded(state: dict[str, Any], trainer: "ClapTrainer") -> dict[str, A
     clips = trainer.train_loader.dataset.clips
     problems = {clips[key].id if isinstance(key, int) else key: why for key, why in state["problems"].items()}
     unrecorded = {
+        "ema": {},
         "kept": {"last": [], "best": [(state["best"]["metric"], 0)]},  # of an unknown step
         "validation_pending": False,
         "samples_seen": state["clips_seen"] * window,
@@ -168,7 +171,7 @@ def own_run_folder(trainer: "ClapTrainer", out_path: Path) -> Iterator[None]:
             forget_best(trainer)
             trainer.validation_pending = trainer.val_loader is not None
         elif is_other:
-            copy_best(trainer, source.with_name("best"))
+            copy_checkpoints(trainer, source.parent)
         if is_other:
             trainer.set_tags({"resumed_from": source})
         trainer.kept.begin(trainer.checkpoints, source)
@@ -176,13 +179,12 @@ def own_run_folder(trainer: "ClapTrainer", out_path: Path) -> Iterator[None]:
         yield
 
 
-def copy_best(trainer: "ClapTrainer", best: Path) -> None:
-    """Copy the best checkpoint of the run folder that a run in another folder resumes from."""
-    if best.is_dir():
-        target = trainer.checkpoints / "best"
-        if is_main():
-            checkpoint.write_folder(target, lambda folder: shutil.copytree(best, folder, dirs_exist_ok=True))
-    else:
+def copy_checkpoints(trainer: "ClapTrainer", source: Path) -> None:
+    """Copy `best` and `ema` of the run folder that a run in another folder resumes from."""
+    for name in ("best", ema.NAME):
+        if is_main() and (source / name).is_dir():
+            link_folder(source / name, trainer.checkpoints / name)
+    if not (source / "best").is_dir():
         forget_best(trainer)
 
 

@@ -28,6 +28,7 @@ from clap.run_folder import COST, METRICS, read_counts
 from clap.tracking.tracker import Tracker
 from clap.training.comparison import digest_dataset
 from clap.training.cost import reset_peak_memory
+from clap.training.ema import WeightAverage, test_average, validate_average
 from clap.training.finite import ADVICE, NotFiniteError, StepGuard, find_non_finite
 from clap.training.grad_cache import GradientCache
 from clap.training.interrupt import stop_on_signal
@@ -105,7 +106,7 @@ class ClapTrainer:
         self.meter, self.skipped = Meter(), SkippedClips(train_loader.dataset)
         self.evaluations = Interval(steps=self.settings.eval_every_steps, minutes=self.settings.eval_every_minutes)
         self.saves = Interval(steps=self.settings.save_every, minutes=self.settings.save_every_minutes)
-        self.kept = KeptCheckpoints(self.settings)
+        self.kept, self.ema = KeptCheckpoints(self.settings), WeightAverage(clap, self.settings.ema_decay)
         self.origin: dict[str, list[str]] = {}  # commits and machines, more than one if the run was resumed with others
         self.validation_pending = False
         self.checkpoints, self.resumed_from = Path("checkpoints"), None
@@ -187,6 +188,7 @@ class ClapTrainer:
         if self.scheduler is not None:
             self.scheduler.step()
         self.clap.clamp_logit_scale()
+        self.ema.update()
         self.step += 1
         self.meter.add(loss, clips=sum(step.rows), samples=step.samples)
 
@@ -224,6 +226,7 @@ class ClapTrainer:
         ended = self.epoch >= self.epochs or self.out_of_steps()
         if self.val_loader is None:
             self.save("best")
+            validate_average(self)
         else:
             self.validation_pending |= ended or self.epoch % self.settings.eval_every == 0
         if any_rank(bool(stop_requested)):
@@ -254,6 +257,7 @@ class ClapTrainer:
             self.write_evaluations(results)
         if is_kept:
             self.save("best" if is_best else name_step(self.step))
+        validate_average(self)
         self.validation_pending = False
         self.evaluations.restart()
         self.save("last")
@@ -305,7 +309,7 @@ class ClapTrainer:
         """Evaluate the best checkpoint on the test split; writes metrics.json, cost.json and per-query scores."""
         out_path = Path(out_path)
         self.checkpoints = out_path / "checkpoints"
-        metrics = dict(self.validation.best_metrics)
+        metrics = self.validation.best_metrics | test_average(self)
         self.clap.load_state_dict(checkpoint.read_weights(self.checkpoints / "best"))
         if self.test_loader is not None:
             results = self.evaluate(self.test_loader)

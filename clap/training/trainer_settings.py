@@ -29,6 +29,7 @@ class TrainerSettings:
         save_every, save_every_minutes: steps, or minutes, between writing checkpoints/last, besides the ends of epochs.
         keep_best, keep_last: checkpoints of the best validations and of the latest writes of checkpoints/last; those
             besides `best` and `last` are checkpoints/step-000123.
+        ema_decay: of the moving average of the weights, checkpoints/ema; None: no average.
         micro_batch_size: rows that each process encodes at once (gradient caching, see `GradientCache`); None: all.
         micro_batch_norm: with micro_batch_size, `frozen` batch norms, or the statistics of each `micro` batch.
 
@@ -50,6 +51,7 @@ class TrainerSettings:
     save_every_minutes: float | None = None
     keep_best: int = 1
     keep_last: int = 1
+    ema_decay: float | None = None
     micro_batch_size: int | None = None
     micro_batch_norm: str = "frozen"
 
@@ -60,6 +62,8 @@ class TrainerSettings:
         for name in MINUTES:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"trainer.{name}={value} must be above 0, or null")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"trainer.ema_decay={self.ema_decay} must be between 0 and 1, such as 0.999, or null")
         if self.micro_batch_norm not in MICRO_BATCH_NORMS:
             allowed = ", ".join(MICRO_BATCH_NORMS)
             raise ValueError(f"trainer.micro_batch_norm={self.micro_batch_norm!r} is not one of {allowed}")

@@ -1,0 +1,89 @@
+"""Exponential moving average of the weights (Polyak and Juditsky 1992; Tarvainen and Valpola 2017)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from clap import checkpoint
+from clap.evaluation.results import merge_metrics
+
+if TYPE_CHECKING:  # the trainer imports this module
+    from clap.training.trainer import ClapTrainer
+
+NAME = "ema"  # of its checkpoint
+
+
+class WeightAverage:
+    """The moving average of a model's parameters; buffers, as batch statistics, are those of the model.
+
+    As of torch's AveragedModel, the average starts with the weights after the first step.
+
+    Args:
+        decay: share of the average that a step keeps; None: no average.
+
+    Attributes:
+        averages: by the name of the parameter; empty before the first step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float | None) -> None:
+        self.model, self.decay = model, decay
+        self.averages: dict[str, Tensor] = {}
+
+    def update(self) -> None:
+        """Average the weights of a step."""
+        if self.decay is None:
+            return
+        weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        if not self.averages:
+            self.averages = {name: weight.clone() for name, weight in weights.items()}
+        get_ema_multi_avg_fn(self.decay)(list(self.averages.values()), list(weights.values()), None)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the average as its weights while the body runs."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        parameters = dict(self.model.named_parameters())
+        for name, average in self.averages.items():
+            weight = parameters[name].clone()
+            parameters[name].copy_(average)
+            average.copy_(weight)
+
+    def load(self, averages: Mapping[str, Tensor]) -> None:
+        """Set the averages of a checkpoint."""
+        parameters = dict(self.model.named_parameters())
+        self.averages = {name: average.to(parameters[name].device) for name, average in averages.items()}
+
+
+def validate_average(trainer: "ClapTrainer") -> None:
+    """Evaluate the average on the validation split, and write its checkpoint; it does not choose the best."""
+    if trainer.ema.decay is not None:
+        with trainer.ema.applied():
+            if trainer.val_loader is not None:
+                trainer.log_metrics(name_average(merge_metrics(trainer.evaluate(trainer.val_loader))))
+            trainer.save(NAME)
+
+
+def test_average(trainer: "ClapTrainer") -> dict[str, float]:
+    """Metrics of the average's checkpoint on the test split, which the model then has as its weights."""
+    if trainer.ema.decay is None or trainer.test_loader is None:
+        return {}
+    trainer.clap.load_state_dict(checkpoint.read_weights(trainer.checkpoints / NAME))
+    metrics = name_average(merge_metrics(trainer.evaluate(trainer.test_loader)))
+    trainer.log_metrics(metrics)
+    return metrics
+
+
+def name_average(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of the average by their names: `val/clotho/...` becomes `val_ema/clotho/...`."""
+    return {name.replace("/", f"_{NAME}/", 1): value for name, value in metrics.items()}
