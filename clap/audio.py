@@ -1,12 +1,14 @@
 """Waveforms to log-mel on the model's device: fill to the window, spectrogram, SpecAugment."""
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from clap.config.values import FILL_MODES, MEL_SCALES
 
@@ -16,12 +18,13 @@ BLOCK = 2**14  # frames of a long clip whose spectrum is in memory, 13 times as 
 def fill_waveform(waveform: Tensor, lengths: Tensor, num_samples: int, mode: str) -> Tensor:
     """Fill short clips up to `num_samples` and cut longer ones.
 
-    waveform (batch, samples), lengths (batch,) -> (batch, num_samples); samples beyond a row's length are ignored.
+    waveform (batch, samples), lengths (batch,) on the CPU -> (batch, num_samples); samples beyond a row's length are
+    ignored.
 
     Args:
         mode: `pad` with zeros; `repeat` and cut; `repeat_pad`: complete repeats, then zeros (LAION-CLAP's `repeatpad`).
     """
-    lengths = lengths.clamp(max=num_samples)[:, None]
+    lengths = lengths.clamp(max=num_samples)[:, None].to(waveform.device, non_blocking=True)
     time = torch.arange(num_samples, device=waveform.device)[None]
     if mode == "pad":
         padded = F.pad(waveform, (0, num_samples - waveform.shape[1]))  # a negative pad cuts
@@ -190,8 +193,26 @@ class LogMelSpectrogram(nn.Module):
             blocks.append(self(F.pad(block, padding, mode="reflect"), center=False)[0])
         return torch.cat(blocks)
 
+    def whole_clips(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """As `whole_clip` for several waveforms (samples,); those of similar duration share a spectrum.
+
+        The end of each is reflected, so that its log-mel is that of the clip alone.
+        """
+        half, log_mels = self.n_fft // 2, {}
+        rows = sorted(range(len(waveforms)), key=lambda row: -len(waveforms[row]))
+        while rows:
+            size = max(1, BLOCK // (len(waveforms[rows[0]]) // self.hop_length + 1))
+            group, rows = rows[:size], rows[size:]
+            if len(group) == 1:
+                log_mels[group[0]] = self.whole_clip(waveforms[group[0]])
+                continue
+            clips = [F.pad(waveforms[row][None], (half, half), mode="reflect")[0] for row in group]
+            for row, log_mel in zip(group, self(pad_sequence(clips, batch_first=True), center=False), strict=True):
+                log_mels[row] = log_mel[: (len(waveforms[row]) + 2 * half - self.n_fft) // self.hop_length + 1]
+        return [log_mels[row] for row in range(len(waveforms))]
+
     def full_window(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        """Waveforms (batch, samples) up to the window, lengths (batch,) -> log_mel (batch, num_frames, n_mels)."""
+        """Waveforms (batch, samples), lengths (batch,) on the CPU, up to the window -> (batch, num_frames, n_mels)."""
         return self(fill_waveform(waveform, lengths, self.num_samples, self.fill))
 
 

@@ -1,7 +1,8 @@
 """Clips longer than the window: which views of them the encoder sees, and how their features merge.
 
 Wu et al. 2023 (LAION-CLAP), section 2.3; Dai et al. 2021 (attentional feature fusion).
-A policy (`OneWindow`, `MeanOfWindows`, `GlobalAndLocal`) cuts views; a merge (`DAF`, `AFF`, `IAFF`) is built by the
+A policy (`OneWindow`, `MeanOfWindows`, `GlobalAndLocal`) cuts views of waveforms (batch, samples), given their lengths
+(batch,) on the CPU, where they are read without waiting for the device; a merge (`DAF`, `AFF`, `IAFF`) is built by the
 encoder at the width of its first features. Clips up to the window are not fused.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from clap.audio import LogMelSpectrogram
 
@@ -21,7 +23,8 @@ ROWS = 128  # views in memory at once in evaluation: of long clips there may be 
 class Views:
     """Views of clips: the input of the network.
 
-    log_mel (n, views, frames, n_mels); is_longer (n,): rows with different views; row (n,): clip index of each row.
+    log_mel (n, views, frames, n_mels). On the CPU: is_longer (n,), rows with different views; row (n,), clip index of
+    each row.
     """
 
     log_mel: Tensor
@@ -45,20 +48,19 @@ class OneWindow(nn.Module):
         if waveform.shape[1] > frontend.num_samples:
             waveform = self.cut(waveform, lengths, frontend.num_samples)
         log_mel = frontend.full_window(waveform, lengths)
-        rows = torch.arange(len(lengths), device=lengths.device)
+        rows = torch.arange(len(lengths))
         return Views(log_mel[:, None], torch.zeros_like(rows, dtype=torch.bool), rows)
 
     def cut(self, waveform: Tensor, lengths: Tensor, num_samples: int) -> Tensor:
         """(batch, samples) -> (batch, num_samples), a window of each clip."""
-        start = self.choose_starts((lengths - num_samples).clamp(min=0))
+        start = self.choose_starts((lengths - num_samples).clamp(min=0)).to(waveform.device, non_blocking=True)
         return waveform.gather(1, start[:, None] + torch.arange(num_samples, device=waveform.device))
 
     def choose_starts(self, spare: Tensor) -> Tensor:
         """First sample of each clip's window (batch,), given the spare samples of each clip (batch,)."""
         if not self.training:
             return spare // 2
-        random = torch.rand(len(spare)).to(spare.device)  # drawn on the CPU: the same on every device
-        return (random * (spare + 1)).long().minimum(spare)  # a product near 1 may round up
+        return (torch.rand(len(spare)) * (spare + 1)).long().minimum(spare)  # a product near 1 may round up
 
 
 class MeanOfWindows(nn.Module):
@@ -74,10 +76,10 @@ class MeanOfWindows(nn.Module):
             for start in window_starts(length, frontend.num_samples):
                 cuts.append(waveform[row, start : min(start + frontend.num_samples, length)])
                 rows.append(row)
-        row = torch.tensor(rows, device=lengths.device)
+        row = torch.tensor(rows)
         log_mels = []
         for start in range(0, len(cuts), ROWS):
-            padded = nn.utils.rnn.pad_sequence(cuts[start : start + ROWS], batch_first=True)
+            padded = pad_sequence(cuts[start : start + ROWS], batch_first=True)
             log_mels.append(frontend.full_window(padded, lengths[row[start : start + ROWS]]))
         log_mel = torch.cat(log_mels)
         return Views(log_mel[:, None], torch.zeros_like(row, dtype=torch.bool), row)
@@ -101,21 +103,26 @@ class GlobalAndLocal(nn.Module):
         self.merge = merge
 
     def forward(self, waveform: Tensor, lengths: Tensor, frontend: LogMelSpectrogram) -> Views:
-        num_frames = frontend.num_frames
         # A clip longer by less than one hop has as many frames as the window and is not fused.
-        is_longer = lengths // frontend.hop_length + 1 > num_frames
-        short = waveform[:, : frontend.num_samples]
-        log_mel = frontend.full_window(short, lengths)[:, None].repeat(1, 4, 1, 1)
-        for row, length in enumerate(lengths.tolist()):
-            if length <= frontend.num_samples:
-                continue
-            # One clip at a time: its end is reflected, not padded, so the result does not depend on the batch.
-            full = frontend.whole_clip(waveform[row, :length])  # (time, n_mels)
-            if len(full) == num_frames:
-                log_mel[row] = full
-            else:
-                log_mel[row] = cut_views(full, num_frames, self.choose_starts(len(full), num_frames))
-        return Views(log_mel, is_longer, torch.arange(len(lengths), device=lengths.device))
+        is_longer = lengths // frontend.hop_length + 1 > frontend.num_frames
+        clips = [clip[:length] for clip, length in zip(waveform, lengths.tolist(), strict=True)]
+        short = [row for row, clip in enumerate(clips) if len(clip) <= frontend.num_samples]
+        longer = [row for row, clip in enumerate(clips) if len(clip) > frontend.num_samples]
+        views = {}
+        if short:
+            windows = torch.stack([waveform[row, : frontend.num_samples] for row in short])
+            filled = frontend.full_window(windows, lengths[short])
+            views |= {row: window.expand(4, -1, -1) for row, window in zip(short, filled, strict=True)}
+        fulls = frontend.whole_clips([clips[row] for row in longer])
+        views |= {row: self.cut(full, frontend.num_frames) for row, full in zip(longer, fulls, strict=True)}
+        log_mel = torch.stack([views[row] for row in range(len(clips))])
+        return Views(log_mel, is_longer, torch.arange(len(clips)))
+
+    def cut(self, log_mel: Tensor, num_frames: int) -> Tensor:
+        """log_mel (time, n_mels) of a longer clip -> its views (4, num_frames, n_mels)."""
+        if len(log_mel) == num_frames:
+            return log_mel.expand(4, -1, -1)
+        return cut_views(log_mel, num_frames, self.choose_starts(len(log_mel), num_frames))
 
     def choose_starts(self, total: int, num_frames: int) -> list[int]:
         """First frames of the front, middle and back view of a clip of `total` frames."""

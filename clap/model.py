@@ -68,7 +68,7 @@ class Clap(nn.Module):
     `Clap(config=...)` is `Clap.from_config(...)`; otherwise the four parts are given as modules.
 
     Args:
-        audio_encoder: (batch, samples), lengths (batch,) -> (batch, audio_encoder.output_dim).
+        audio_encoder: (batch, samples), lengths (batch,) on the CPU -> (batch, audio_encoder.output_dim).
         text_encoder: token ids, mask (batch, tokens) -> (batch, text_encoder.output_dim); has a `tokenizer`.
         init_logit_scale: initial exp(logit_scale), the inverse temperature.
         config: composed config (path or mapping) from which all parts are built.
@@ -348,7 +348,7 @@ class Clap(nn.Module):
                 lengths = torch.tensor([len(waveform) for waveform in waveforms.values()])
                 batch = nn.utils.rnn.pad_sequence(list(waveforms.values()), batch_first=True)
                 with self.inference():  # not around the yield, where the caller's code runs
-                    embeddings = self.embed_audio(batch.to(self.device), lengths.to(self.device))
+                    embeddings = self.embed_audio(batch.to(self.device), lengths)
                 yield from zip(waveforms, embeddings, strict=True)
 
     def get_text_embeddings(self, captions: Sequence[str], *, batch_size: int = 64) -> Tensor:

@@ -8,17 +8,21 @@ import functools
 import inspect
 import logging
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    AttentionMaskInterface,
     AutoConfig,
     AutoModel,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from clap.config.values import POOLINGS, choose_weights
 from clap.tokenizer import TRAINED_TOKEN_IDS, Tokenizer
@@ -38,6 +42,30 @@ NOT_ARCHITECTURE = {
     "label2id",
     "use_cache",
 }
+
+
+def _make_unread(make_mask: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """A function of transformers that makes attention masks, without reading the padding of a batch on a device.
+
+    transformers drops the mask of a batch without padding, and waits for the device to know whether there is padding.
+    """
+
+    @functools.wraps(make_mask)
+    def make(*args: Any, device: torch.device | str = "cpu", **kwargs: Any) -> Tensor | None:
+        if not _reads_values(device):
+            kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        return make_mask(*args, device=device, **kwargs)
+
+    return make
+
+
+def _reads_values(device: torch.device | str) -> bool:
+    """Whether the values of a tensor on the device can be read without waiting for it."""
+    return torch.device(device).type == "cpu"
+
+
+for _name in ("sdpa", "eager"):  # of all models of this process
+    AttentionMaskInterface.register(_name, _make_unread(ALL_MASK_ATTENTION_FUNCTIONS[_name]))
 
 
 class TextEncoder(nn.Module):
@@ -106,10 +134,7 @@ class TextEncoder(nn.Module):
         return self.tokenizer(captions)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        attention_mask = mask.long()
-        if ids.is_meta:  # transformers reads the values of a 2-D mask, but not those of a 4-D mask
-            attention_mask = mask[:, None, None, :].expand(-1, -1, mask.shape[1], -1)
-        output = self.transformer(input_ids=ids, attention_mask=attention_mask)
+        output = self.transformer(input_ids=ids, attention_mask=mask.long())
         hidden = output.last_hidden_state
         if self.pooling == "pooler":
             return output.pooler_output

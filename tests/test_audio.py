@@ -144,6 +144,19 @@ def test_whole_clip_in_blocks_equals_one_spectrogram(
         assert_close(frontend.whole_clip(waveform), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("block", [2**14, 250, 7])
+@pytest.mark.parametrize("n_fft", [511, 512])
+def test_whole_clips_of_several_durations_equal_each_alone(
+    n_fft: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frontend = make_frontend(n_fft=n_fft)
+    waveforms = [torch.from_numpy(sound(length)) for length in (9000, 16_000, 9000, 12_159, 600)]
+    expected = [frontend(waveform[None])[0] for waveform in waveforms]
+    monkeypatch.setattr("clap.audio.BLOCK", block)
+    for log_mel, alone in zip(frontend.whole_clips(waveforms), expected, strict=True):
+        assert_close(log_mel, alone, rtol=0, atol=1e-4)
+
+
 def test_full_window_has_num_frames() -> None:
     frontend = make_frontend()
     log_mel = frontend.full_window(torch.zeros(2, 8000), torch.tensor([8000, 500]))

@@ -7,6 +7,7 @@ import hydra
 import pytest
 import timm
 import torch
+from device_reads import NoWaiting, WaitError
 from omegaconf import DictConfig
 from small_encoders import FUSIONS, RATE, SMALL, make_batch, make_encoder, make_frontend, randomize
 from torch import Tensor
@@ -172,6 +173,34 @@ def test_fusion_yaml_builds_into_the_encoder(compose: Callable[..., DictConfig],
         log_mel = torch.zeros(3, views, encoder.frontend.num_frames, encoder.frontend.n_mels)
     is_longer = torch.tensor([False, True, True]) & (views > 1)
     assert encoder.encode(log_mel, is_longer).shape == (3, OUTPUT_DIMS[name])
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: x[torch.tensor([1])],
+        lambda x: x + torch.ones(3).to("meta"),
+        lambda x: x.tolist(),
+    ],
+)
+def test_waiting_for_the_device_is_found(read: Callable[[Tensor], object]) -> None:
+    with pytest.raises((WaitError, RuntimeError)), NoWaiting():
+        read(torch.zeros(3, device="meta"))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("cls", SMALL)
+def test_step_does_not_wait_for_the_device(cls: type[LogMelEncoder], fusion: str, training: bool) -> None:
+    augment = SpecAugment(time_mask=8, frequency_mask=8)
+    dropout = {"drop_path": 0.1} if cls is HTSAT else {"dropout": 0.1}
+    encoder = make_encoder(cls, fusion, spec_augment=augment, **dropout).to("meta")
+    waveform, lengths = make_batch(LENGTHS)
+    waveform = waveform.to("meta")
+    with NoWaiting():
+        encoder.train(training)(waveform, lengths).sum().backward()
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

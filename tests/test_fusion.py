@@ -197,6 +197,13 @@ def test_global_and_local_views_are_those_of_the_full_log_mel(frontend: LogMelSp
     assert_close(views, torch.stack([smaller, *expected]))
 
 
+def test_longer_clips_share_a_spectrum(frontend: LogMelSpectrogram, monkeypatch: pytest.MonkeyPatch) -> None:
+    stft, shapes = torch.stft, []
+    monkeypatch.setattr(torch, "stft", lambda x, *args, **options: shapes.append(len(x)) or stft(x, *args, **options))
+    GlobalAndLocal()(*make_batch(LENGTHS), frontend)
+    assert shapes == [2, 3]  # the clips up to the window, then the others
+
+
 def test_chosen_starts_are_used(frontend: LogMelSpectrogram, monkeypatch: pytest.MonkeyPatch) -> None:
     waveform, lengths = make_batch([39000])
     monkeypatch.setattr(GlobalAndLocal, "choose_starts", lambda self, total, num_frames: [3, 50, 120])

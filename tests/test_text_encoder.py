@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from device_reads import NoWaiting
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
@@ -392,3 +393,30 @@ def test_golden_gpt2_end_token(golden) -> None:
     encoder, tensors = load_golden(golden, "gpt2", GPT2 | sizes, "base.")
     embedding = encoder(tensors["in/gpt2/input_ids"], tensors["in/gpt2/attention_mask"])
     assert_close(embedding, tensors["out/gpt2/pooled"], atol=2e-5, rtol=1e-5)
+
+
+# On a device
+
+
+@pytest.mark.parametrize("model", [ROBERTA, GPT2, T5, DISTILBERT], ids=lambda model: model["model_type"])
+def test_step_does_not_wait_for_the_device(model: dict) -> None:
+    encoder = make_encoder(model).train()
+    ids, mask = (tokens.to("meta") for tokens in encoder.tokenize(CAPTIONS))
+    encoder.to("meta")
+    with NoWaiting():
+        encoder(ids, mask).sum().backward()
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("model", [ROBERTA, GPT2], ids=lambda model: model["model_type"])
+@torch.no_grad()
+def test_mask_of_a_device_gives_the_same_features(model: dict, implementation: str, monkeypatch) -> None:
+    """Of a batch without padding too, whose mask is dropped on the CPU."""
+    encoder = make_encoder(model)
+    encoder.transformer.set_attn_implementation(implementation)
+    for captions in (CAPTIONS, CAPTIONS[:1]):
+        tokens = encoder.tokenize(captions)
+        expected = encoder(*tokens)
+        with monkeypatch.context() as patch:
+            patch.setattr("clap.text_encoder._reads_values", lambda device: False)
+            assert_close(encoder(*tokens), expected)

@@ -14,7 +14,10 @@ from clap.fusion import ROWS, MeanOfWindows, OneWindow, Views
 class AudioEncoder(nn.Module):
     """Waveforms to one vector per clip: the contract that `Clap`, the dataset and the cost estimate rely on.
 
-    waveform (batch, samples), lengths (batch,) -> (batch, output_dim)
+    waveform (batch, samples), lengths (batch,) on the CPU -> (batch, output_dim)
+
+    Lengths are on the CPU, where their values are read without waiting for the device; what the device computes with
+    them goes there with `.to(waveform.device, non_blocking=True)`.
 
     Attributes:
         sample_rate: Hz of the waveforms.
@@ -51,7 +54,7 @@ class LogMelEncoder(AudioEncoder):
     """An encoder on a log-mel spectrogram, with a fusion for clips longer than the window.
 
     A subclass is the network: it sets `output_dim` and defines `encode`, which takes normalised views
-    (n, views, frames, n_mels) and is_longer (n,) and returns (n, output_dim).
+    (n, views, frames, n_mels) and is_longer (n,) on the CPU and returns (n, output_dim).
 
     Args:
         frontend: waveform to log-mel, and its window; pretrained weights require the frontend of their training.
@@ -108,6 +111,12 @@ class LogMelEncoder(AudioEncoder):
     def encode(self, log_mel: Tensor, is_longer: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def find_merged(self, is_longer: Tensor, device: torch.device) -> Tensor | None:
+        """Rows (n,) on the device whose local features are merged inside the encoder; None: no row."""
+        if not (self.fusion.merge and is_longer.any()):
+            return None
+        return is_longer.nonzero().flatten().to(device, non_blocking=True)
+
 
 def find_sample_rate(node: Mapping[str, Any]) -> int:
     """Sample rate in Hz of an audio encoder's config node: its own key, or that of its frontend.
@@ -122,7 +131,7 @@ def find_sample_rate(node: Mapping[str, Any]) -> int:
 
 
 def average_by_row(features: Tensor, row: Tensor, num_rows: int) -> Tensor:
-    """Mean of the rows of each clip: features (n, width), row (n,) in ascending order -> (num_rows, width)."""
+    """Mean of the rows of each clip: features (n, width), row (n,) on the CPU, ascending -> (num_rows, width)."""
     if len(features) == num_rows:
         return features
     clips = features.split(row.bincount(minlength=num_rows).tolist())

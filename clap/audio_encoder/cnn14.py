@@ -51,8 +51,8 @@ class Cnn14(LogMelEncoder):
 
     def encode(self, log_mel: Tensor, is_longer: Tensor) -> Tensor:
         x = self.conv_block1(log_mel[:, : self.in_channels], pool=True)  # (batch, width, frames / 2, n_mels / 2)
-        if self.fusion.merge and is_longer.any():
-            x = self.merge_local(x, log_mel, is_longer.nonzero().flatten())
+        if (longer := self.find_merged(is_longer, x.device)) is not None:
+            x = self.merge_local(x, log_mel, longer)
         x = F.dropout(x, self.dropout, self.training)
         for i in range(2, NUM_BLOCKS + 1):
             x = getattr(self, f"conv_block{i}")(x, pool=i < NUM_BLOCKS)

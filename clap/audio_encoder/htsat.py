@@ -84,10 +84,8 @@ class HTSAT(LogMelEncoder):
     def encode(self, log_mel: Tensor, is_longer: Tensor) -> Tensor:
         patch_embed = self.trunk.patch_embed
         image = self.fold(log_mel[:, : patch_embed.in_channels])
-        local = longer = None
-        if self.fusion.merge and is_longer.any():
-            longer = is_longer.nonzero().flatten()
-            local = self.fold(log_mel[longer, 1:])
+        longer = self.find_merged(is_longer, log_mel.device)
+        local = None if longer is None else self.fold(log_mel[longer, 1:])
         x = patch_embed(image, local, longer)  # (batch, height, width, embed_dim)
         x = self.trunk.norm(self.trunk.layers(x))
         return x.mean(dim=(1, 2))

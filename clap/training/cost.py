@@ -66,7 +66,7 @@ def forward_flops(clap: Clap, *, duration: float | None = None) -> int:
     waveform = torch.zeros(1, num_samples, device=clap.device)
     tokens = torch.ones(1, 16, dtype=torch.long, device=clap.device)
     with clap.inference():
-        return count_flops(lambda: clap(waveform, torch.tensor([num_samples], device=clap.device), tokens, tokens))
+        return count_flops(lambda: clap(waveform, torch.tensor([num_samples]), tokens, tokens))
 
 
 def step_flops(clap: Clap, *, batch_size: int, duration: float, num_tokens: int = CAPTION_TOKENS) -> int:
