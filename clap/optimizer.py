@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from torch import nn
@@ -27,6 +27,7 @@ def build_optimizer(
     schedule: str,
     total_steps: int,
     min_lr: float = 0.0,
+    unfreeze_at: int | None = None,
 ) -> tuple[Optimizer, LambdaLR]:
     """Build the optimizer and the schedule for the trainable parameters of the model and the loss.
 
@@ -37,6 +38,7 @@ def build_optimizer(
         weight_decay: for parameters with two or more dimensions; norms, biases and scales have none.
         warmup_steps: steps of the linear warmup to the peak; a number below 1 is a share of `total_steps`.
         schedule: `cosine` decay to `min_lr` at `total_steps`, or `constant`.
+        unfreeze_at: step from which frozen parts train, by the same schedule; None: never.
         min_lr: where `lr` ends; the learning rates of the encoders end at the same share of their peaks.
 
     Raises:
@@ -66,7 +68,8 @@ def build_optimizer(
             *(warmup_steps, total_steps, total_steps / warmup_steps),
         )
     rates = {"audio_encoder": audio_encoder_lr, "text_encoder": text_encoder_lr}
-    groups = parameter_groups(clap, criterion, rates=rates, lr=lr, weight_decay=weight_decay)
+    later = clap.frozen if unfreeze_at is not None else ()
+    groups = parameter_groups(clap, criterion, rates=rates, lr=lr, weight_decay=weight_decay, later=later)
     if not any(group["lr"] for group in groups):
         raise ValueError(f"optimizer.lr={lr}: all trained parts have the learning rate 0; raise it")
     optimizer = algorithm(groups)
@@ -76,16 +79,25 @@ def build_optimizer(
 
 
 def parameter_groups(
-    clap: nn.Module, criterion: nn.Module, *, rates: dict[str, float], lr: float, weight_decay: float
+    clap: nn.Module,
+    criterion: nn.Module,
+    *,
+    rates: dict[str, float],
+    lr: float,
+    weight_decay: float,
+    later: Collection[str] = (),
 ) -> list[dict]:
     """Groups named PART/decay and PART/no_decay; PART is an encoder of `rates` or `rest`. Checkpoints keep the names.
+
+    Args:
+        later: parts that are frozen at first.
 
     Raises:
         ValueError: no parameter is trainable.
     """
     groups: dict[str, dict] = {}
     for name, parameter in [*clap.named_parameters(), *criterion.named_parameters(prefix="loss")]:
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and name.split(".")[0] not in later:
             continue
         part = name.split(".")[0] if name.split(".")[0] in rates else "rest"
         decays = parameter.ndim >= 2

@@ -78,6 +78,13 @@ def test_frozen_part_has_no_group(tiny_clap):
     assert not any(name.startswith("text_encoder") for name in find_groups(clap))
 
 
+def test_part_that_trains_later_has_groups_from_the_start(tiny_clap):
+    clap = tiny_clap().freeze(["text_encoder"])
+    names = [[group["name"] for group in build(clap, unfreeze_at=step)[0].param_groups] for step in (None, 5)]
+    assert not any(name.startswith("text_encoder") for name in names[0])
+    assert {"text_encoder/decay", "text_encoder/no_decay"} <= set(names[1])
+
+
 def test_loss_parameters_are_trained(clap):
     criterion = SigmoidLoss()
     assert find_group(find_groups(clap, criterion), criterion.logit_bias) == "rest/no_decay"

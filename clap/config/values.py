@@ -36,6 +36,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "trainer.eval_every_minutes": (float, int, type(None)),
     "trainer.micro_batch_size": (int, type(None)),
     "trainer.ema_decay": (float, type(None)),
+    "unfreeze_at": (int, type(None)),
     "dataset.max_clips": (int, type(None)),
     "dataset.cache": (str, type(None)),
     "dataset.exclude": (str, type(None)),

@@ -110,7 +110,7 @@ def build_on_meta(config: Mapping[str, Any]) -> Clap:
             config[part]["pretrained"] = False
     with torch.device("meta"):
         clap = Clap.from_config(config)
-    clap.freeze(config["freeze"])
+    clap.freeze(config["freeze"] if config["trainer"].get("unfreeze_at") is None else [])  # as the costliest step
     return clap
 
 

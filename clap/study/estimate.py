@@ -63,7 +63,7 @@ def count_steps(config: Mapping[str, Any], dataset: ClapDataset) -> float:
 def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
     """Seconds of a training step of this cell, from random weights, on a batch of its corpus."""
     clap = Clap.from_config(config)
-    clap.freeze(config["freeze"])
+    clap.freeze(config["freeze"] if config["trainer"].get("unfreeze_at") is None else [])  # as the costliest step
     clap.to(choose_device(config["device"]))
     dataset.window = clap.window
     batch_size = config["dataset"]["batch_size"]

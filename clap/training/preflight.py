@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from clap.audio_encoder.base import LogMelEncoder
 from clap.dataset.clips import ClapDataset
+from clap.training.unfreezing import check_unfreezing
 from clap.waveform import AudioError, AudioHeader, TooLongError, check_duration
 
 if TYPE_CHECKING:  # the trainer imports this module
@@ -23,6 +24,7 @@ def check_trainer(trainer: "ClapTrainer") -> None:
     """
     if not any(parameter.requires_grad for _, parameter in trainer.named_parameters()):
         raise ValueError("no parameter is trained: all parts and the logit scale are fixed; see freeze and loss")
+    check_unfreezing(trainer)
     log_ineffective_settings(trainer)
     log_idle_fusion(trainer)
     for loader in filter(None, (trainer.val_loader, trainer.test_loader)):

@@ -49,6 +49,7 @@ from clap.training.preflight import check_trainer
 from clap.training.skipped_clips import SkippedClips
 from clap.training.state import collect_state, own_run_folder, restore_state, write_state
 from clap.training.trainer_settings import TrainerSettings
+from clap.training.unfreezing import unfreeze_if_due
 from clap.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -170,6 +171,7 @@ class ClapTrainer:
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
     def train_step(self, batch: Batch, step: GlobalStep) -> None:
+        unfreeze_if_due(self)
         loss, backward = self.forward(batch, step)
         self.guard.check()  # of the step before, whose gradients are still there
         self.optimizer.zero_grad()

@@ -7,7 +7,7 @@ from clap.config.values import MICRO_BATCH_NORMS, PRECISIONS
 
 COUNTS = (
     *("max_epochs", "max_steps", "patience", "eval_every", "eval_every_steps", "log_every", "save_every"),
-    *("micro_batch_size", "keep_best", "keep_last"),
+    *("micro_batch_size", "keep_best", "keep_last", "unfreeze_at"),
 )
 MINUTES = ("eval_every_minutes", "save_every_minutes")
 
@@ -30,6 +30,7 @@ class TrainerSettings:
         keep_best, keep_last: checkpoints of the best validations and of the latest writes of checkpoints/last; those
             besides `best` and `last` are checkpoints/step-000123.
         ema_decay: of the moving average of the weights, checkpoints/ema; None: no average.
+        unfreeze_at: steps after which the frozen parts of the model train; None: never.
         micro_batch_size: rows that each process encodes at once (gradient caching, see `GradientCache`); None: all.
         micro_batch_norm: with micro_batch_size, `frozen` batch norms, or the statistics of each `micro` batch.
 
@@ -52,6 +53,7 @@ class TrainerSettings:
     keep_best: int = 1
     keep_last: int = 1
     ema_decay: float | None = None
+    unfreeze_at: int | None = None
     micro_batch_size: int | None = None
     micro_batch_norm: str = "frozen"
 
