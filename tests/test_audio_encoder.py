@@ -66,6 +66,24 @@ def test_features_are_identical_on_every_call(cls: type[LogMelEncoder], fusion: 
     assert_close(encoder(*batch), features, rtol=0, atol=0)
 
 
+def test_attention_without_subnormal_weights_has_the_published_values() -> None:
+    encoder, batch = make_encoder(HTSAT), make_batch([16000, 9000])
+    masks = [value for name, value in encoder.named_buffers() if name.endswith("attn_mask")]
+    weights = torch.cat([mask.softmax(dim=-1).flatten() for mask in masks])
+    assert ((weights == 0) | (weights > 1e-3)).all() and (weights == 0).any()
+
+    def encode() -> list[Tensor]:
+        encoder.zero_grad()
+        features = encoder(*batch)
+        features.square().sum().backward()
+        return [features, *(parameter.grad for parameter in encoder.parameters())]
+
+    own = encode()
+    for mask in masks:
+        mask.masked_fill_(mask < 0, -100.0)
+    assert_close(encode(), own, rtol=0, atol=0)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", ["mean", *MERGING])
 @pytest.mark.parametrize("cls", SMALL)
