@@ -2,11 +2,17 @@
 
 Two rows with the same clip id are captions (or windows) of one clip, and positives of each other. The model keeps
 `logit_scale` as a logarithm and exponentiates it in its forward, so a loss receives the scale itself.
+
+With several processes, a loss with `gather: full` receives the rows of the whole batch on each of them. With `local` it
+receives the rows of its process and, as keywords, those of all: its logits have the size rows x all rows. The mean over
+processes, weighted by their rows, is the loss of the whole batch.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from clap.config.values import GATHERS
 
 MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5; training clips exp(logit_scale) to it
 
@@ -22,19 +28,37 @@ class SymmetricCrossEntropyLoss(nn.Module):
     Args:
         init_logit_scale: initial value of the model's exp(logit_scale); 1 / 0.07 in the paper.
         learn_logit_scale: whether training changes it.
+        gather: what a process compares its rows with, see above.
     """
 
-    def __init__(self, *, init_logit_scale: float = 14.2857, learn_logit_scale: bool = True) -> None:
+    def __init__(
+        self, *, init_logit_scale: float = 14.2857, learn_logit_scale: bool = True, gather: str = "full"
+    ) -> None:
         super().__init__()
-        self.init_logit_scale = check_logit_scale(init_logit_scale)
-        self.learn_logit_scale = learn_logit_scale
+        self.init_logit_scale, self.learn_logit_scale = check_logit_scale(init_logit_scale), learn_logit_scale
+        self.gather = check_gather(gather)
 
-    def forward(self, audio_embedding: Tensor, text_embedding: Tensor, logit_scale: Tensor, clip_ids: Tensor) -> Tensor:
-        positives = _find_positives(audio_embedding, text_embedding, clip_ids)
+    def forward(
+        self,
+        audio_embedding: Tensor,
+        text_embedding: Tensor,
+        logit_scale: Tensor,
+        clip_ids: Tensor,
+        *,
+        all_audio: Tensor | None = None,
+        all_text: Tensor | None = None,
+        all_clip_ids: Tensor | None = None,
+    ) -> Tensor:
+        positives = _find_positives(audio_embedding, text_embedding, clip_ids, all_clip_ids)
         targets = positives / positives.sum(dim=1, keepdim=True)
-        logits_per_audio = logit_scale * audio_embedding @ text_embedding.T  # (batch, batch)
+        if all_audio is None or all_text is None:
+            logits_per_audio = logit_scale * audio_embedding @ text_embedding.T  # (batch, batch)
+            logits_per_text = logits_per_audio.T
+        else:
+            logits_per_audio = logit_scale * audio_embedding @ all_text.T  # (rows, all rows)
+            logits_per_text = logit_scale * text_embedding @ all_audio.T
         loss_audio = F.cross_entropy(logits_per_audio, targets)
-        loss_text = F.cross_entropy(logits_per_audio.T, targets)
+        loss_text = F.cross_entropy(logits_per_text, targets)
         return (loss_audio + loss_text) / 2
 
 
@@ -49,19 +73,36 @@ class SigmoidLoss(nn.Module):
         init_logit_scale: initial value of the model's exp(logit_scale); 10 in the paper.
         learn_logit_scale: whether training changes it.
         init_logit_bias: initial bias; negative, since most pairs are negatives.
+        gather: what a process compares its rows with, see above; a pair is counted once, by the process of its audio.
     """
 
     def __init__(
-        self, *, init_logit_scale: float = 10.0, init_logit_bias: float = -10.0, learn_logit_scale: bool = True
+        self,
+        *,
+        init_logit_scale: float = 10.0,
+        init_logit_bias: float = -10.0,
+        learn_logit_scale: bool = True,
+        gather: str = "full",
     ) -> None:
         super().__init__()
-        self.init_logit_scale = check_logit_scale(init_logit_scale)
-        self.learn_logit_scale = learn_logit_scale
+        self.init_logit_scale, self.learn_logit_scale = check_logit_scale(init_logit_scale), learn_logit_scale
+        self.gather = check_gather(gather)
         self.logit_bias = nn.Parameter(torch.tensor(init_logit_bias))
 
-    def forward(self, audio_embedding: Tensor, text_embedding: Tensor, logit_scale: Tensor, clip_ids: Tensor) -> Tensor:
-        positives = _find_positives(audio_embedding, text_embedding, clip_ids)
-        logits = logit_scale * audio_embedding @ text_embedding.T + self.logit_bias  # (batch, batch)
+    def forward(
+        self,
+        audio_embedding: Tensor,
+        text_embedding: Tensor,
+        logit_scale: Tensor,
+        clip_ids: Tensor,
+        *,
+        all_audio: Tensor | None = None,
+        all_text: Tensor | None = None,
+        all_clip_ids: Tensor | None = None,
+    ) -> Tensor:
+        positives = _find_positives(audio_embedding, text_embedding, clip_ids, all_clip_ids)
+        texts = text_embedding if all_text is None else all_text
+        logits = logit_scale * audio_embedding @ texts.T + self.logit_bias  # (rows, all rows)
         return -F.logsigmoid((2 * positives - 1) * logits).sum() / len(logits)
 
 
@@ -74,8 +115,17 @@ def check_logit_scale(value: float) -> float:
     return value
 
 
-def _find_positives(audio_embedding: Tensor, text_embedding: Tensor, clip_ids: Tensor) -> Tensor:
-    """Mask (batch, batch) in the embeddings' dtype, 1 where two rows have the same clip id.
+def check_gather(value: str) -> str:
+    """Return a valid `gather`; ValueError otherwise."""
+    if value not in GATHERS:
+        raise ValueError(f"gather={value!r} is not one of {', '.join(GATHERS)}; set loss.gather")
+    return value
+
+
+def _find_positives(
+    audio_embedding: Tensor, text_embedding: Tensor, clip_ids: Tensor, all_clip_ids: Tensor | None = None
+) -> Tensor:
+    """Mask (rows, all rows) in the embeddings' dtype, 1 where two rows have the same clip id.
 
     Raises:
         ValueError: the shapes do not match.
@@ -86,4 +136,5 @@ def _find_positives(audio_embedding: Tensor, text_embedding: Tensor, clip_ids: T
             f"audio_embedding {audio_shape}, text_embedding {text_shape} and clip_ids {ids_shape} do not match; "
             "they must be (batch, embed_dim), (batch, embed_dim) and (batch,)"
         )
-    return (clip_ids[:, None] == clip_ids[None, :]).to(audio_embedding.dtype)
+    others = clip_ids if all_clip_ids is None else all_clip_ids
+    return (clip_ids[:, None] == others[None, :]).to(audio_embedding.dtype)

@@ -151,3 +151,30 @@ def test_duplicates_equal_mean_over_choices_of_label(golden) -> None:
 def test_initial_logit_scale_outside_of_its_range_is_refused(loss, scale) -> None:
     with pytest.raises(ValueError, match="must be above 0 and at most 100; set loss.init_logit_scale"):
         loss(init_logit_scale=scale)
+
+
+@pytest.mark.parametrize("make", [SymmetricCrossEntropyLoss, SigmoidLoss])
+@pytest.mark.parametrize("rows", [(3, 3), (1, 5), (2, 3, 1)])
+def test_local_losses_average_to_that_of_the_whole_batch(make: type, rows: tuple[int, ...]) -> None:
+    clip_ids = torch.tensor([0, 1, 2, 0, 3, 1])  # the captions of a clip are on several processes
+    gradients = []
+    for gather in ("full", "local"):
+        criterion = make(gather=gather).double()
+        inputs = [*make_embeddings(), torch.tensor(8.0, dtype=torch.float64)]
+        for tensor in inputs:
+            tensor.requires_grad_()
+        audio, text, scale = inputs
+        if gather == "full":
+            loss = criterion(*inputs, clip_ids)
+        else:
+            parts = zip(*(x.split(rows) for x in (audio, text, clip_ids)), strict=True)
+            every = {"all_audio": audio, "all_text": text, "all_clip_ids": clip_ids}
+            loss = sum(len(a) / 6 * criterion(a, t, scale, ids, **every) for a, t, ids in parts)
+        loss.backward()
+        gradients.append([loss.detach(), *(x.grad for x in (*inputs, *criterion.parameters()))])
+    assert_close(*gradients)
+
+
+def test_unknown_gather_is_refused() -> None:
+    with pytest.raises(ValueError, match="gather='half' is not one of full, local; set loss.gather"):
+        SigmoidLoss(gather="half")

@@ -57,6 +57,8 @@ SPLITS = ("train", "val", "test")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16", "fp16")
 MICRO_BATCH_NORMS = ("frozen", "micro")
+PARALLEL = ("ddp", "fsdp")
+GATHERS = ("full", "local")
 SCHEDULES = ("cosine", "constant")
 CAPTION_POLICIES = ("sample", "all", "keywords")
 WINDOW_POLICIES = ("mean", None)
@@ -67,6 +69,8 @@ MEL_SCALES = ("slaney", "htk")
 CHOICES = {
     "trainer.precision": PRECISIONS,
     "trainer.micro_batch_norm": MICRO_BATCH_NORMS,
+    "trainer.parallel": PARALLEL,
+    "loss.gather": GATHERS,
     "optimizer.schedule": SCHEDULES,
     "device": DEVICES,
     "dataset.captions": CAPTION_POLICIES,
