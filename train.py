@@ -32,6 +32,7 @@ def train(cfg: DictConfig) -> float:
     from clap.evaluation.run_plots import plot_run
     from clap.study.trained_model import name_options, open_model, record_config
     from clap.tracking.tracker import Tracker, check_store
+    from clap.training.sharding import distribute_model
     from clap.training.state import extend_origin, find_resumable_run
 
     check_store(cfg.tracking.uri)
@@ -39,6 +40,7 @@ def train(cfg: DictConfig) -> float:
     set_seed(cfg.seed)
     clap = open_model(config, resume_from=resume_from, overrides=HydraConfig.get().overrides.task)
     clap = clap.freeze(cfg.freeze).to(choose_device(cfg.device))
+    distribute_model(clap, settings)
     loaders = {kind: open_loader(corpus, kind, settings=data, seed=cfg.seed, **clap.input_format) for kind in corpora}
     criterion = build_module(config["loss"]).to(clap.device)
     optimizer, scheduler = instantiate(cfg.optimizer)(clap, criterion, total_steps=settings.num_steps(loaders["train"]))

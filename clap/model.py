@@ -186,9 +186,9 @@ class Clap(nn.Module):
         """Write a new Hugging Face ClapModel folder, or log which parts of the model ClapModel does not have."""
         saving.export_huggingface(self, folder)
 
-    def save(self, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
+    def save(self, folder: Path, extra: Mapping | None = None, *, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write config, weights and tokenizer into an existing folder; `extra` (data, evaluation) joins the config."""
-        saving.write_model(self, folder, extra)
+        saving.write_model(self, folder, extra, weights)
 
     @property
     def sample_rate(self) -> int:

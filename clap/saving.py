@@ -7,7 +7,7 @@ from typing import Any
 
 import safetensors.torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from clap import checkpoint
 from clap.atomic import name_file
@@ -35,8 +35,16 @@ def write_pretrained(clap: nn.Module, folder: Path, *, huggingface: bool) -> Non
     checkpoint.write_folder(folder, write)
 
 
-def write_model(clap: nn.Module, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
+def write_model(
+    clap: nn.Module,
+    folder: Path,
+    extra: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write config, weights and tokenizer of a Clap into an existing folder; `extra` is added to the config.
+
+    Args:
+        weights: instead of the model's own, of which it may have a part only.
 
     Raises:
         ValueError: the model was not built from a config.
@@ -47,7 +55,8 @@ def write_model(clap: nn.Module, folder: Path, extra: Mapping[str, Any] | None =
     text = yaml.dump(config, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
     (folder / checkpoint.CONFIG).write_text(text, encoding="utf-8")
     # Copies: safetensors refuses weights that share memory, as T5's embeddings do.
-    weights = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in clap.state_dict().items()}
+    weights = clap.state_dict() if weights is None else weights
+    weights = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
     with name_file(folder / checkpoint.WEIGHTS):
         safetensors.torch.save_file(weights, folder / checkpoint.WEIGHTS)
     if clap.text_encoder is not None:

@@ -1,6 +1,7 @@
 """Runs a function in several processes that form a process group (gloo), forked from the tests."""
 
 import multiprocessing
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -34,7 +35,7 @@ def run_ranks(function: Callable[[int], Any], world_size: int = 2, *, timeout: f
 def receive(pipe: Connection, timeout: float) -> Any:
     if not pipe.poll(timeout):
         raise TimeoutError(f"a rank did not end within {timeout} s")
-    result = pipe.recv()
+    result = pickle.loads(pipe.recv_bytes())
     if isinstance(result, str):
         raise AssertionError(result)
     return result[0]
@@ -50,5 +51,5 @@ def join(function: Callable[[int], Any], rank: int, world_size: int, file: str, 
         result = (error,)
     except BaseException:  # noqa: BLE001
         result = traceback.format_exc()
-    pipe.send(result)
+    pipe.send_bytes(pickle.dumps(result))  # not as shared memory, which ends with this process
     dist.barrier()  # an earlier exit would be an error of the other ranks

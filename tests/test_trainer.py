@@ -20,7 +20,7 @@ from clap.dataset.synthetic import Synthetic
 from clap.evaluation.zero_shot import ZeroShot
 from clap.training import intervals, stopwatch
 from clap.training.cost import forward_flops
-from clap.training.finite import MIN_LOSS_SCALE
+from clap.training.finite import MIN_LOSS_SCALE, StepGuard
 from clap.training.preflight import log_ineffective_settings
 from clap.training.trainer_settings import TrainerSettings
 
@@ -194,7 +194,8 @@ def test_norm_of_gradients_beyond_float32_stops_the_run(make_trainer: Callable, 
 
 def test_scaler_skips_infinite_gradients_until_its_scale_is_used_up(make_trainer: Callable, tmp_path: Path):
     trainer = make_trainer(epochs=9)
-    trainer.scaler = trainer.guard.scaler = torch.amp.GradScaler("cpu", init_scale=4 * MIN_LOSS_SCALE)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4 * MIN_LOSS_SCALE)
+    trainer.scaler = trainer.guard.scaler = trainer.objective.scaler = scaler
     before = {name: tensor.clone() for name, tensor in trainer.clap.named_parameters()}
     spoil_gradient(trainer, math.inf)
     with pytest.raises(ValueError, match=r"the gradient of .* is inf at step 3 "):
@@ -339,6 +340,7 @@ def test_validations_and_saves_are_by_minutes(make_trainer: Callable, tmp_path: 
 def test_logit_scale_stays_below_its_bound(make_trainer: Callable, tmp_path: Path):
     trainer = make_trainer(epochs=1)
     trainer.optimizer = SGD(trainer.clap.parameters(), lr=0.0)
+    trainer.guard = StepGuard(trainer.optimizer, trainer.scaler, trainer.named_parameters)
     trainer.clap.logit_scale.data.fill_(9.0)
     trainer.fit(tmp_path)
     assert trainer.clap.logit_scale.exp().item() == pytest.approx(100.0)

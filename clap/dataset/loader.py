@@ -58,9 +58,9 @@ class Batch:
         """The fields with one row for each clip."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "problems"}
 
-    def split(self, size: int) -> "list[Batch]":
-        """Consecutive parts of at most `size` rows, one at least; without `problems`."""
-        return [Batch(*rows) for rows in zip(*(tensor.split(size) for tensor in self.tensors.values()), strict=True)]
+    def split(self, sizes: Sequence[int]) -> "list[Batch]":
+        """Consecutive parts with these numbers of rows, without `problems`."""
+        return [Batch(*rows) for rows in zip(*(tensor.split(sizes) for tensor in self.tensors.values()), strict=True)]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device, in float32, without waiting for the copies; what the host reads stays on the CPU.

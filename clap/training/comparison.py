@@ -15,6 +15,7 @@ from clap.config.result_settings import find_changes, read_result_settings
 from clap.config.values import shell_override
 from clap.dataset.clips import ClapDataset
 from clap.dataset.digest import digest_clips
+from clap.training.sharding import is_sharded, shard_like
 
 if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
@@ -141,7 +142,11 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     optimizer.load_state_dict({**state, "param_groups": kept})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                continue
+            if is_sharded(parameter):
+                values[name] = shard_like(value, parameter)
+            elif value.stride() != parameter.stride():
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

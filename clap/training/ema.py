@@ -10,6 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from clap import checkpoint
 from clap.evaluation.results import merge_metrics
+from clap.training.sharding import load_weights
 
 if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
@@ -78,7 +79,7 @@ def test_average(trainer: "ClapTrainer") -> dict[str, float]:
     """Metrics of the average's checkpoint on the test split, which the model then has as its weights."""
     if trainer.ema.decay is None or trainer.test_loader is None:
         return {}
-    trainer.clap.load_state_dict(checkpoint.read_weights(trainer.checkpoints / NAME))
+    load_weights(trainer.clap, checkpoint.read_weights(trainer.checkpoints / NAME))
     metrics = name_average(merge_metrics(trainer.evaluate(trainer.test_loader)))
     trainer.log_metrics(metrics)
     return metrics

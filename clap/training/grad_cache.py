@@ -35,6 +35,8 @@ class GradientCache:
         batch: Batch,
         loss: Callable[[Tensor, Tensor, Tensor], Tensor],
         parameters: list[nn.Parameter],
+        *,
+        rows: list[int],
         scaler: torch.amp.GradScaler,
     ) -> tuple[Tensor, Callable[[], None]]:
         """The loss of a batch, and a function that adds its gradients to those of the model and of the loss.
@@ -43,8 +45,11 @@ class GradientCache:
             model: as `wrap_model` returns it.
             loss: audio, text (rows, embed_dim), logit scale () -> loss ().
             parameters: of the loss.
+            rows: number of clips of each rank; all ranks run the model equally often, with empty chunks if need be.
         """
-        chunks, states, parts = batch.split(self.size), [], []
+        number = -(-max(rows) // self.size)
+        sizes = [min(self.size, max(len(batch) - start * self.size, 0)) for start in range(number)]
+        chunks, states, parts = batch.split(sizes), [], []
         module = getattr(model, "module", model)  # the first pass has no gradients to average
         with torch.no_grad(), self.normalising(module, first=True):
             for chunk in chunks:
@@ -61,11 +66,11 @@ class GradientCache:
         def backward() -> None:
             for parameter, gradient in zip(parameters, own, strict=True):
                 parameter.grad = gradient
-            gradients = zip(chunks, states, audio_grad.split(self.size), text_grad.split(self.size), strict=True)
+            gradients = zip(chunks, states, audio_grad.split(sizes), text_grad.split(sizes), strict=True)
             with self.normalising(module, first=False):
-                for number, (chunk, state, *chunk_grads) in enumerate(gradients, start=1):
+                for position, (chunk, state, *chunk_grads) in enumerate(gradients, start=1):
                     write_random_state(state)
-                    is_last = number == len(chunks)
+                    is_last = position == number
                     with nullcontext() if is_last else without_averaging(model):
                         *embeddings, scale = self.encode(model, chunk)
                         total = sum((x * gradient).sum() for x, gradient in zip(embeddings, chunk_grads, strict=True))

@@ -79,7 +79,8 @@ def encode_rows(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]
         return audio.float(), text.float(), logit_scale
     silence = torch.zeros(1, SILENT_SAMPLES, device=batch.waveform.device)
     token = torch.zeros(1, 1, dtype=torch.long, device=silence.device)
-    with frozen_batch_norm(model):
+    is_synced = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())  # all ranks must run these
+    with nullcontext() if is_synced else frozen_batch_norm(model):
         audio, text, logit_scale = model(silence, torch.tensor([SILENT_SAMPLES]), token, token == 0)
     return audio[:0].float(), text[:0].float(), logit_scale
 
@@ -101,7 +102,8 @@ def global_loss(
     """
     if not is_distributed():
         return criterion(audio, text, logit_scale, clip_ids)
-    all_audio, all_text = GatherRows.apply(audio, rows), GatherRows.apply(text, rows)
+    pairs = GatherRows.apply(torch.cat([audio, text], dim=1), rows)  # at once: all ranks exchange in the same order
+    all_audio, all_text = pairs.split(audio.shape[1], dim=1)
     all_ids = GatherRows.apply(clip_ids[:, None], rows)[:, 0]
     if getattr(criterion, "gather", "full") == "full":
         return criterion(all_audio, all_text, logit_scale, all_ids)
@@ -109,6 +111,18 @@ def global_loss(
         return 0.0 * (all_audio.sum() + all_text.sum() + logit_scale)
     loss = criterion(audio, text, logit_scale, clip_ids, all_audio=all_audio, all_text=all_text, all_clip_ids=all_ids)
     return loss * (len(audio) * len(rows) / sum(rows))  # ranks with more clips weigh more
+
+
+def synchronize_batch_norm(clap: Clap) -> None:
+    """Let batch norms use the statistics of the global batch, before the optimizer is built.
+
+    Raises:
+        ValueError: the model is on a CPU, where PyTorch has no SyncBatchNorm.
+    """
+    if is_distributed():
+        if clap.device.type == "cpu":
+            raise ValueError("trainer.sync_batchnorm=true needs GPUs; set trainer.sync_batchnorm=false")
+        nn.SyncBatchNorm.convert_sync_batchnorm(clap)
 
 
 def wrap_model(clap: Clap) -> nn.Module:

@@ -21,6 +21,7 @@ from clap.training import ema
 from clap.training.comparison import check_data, check_optimizer, check_settings, load_optimizer, read_settings
 from clap.training.grad_cache import read_random_state, write_random_state
 from clap.training.kept import is_step, link_folder
+from clap.training.sharding import gather_full, load_weights
 
 if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
@@ -33,7 +34,7 @@ def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
     random = gather_objects(read_random_state(trainer.clap.device))
     validation = trainer.validation
     return {
-        "optimizer": trainer.optimizer.state_dict(),
+        "optimizer": gather_full(trainer.optimizer.state_dict()),
         "scheduler": trainer.scheduler.state_dict() if trainer.scheduler is not None else None,
         "scaler": trainer.scaler.state_dict(),
         "criterion": trainer.criterion.state_dict(),
@@ -74,7 +75,7 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
     state = add_unrecorded(read_trainer_state(folder), trainer)
     compare(folder, state, trainer)
     trainer.clap.tokenizer.load(checkpoint.find_file(folder, checkpoint.TOKENIZER))
-    trainer.clap.load_state_dict(checkpoint.read_weights(folder))
+    load_weights(trainer.clap, checkpoint.read_weights(folder))
     load_optimizer(trainer.optimizer, state["optimizer"])
     if trainer.scheduler is not None:
         trainer.scheduler.load_state_dict(state["scheduler"])

@@ -30,22 +30,15 @@ from clap.training.comparison import digest_dataset
 from clap.training.cost import reset_peak_memory
 from clap.training.ema import WeightAverage, test_average, validate_average
 from clap.training.finite import ADVICE, NotFiniteError, StepGuard, find_non_finite
-from clap.training.grad_cache import GradientCache
 from clap.training.interrupt import stop_on_signal
 from clap.training.intervals import Interval
 from clap.training.kept import KeptCheckpoints, name_step
 from clap.training.meter import Meter
-from clap.training.parallel import (
-    GlobalStep,
-    average_gradients,
-    average_statistics,
-    encode_rows,
-    global_loss,
-    seed_rank,
-    wrap_model,
-)
+from clap.training.objective import Objective
+from clap.training.parallel import GlobalStep, average_statistics, seed_rank
 from clap.training.precision import make_autocast
 from clap.training.preflight import check_trainer
+from clap.training.sharding import clip_gradients, gather_full, load_weights, total_norm
 from clap.training.skipped_clips import SkippedClips
 from clap.training.state import collect_state, own_run_folder, restore_state, write_state
 from clap.training.trainer_settings import TrainerSettings
@@ -99,9 +92,9 @@ class ClapTrainer:
         self.tracker, self.config = tracker, dict(config or {})
         if not getattr(criterion, "learn_logit_scale", True):
             clap.logit_scale.requires_grad_(False)
-        self.autocast, self.scaler = make_autocast(self.settings.precision, clap.device)
+        autocast, self.scaler = make_autocast(self.settings.precision, clap.device)
         self.guard = StepGuard(optimizer, self.scaler, self.named_parameters)
-        self.model: nn.Module = clap  # in training with several processes, wrapped
+        self.objective = Objective(clap, criterion, self.settings, autocast=autocast, scaler=self.scaler)
         self.epoch, self.step, self.step_in_epoch = 0, 0, 0
         self.learning_rate = 0.0
         self.meter, self.skipped = Meter(), SkippedClips(train_loader.dataset)
@@ -130,7 +123,7 @@ class ClapTrainer:
         check_trainer(self)
         reset_peak_memory()
         self.clap.tokenizer.cache_captions(getattr(self.train_loader.dataset, "captions", []))  # a Subset has none
-        self.model = wrap_model(self.clap)
+        self.objective.prepare()
         if self.resumed_from is None:
             seed_rank()
         with (
@@ -172,17 +165,16 @@ class ClapTrainer:
 
     def train_step(self, batch: Batch, step: GlobalStep) -> None:
         unfreeze_if_due(self)
-        loss, backward = self.forward(batch, step)
+        loss, compute_gradients = self.objective.forward(batch, step.rows)
         self.guard.check()  # of the step before, whose gradients are still there
         self.optimizer.zero_grad()
-        backward()
-        average_gradients(self.criterion.parameters())
+        compute_gradients()
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = total_norm([p.grad for p in parameters if p.grad is not None])
         norm = self.guard.suppress(loss, norm, self.name_step(batch))
         if self.settings.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
+            clip_gradients(parameters, self.settings.max_grad_norm, norm)
         self.guard.step()
         self.scaler.update()
         average_statistics(self.clap)
@@ -193,22 +185,6 @@ class ClapTrainer:
         self.ema.update()
         self.step += 1
         self.meter.add(loss, clips=sum(step.rows), samples=step.samples)
-
-    def forward(self, batch: Batch, step: GlobalStep) -> tuple[Tensor, Callable[[], None]]:
-        """The loss of the global batch, and a function that computes its gradients."""
-
-        def loss_of(audio: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-            return global_loss(self.criterion, audio, text, logit_scale, batch.clip_ids, step.rows)
-
-        if (size := self.settings.micro_batch_size) is not None:
-            cache = GradientCache(self.encode, size=size, norm=self.settings.micro_batch_norm)
-            return cache.forward(self.model, batch, loss_of, list(self.criterion.parameters()), self.scaler)
-        loss = loss_of(*self.encode(self.model, batch))
-        return loss, lambda: self.scaler.scale(loss).backward()
-
-    def encode(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        with self.autocast:
-            return encode_rows(model, batch)
 
     def save_or_validate(self, evaluation_elapsed: bool, save_elapsed: bool) -> None:
         """Within an epoch: validate, or write the last checkpoint, if it is due; at its end `end_epoch` does."""
@@ -274,7 +250,8 @@ class ClapTrainer:
             NotFiniteError: a weight, or the step before, is not finite. OSError: the folder cannot be written.
         """
         self.guard.check()
-        weights = [*self.clap.state_dict().items(), *self.criterion.state_dict(prefix="loss.").items()]
+        model = gather_full(self.clap.state_dict())
+        weights = [*model.items(), *self.criterion.state_dict(prefix="loss.").items()]
         if found := find_non_finite(weights):
             raise NotFiniteError(f"{found} after step {self.step}; {ADVICE}")
         if name == "last":
@@ -282,7 +259,7 @@ class ClapTrainer:
         state = collect_state(self) if name == "last" else None
 
         def write(folder: Path) -> None:
-            self.clap.save(folder, {key: self.config[key] for key in SAVED if key in self.config})
+            self.clap.save(folder, {key: self.config[key] for key in SAVED if key in self.config}, weights=model)
             if state is not None:
                 write_state(folder, state)
 
@@ -312,7 +289,7 @@ class ClapTrainer:
         out_path = Path(out_path)
         self.checkpoints = out_path / "checkpoints"
         metrics = self.validation.best_metrics | test_average(self)
-        self.clap.load_state_dict(checkpoint.read_weights(self.checkpoints / "best"))
+        load_weights(self.clap, checkpoint.read_weights(self.checkpoints / "best"))
         if self.test_loader is not None:
             results = self.evaluate(self.test_loader)
             self.write_evaluations(results)

@@ -3,7 +3,7 @@
 from collections.abc import Sized
 from dataclasses import dataclass
 
-from clap.config.values import MICRO_BATCH_NORMS, PRECISIONS
+from clap.config.values import MICRO_BATCH_NORMS, PARALLEL, PRECISIONS
 
 COUNTS = (
     *("max_epochs", "max_steps", "patience", "eval_every", "eval_every_steps", "log_every", "save_every"),
@@ -31,6 +31,8 @@ class TrainerSettings:
             besides `best` and `last` are checkpoints/step-000123.
         ema_decay: of the moving average of the weights, checkpoints/ema; None: no average.
         unfreeze_at: steps after which the frozen parts of the model train; None: never.
+        parallel: with several processes, `ddp` (a whole model on each) or `fsdp` (the text encoder is sharded).
+        sync_batchnorm: batch norms use the statistics of the global batch (GPU only); else those of each process.
         micro_batch_size: rows that each process encodes at once (gradient caching, see `GradientCache`); None: all.
         micro_batch_norm: with micro_batch_size, `frozen` batch norms, or the statistics of each `micro` batch.
 
@@ -54,6 +56,8 @@ class TrainerSettings:
     keep_last: int = 1
     ema_decay: float | None = None
     unfreeze_at: int | None = None
+    parallel: str = "ddp"
+    sync_batchnorm: bool = False
     micro_batch_size: int | None = None
     micro_batch_norm: str = "frozen"
 
@@ -66,9 +70,14 @@ class TrainerSettings:
                 raise ValueError(f"trainer.{name}={value} must be above 0, or null")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"trainer.ema_decay={self.ema_decay} must be between 0 and 1, such as 0.999, or null")
-        if self.micro_batch_norm not in MICRO_BATCH_NORMS:
-            allowed = ", ".join(MICRO_BATCH_NORMS)
-            raise ValueError(f"trainer.micro_batch_norm={self.micro_batch_norm!r} is not one of {allowed}")
+        for name, allowed in {"micro_batch_norm": MICRO_BATCH_NORMS, "parallel": PARALLEL}.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"trainer.{name}={value!r} is not one of {', '.join(allowed)}")
+        if self.sync_batchnorm and self.micro_batch_size is not None and self.micro_batch_norm == "micro":
+            raise ValueError(
+                "trainer.sync_batchnorm=true and trainer.micro_batch_norm=micro: chunks have no statistics of the "
+                "global batch; set trainer.micro_batch_norm=frozen, or trainer.sync_batchnorm=false"
+            )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(
                 f"trainer.max_grad_norm={self.max_grad_norm} must be above 0, or null for gradients without clipping"

@@ -3,8 +3,6 @@
 import logging
 from typing import TYPE_CHECKING
 
-from clap.training.parallel import wrap_model
-
 if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
 
@@ -21,7 +19,7 @@ def unfreeze_if_due(trainer: "ClapTrainer") -> None:
         clap.get_submodule(name).requires_grad_(True)
     clap.frozen = []
     clap.train(clap.training)
-    trainer.model = wrap_model(clap)  # the wrapper averages the gradients of the parameters that it has found
+    trainer.objective.prepare()  # the wrapper averages the gradients of the parameters that it has found
 
 
 def check_unfreezing(trainer: "ClapTrainer") -> None:
