@@ -129,11 +129,10 @@ def wrap_model(clap: Clap) -> nn.Module:
     """The model with gradients that are averaged over the ranks in its backward pass; itself for one process."""
     if not is_distributed():
         return clap
-    devices = [clap.device.index] if clap.device.type == "cuda" else None
     # A parameter may be unused on one rank only, as the fusion's is without a long clip. Batch statistics are
     # averaged by `average_statistics`, also where ranks run the model unequally often.
     options = {"find_unused_parameters": True, "broadcast_buffers": False, "gradient_as_bucket_view": True}
-    return DistributedDataParallel(clap, device_ids=devices, **options)
+    return DistributedDataParallel(clap, **options)  # with device_ids it would move the lengths, which the host reads
 
 
 def without_averaging(model: nn.Module) -> AbstractContextManager:
