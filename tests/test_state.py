@@ -1,5 +1,6 @@
 """Where a run resumes from, and that it ends exactly as an uninterrupted one."""
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from clap import ClapTrainer
 from clap.checkpoint import TRAINER, find_resume
+from clap.dataset.loader import make_loader
 from clap.optimizer import learning_rate_factor
 from clap.training.state import extend_origin, read_run_id, read_trainer_state
 
@@ -48,6 +50,27 @@ def test_resumed_trainer_ends_with_the_same_weights(make_trainer: Callable, tmp_
     resumed = make_trainer(epochs=3)
     resumed.resume(tmp_path / "stopped" / "checkpoints" / "last")
     resumed.fit(tmp_path / "stopped")
+    for name, tensor in whole.clap.state_dict().items():
+        assert torch.equal(tensor, resumed.clap.state_dict()[name]), name
+
+
+def test_run_with_workers_resumes_exactly_and_ends_them(make_trainer: Callable, tmp_path: Path):
+    def make(num_workers: int) -> ClapTrainer:
+        trainer = make_trainer(epochs=3)
+        options = {"batch_size": 2, "num_workers": num_workers, "shuffle": True}
+        trainer.train_loader = make_loader(trainer.train_loader.dataset, trainer.clap.collate, **options)
+        return trainer
+
+    whole, stopped, resumed = make(0), make(2), make(2)
+    others = set(multiprocessing.active_children())
+    whole.fit(tmp_path / "whole")
+    stopped.train_step = interrupt_after(stopped, 8)  # in the middle of the second epoch
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(tmp_path / "stopped")
+    assert others >= set(multiprocessing.active_children())
+    resumed.resume(tmp_path / "stopped" / "checkpoints" / "last")
+    resumed.fit(tmp_path / "stopped")
+    assert others >= set(multiprocessing.active_children())
     for name, tensor in whole.clap.state_dict().items():
         assert torch.equal(tensor, resumed.clap.state_dict()[name]), name
 
