@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from ramps import Ramps, make_dataset
+from torch.utils.data import DataLoader, DistributedSampler
 
 from clap.audio import LogMelSpectrogram
 from clap.audio_encoder.cnn14 import Cnn14
@@ -13,7 +14,7 @@ from clap.dataset.clips import ClapDataset
 from clap.dataset.synthetic import Synthetic
 from clap.fusion import AFF, GlobalAndLocal, MeanOfWindows, OneWindow
 from clap.training import preflight
-from clap.training.preflight import check_recordings, log_idle_fusion
+from clap.training.preflight import check_recordings, check_sharding, log_idle_fusion
 
 
 @pytest.fixture
@@ -108,3 +109,12 @@ def test_durations_of_rendered_scenes_count(caplog: pytest.LogCaptureFixture, wi
     scenes = Synthetic(num_train=20, num_val=2, num_test=2, min_duration=9.5, max_duration=10.0)
     dataset = ClapDataset(scenes, sample_rate=1000)
     assert is_idle == ("has no effect" in warn_of_fusion("aff", window, dataset, caplog))
+
+
+def test_loader_that_gives_every_process_all_batches_is_refused(ramps: list[Clip], monkeypatch: pytest.MonkeyPatch):
+    dataset = make_dataset(ramps)
+    check_sharding(DataLoader(dataset, batch_size=4))
+    monkeypatch.setattr(preflight, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match="each of the 2 processes would train on all batches of this loader"):
+        check_sharding(DataLoader(dataset, batch_size=4))
+    check_sharding(DataLoader(dataset, batch_size=4, sampler=DistributedSampler(dataset, num_replicas=2, rank=0)))

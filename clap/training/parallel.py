@@ -4,11 +4,12 @@ Each rank encodes its part of the global batch. The embeddings are gathered with
 have the loss and, after averaging, the gradients of one process with the whole batch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -85,10 +86,10 @@ def encode_rows(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]
     return audio[:0].float(), text[:0].float(), logit_scale
 
 
-def seed_rank() -> None:
-    """Give each rank random numbers of its own; the ranks have built the model with the same ones."""
-    if rank() > 0:
-        torch.manual_seed(torch.initial_seed() + rank())
+def seed_rank(*numbers: int) -> None:
+    """Give each rank random numbers of its own, drawn from `numbers` and its rank."""
+    seeds = np.random.SeedSequence([*numbers, rank()]).generate_state(1, np.uint64)
+    torch.manual_seed(int(seeds[0]) >> 1)  # a signed number
 
 
 def global_loss(
@@ -142,24 +143,27 @@ def without_averaging(model: nn.Module) -> AbstractContextManager:
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average the gradients of parameters that the wrapped model does not have, as those of the loss."""
-    for parameter in parameters if is_distributed() else ():
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= world_size()
+    parameters = [parameter for parameter in parameters if parameter.requires_grad] if is_distributed() else []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    average_in_place([parameter.grad for parameter in parameters])
 
 
 def average_statistics(model: nn.Module) -> None:
     """Average the running statistics of batch norms in training mode over the ranks."""
     norms = [module for module in model.modules() if is_tracking(module)] if is_distributed() else []
-    if norms:
-        statistics = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
-        flat = torch.cat([buffer.flatten() for buffer in statistics])
+    average_in_place([buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)])
+
+
+def average_in_place(tensors: Sequence[Tensor]) -> None:
+    """Replace float32 tensors by their means over the ranks, in one exchange."""
+    if tensors:
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
-        flat /= world_size()
-        for buffer, mean in zip(statistics, flat.split([buffer.numel() for buffer in statistics]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
+        means = (flat / world_size()).split([tensor.numel() for tensor in tensors])
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
 
 def is_tracking(module: nn.Module) -> bool:

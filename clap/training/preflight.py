@@ -3,8 +3,12 @@
 import logging
 from typing import TYPE_CHECKING
 
+from torch.utils.data import DataLoader, DistributedSampler
+
 from clap.audio_encoder.base import LogMelEncoder
 from clap.dataset.clips import ClapDataset
+from clap.dataset.loader import EpochSampler
+from clap.process_group import world_size
 from clap.training.unfreezing import check_unfreezing
 from clap.waveform import AudioError, AudioHeader, TooLongError, check_duration
 
@@ -25,10 +29,21 @@ def check_trainer(trainer: "ClapTrainer") -> None:
     if not any(parameter.requires_grad for _, parameter in trainer.named_parameters()):
         raise ValueError("no parameter is trained: all parts and the logit scale are fixed; see freeze and loss")
     check_unfreezing(trainer)
+    check_sharding(trainer.train_loader)
     log_ineffective_settings(trainer)
     log_idle_fusion(trainer)
     for loader in filter(None, (trainer.val_loader, trainer.test_loader)):
         check_recordings(loader.dataset)
+
+
+def check_sharding(loader: DataLoader) -> None:
+    """ValueError if several processes would train on the same batches."""
+    if world_size() > 1 and not isinstance(loader.batch_sampler, EpochSampler):
+        if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
+            raise ValueError(
+                f"each of the {world_size()} processes would train on all batches of this loader; build it with "
+                "clap.open_loader, or with torch's DistributedSampler"
+            )
 
 
 def log_ineffective_settings(trainer: "ClapTrainer") -> None:

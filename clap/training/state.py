@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -21,6 +20,7 @@ from clap.training import ema
 from clap.training.comparison import check_data, check_optimizer, check_settings, load_optimizer, read_settings
 from clap.training.grad_cache import read_random_state, write_random_state
 from clap.training.kept import is_step, link_folder
+from clap.training.parallel import seed_rank
 from clap.training.sharding import gather_full, load_weights
 
 if TYPE_CHECKING:  # the trainer imports this module
@@ -100,8 +100,7 @@ def restore_random_state(state: Mapping[str, Any], trainer: "ClapTrainer") -> No
     if len(cpu) == world_size():
         write_random_state((cpu[rank()], cuda[rank()] if len(cuda) == world_size() else None))
         return
-    seeds = np.random.SeedSequence([trainer.train_loader.dataset.seed, trainer.step, rank()])
-    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]) >> 1)
+    seed_rank(trainer.train_loader.dataset.seed, trainer.step)
     log.warning(
         "resumes on %d processes, before it were %d: the global batch stays, random numbers are drawn from seed, step "
         "and rank, and the run does not end with the same weights as on %d",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -124,8 +125,8 @@ class ClapTrainer:
         reset_peak_memory()
         self.clap.tokenizer.cache_captions(getattr(self.train_loader.dataset, "captions", []))  # a Subset has none
         self.objective.prepare()
-        if self.resumed_from is None:
-            seed_rank()
+        if self.resumed_from is None and not is_main():  # all have built the model with the random numbers of rank 0
+            seed_rank(torch.initial_seed())
         with (
             own_run_folder(self, Path(out_path)),
             closing_workers(self.train_loader),
