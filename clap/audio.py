@@ -1,7 +1,8 @@
 """Waveforms to log-mel on the model's device: fill to the window, spectrogram, SpecAugment."""
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -82,6 +83,20 @@ def mel_filters(
             stacklevel=2,
         )
     return filters
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Matrix products in float32 with all its digits, whatever `trainer.tf32` is."""
+    matmul = torch.backends.cuda.matmul
+    if not matmul.allow_tf32:
+        yield
+        return
+    matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = True
 
 
 class LogMelSpectrogram(nn.Module):
@@ -167,6 +182,7 @@ class LogMelSpectrogram(nn.Module):
         )
         return torch.tensor(filters.T.copy())
 
+    @without_tf32()
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     def forward(self, waveform: Tensor, *, center: bool = True) -> Tensor:

@@ -6,7 +6,8 @@ A policy (`OneWindow`, `MeanOfWindows`, `GlobalAndLocal`) cuts views of waveform
 encoder at the width of its first features. Clips up to the window are not fused.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -164,6 +165,20 @@ class BatchNorm(nn.BatchNorm2d):
         if self.training and x.numel() == self.num_features:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
+
+
+@contextmanager
+def fixed_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms inside normalise as they do outside, and their running statistics stay as they are."""
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def channel_attention(channels: int, reduction: int, *, pooled: bool) -> nn.Sequential:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -119,6 +120,7 @@ class TextEncoder(nn.Module):
         if pooling == "pooler":
             _check_pooler(self.transformer)
         self.output_dim = config.hidden_size
+        self.length_step: int | None = None  # see `pad_to_step`
         self.pooling = _choose_pooling(config) if pooling is None else pooling
         _check_max_length(self.transformer, max_length)
         self.tokenizer = Tokenizer(
@@ -133,7 +135,20 @@ class TextEncoder(nn.Module):
         """Captions -> ids (batch, tokens) int64 and mask (batch, tokens) bool, on the CPU."""
         return self.tokenizer(captions)
 
+    def checkpoint_activations(self) -> None:
+        """Compute the activations of each layer again in the backward pass instead of keeping them.
+
+        Raises:
+            ValueError: the transformer cannot.
+        """
+        if not self.transformer.supports_gradient_checkpointing:
+            name = self.transformer.config.model_type
+            raise ValueError(f"{name} has no activation checkpointing; set trainer.activation_checkpointing=false")
+        self.transformer.gradient_checkpointing_enable({"use_reentrant": False})
+
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        if self.length_step is not None:
+            ids, mask = self.pad_to_step(ids, mask)
         output = self.transformer(input_ids=ids, attention_mask=mask.long())
         hidden = output.last_hidden_state
         if self.pooling == "pooler":
@@ -146,6 +161,13 @@ class TextEncoder(nn.Module):
             return hidden[torch.arange(len(hidden), device=hidden.device), last]
         weights = mask[:, :, None].to(hidden.dtype)  # (batch, tokens, 1)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def pad_to_step(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pad ids and mask (batch, tokens) to the next multiple of `length_step`, at most to `max_length`."""
+        tokens = ids.shape[1]
+        longest = max(tokens, self.tokenizer.max_length)
+        missing = min(-(-tokens // self.length_step) * self.length_step, longest) - tokens
+        return F.pad(ids, (0, missing), value=self.tokenizer.pad_id), F.pad(mask, (0, missing), value=False)
 
 
 def _find_source(name: str | None, *, pretrained: bool | str, tokenizer: str | None) -> str | None:

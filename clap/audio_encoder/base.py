@@ -44,6 +44,20 @@ class AudioEncoder(nn.Module):
         if windows is not None:
             raise ValueError(f"windows={windows}: {type(self).__name__} has no windows to average; set windows=null")
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """The modules that `trainer.compile` compiles, each as a whole: those with most of the work."""
+        return [self]
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them; `trainer.activation_checkpointing`.
+
+        Raises:
+            ValueError: the encoder cannot.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no activation checkpointing; set trainer.activation_checkpointing=false"
+        )
+
     @classmethod
     def find_weights(cls, pretrained: bool | str, name: str | None) -> str | None:
         """Hub name, address, file or folder of the configured weights; None for random weights."""
@@ -99,6 +113,11 @@ class LogMelEncoder(AudioEncoder):
         parts = [views] if self.training else views.split(ROWS)  # in training, batch norm sees the whole batch
         features = torch.cat([self.encode_views(part) for part in parts])
         return average_by_row(features, views.row, len(lengths))
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """All but the log-mel, which stays as it is, and what depends on the lengths of clips."""
+        others = {"frontend", "fusion", "spec_augment", "bn0"}
+        return [module for name, module in self.named_children() if name not in others]
 
     def encode_views(self, views: Views) -> Tensor:
         """Views of n windows -> (n, output_dim)."""

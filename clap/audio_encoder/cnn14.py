@@ -1,11 +1,15 @@
 """Cnn14 (Kong et al. 2020, PANNs): six convolution blocks on the log-mel."""
 
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from clap.audio import LogMelSpectrogram, SpecAugment
 from clap.audio_encoder.base import LogMelEncoder, concat_local_views, merge_longer
-from clap.fusion import BatchNorm
+from clap.fusion import BatchNorm, fixed_statistics
 
 NUM_BLOCKS = 6
 SHORTEST_FRAMES = 2 ** (NUM_BLOCKS - 1)
@@ -38,6 +42,7 @@ class Cnn14(LogMelEncoder):
         make_merge = self.fusion.merge
         self.in_channels = 1 if make_merge else self.fusion.num_views
         self.dropout, self.last_dropout = dropout, last_dropout
+        self.is_checkpointed = False
         channels = [self.in_channels, *(width * 2**i for i in range(NUM_BLOCKS))]
         for i in range(NUM_BLOCKS):
             setattr(self, f"conv_block{i + 1}", ConvBlock(channels[i], channels[i + 1]))
@@ -50,17 +55,27 @@ class Cnn14(LogMelEncoder):
             self.merge = make_merge(width)
 
     def encode(self, log_mel: Tensor, is_longer: Tensor) -> Tensor:
-        x = self.conv_block1(log_mel[:, : self.in_channels], pool=True)  # (batch, width, frames / 2, n_mels / 2)
+        x = self.run_block(1, log_mel[:, : self.in_channels])  # (batch, width, frames / 2, n_mels / 2)
         if (longer := self.find_merged(is_longer, x.device)) is not None:
             x = self.merge_local(x, log_mel, longer)
         x = F.dropout(x, self.dropout, self.training)
         for i in range(2, NUM_BLOCKS + 1):
-            x = getattr(self, f"conv_block{i}")(x, pool=i < NUM_BLOCKS)
+            x = self.run_block(i, x)
             x = F.dropout(x, self.dropout, self.training)
         x = x.mean(dim=3)  # (batch, channels, frames / 32)
         x = x.amax(dim=2) + x.mean(dim=2)
         x = F.relu(self.fc1(F.dropout(x, self.last_dropout, self.training)))
         return F.dropout(x, self.last_dropout, self.training)
+
+    def run_block(self, number: int, x: Tensor) -> Tensor:
+        block, pool = getattr(self, f"conv_block{number}"), number < NUM_BLOCKS
+        if not (self.is_checkpointed and self.training):
+            return block(x, pool=pool)
+        contexts = partial(_contexts, block)
+        return checkpoint(block, x, pool=pool, use_reentrant=False, context_fn=contexts)
+
+    def checkpoint_activations(self) -> None:
+        self.is_checkpointed = True
 
     def merge_local(self, x: Tensor, log_mel: Tensor, longer: Tensor) -> Tensor:
         """Merge the local views after the first block: a strided convolution, its outputs concatenated in time."""
@@ -68,6 +83,11 @@ class Cnn14(LogMelEncoder):
         local = self.local_proj(local)  # (longer * 3, width, frames / 6, n_mels / 2)
         local = concat_local_views(local.transpose(2, 3), len(longer), x.shape[2]).transpose(2, 3)
         return merge_longer(self.merge, x, local, longer)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of the first and the second forward pass of a checkpointed block: the first updates batch statistics."""
+    return nullcontext(), fixed_statistics(block)
 
 
 class ConvBlock(nn.Module):

@@ -96,6 +96,12 @@ class HTSAT(LogMelEncoder):
         x = self.trunk.norm(self.trunk.layers(x))
         return x.mean(dim=(1, 2))
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        return [self.trunk.layers]
+
+    def checkpoint_activations(self) -> None:
+        self.trunk.set_grad_checkpointing()
+
     def fold(self, log_mel: Tensor) -> Tensor:
         """Fold the log-mel into a square: segments of time, stacked along the frequency axis.
 

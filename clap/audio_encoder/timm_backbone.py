@@ -61,6 +61,15 @@ class TimmBackbone(LogMelEncoder):
     def find_weights(cls, pretrained: bool | str, name: str | None) -> str | None:
         return timm.get_pretrained_cfg(name).hf_hub_id if pretrained else None
 
+    def checkpoint_activations(self) -> None:
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.backbone.modules()):
+            raise ValueError(
+                "trainer.activation_checkpointing=true would update the batch statistics of audio_encoder.name="
+                f"{self.backbone.pretrained_cfg['architecture']} twice a step; set it to false, or choose a backbone "
+                "without batch norm"
+            )
+        self.backbone.set_grad_checkpointing()
+
     def encode(self, log_mel: Tensor, is_longer: Tensor) -> Tensor:
         image = log_mel.transpose(2, 3)  # (batch, views, n_mels, frames)
         if self.image_size is not None:

@@ -25,6 +25,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "spec_augment": (dict, type(None)),
     "study": (dict, type(None)),
     "tracking.uri": (str, type(None)),
+    "trainer.channels_last": (bool, str),
     "trainer.monitor": (str, type(None)),
     "trainer.max_steps": (int, type(None)),
     "trainer.max_grad_norm": (float, int, type(None)),
@@ -55,6 +56,7 @@ LOCAL_KEYS = (
 TRAINED_PARTS = ("audio_encoder", "text_encoder", "audio_projection", "text_projection")  # that `freeze` may list
 SPLITS = ("train", "val", "test")
 DEVICES = ("auto", "cpu", "cuda")
+SWITCHES = ("auto", True, False)  # auto: on where it is faster
 PRECISIONS = ("fp32", "bf16", "fp16")
 MICRO_BATCH_NORMS = ("frozen", "micro")
 PARALLEL = ("ddp", "fsdp")

@@ -32,6 +32,7 @@ APPLIED = (
     "trainer.save_every",
     "trainer.keep_best",
     "trainer.keep_last",
+    "trainer.activation_checkpointing",
     "optimizer.algorithm.fused",
     "dataset.max_bad_fraction",
     "dataset.metadata",

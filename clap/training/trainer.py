@@ -27,6 +27,7 @@ from clap.process_group import any_rank, is_main, wait_for_all
 from clap.progress import progress_bar
 from clap.run_folder import COST, METRICS, read_counts
 from clap.tracking.tracker import Tracker
+from clap.training.acceleration import matmul_precision, prepare
 from clap.training.comparison import digest_dataset
 from clap.training.cost import reset_peak_memory
 from clap.training.ema import WeightAverage, test_average, validate_average
@@ -95,6 +96,7 @@ class ClapTrainer:
             clap.logit_scale.requires_grad_(False)
         autocast, self.scaler = make_autocast(self.settings.precision, clap.device)
         self.guard = StepGuard(optimizer, self.scaler, self.named_parameters)
+        prepare(clap, self.settings)
         self.objective = Objective(clap, criterion, self.settings, autocast=autocast, scaler=self.scaler)
         self.epoch, self.step, self.step_in_epoch = 0, 0, 0
         self.learning_rate = 0.0
@@ -156,7 +158,8 @@ class ClapTrainer:
                 if step.problems:
                     self.skipped.add(batch.problems)
                 if sum(step.rows) > 1:
-                    self.train_step(batch, step)
+                    with matmul_precision(self.clap.device, tf32=self.settings.tf32):
+                        self.train_step(batch, step)
                     if self.step % self.settings.log_every == 0:
                         self.log_training(bar)
                     self.save_or_validate(*step.elapsed)

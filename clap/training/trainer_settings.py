@@ -3,7 +3,7 @@
 from collections.abc import Sized
 from dataclasses import dataclass
 
-from clap.config.values import MICRO_BATCH_NORMS, PARALLEL, PRECISIONS
+from clap.config.values import MICRO_BATCH_NORMS, PARALLEL, PRECISIONS, SWITCHES
 
 COUNTS = (
     *("max_epochs", "max_steps", "patience", "eval_every", "eval_every_steps", "log_every", "save_every"),
@@ -33,6 +33,10 @@ class TrainerSettings:
         unfreeze_at: steps after which the frozen parts of the model train; None: never.
         parallel: with several processes, `ddp` (a whole model on each) or `fsdp` (the text encoder is sharded).
         sync_batchnorm: batch norms use the statistics of the global batch (GPU only); else those of each process.
+        tf32: matrix products and convolutions of training steps round their inputs to TF32, on a GPU.
+        channels_last: memory layout of the audio encoder's images; `auto`: True on a GPU.
+        compile: the encoders are compiled by torch.compile.
+        activation_checkpointing: activations are computed again in the backward pass instead of kept.
         micro_batch_size: rows that each process encodes at once (gradient caching, see `GradientCache`); None: all.
         micro_batch_norm: with micro_batch_size, `frozen` batch norms, or the statistics of each `micro` batch.
 
@@ -58,6 +62,10 @@ class TrainerSettings:
     unfreeze_at: int | None = None
     parallel: str = "ddp"
     sync_batchnorm: bool = False
+    tf32: bool = False
+    channels_last: bool | str = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
     micro_batch_size: int | None = None
     micro_batch_norm: str = "frozen"
 
@@ -82,6 +90,8 @@ class TrainerSettings:
             raise ValueError(
                 f"trainer.max_grad_norm={self.max_grad_norm} must be above 0, or null for gradients without clipping"
             )
+        if self.channels_last not in SWITCHES:
+            raise ValueError(f"trainer.channels_last={self.channels_last!r} is not one of auto, true, false")
         if self.precision not in PRECISIONS:
             raise ValueError(f"trainer.precision={self.precision!r} is not one of {', '.join(PRECISIONS)}")
 
