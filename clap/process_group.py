@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import os
 import re
 import traceback
@@ -13,11 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clap.processes import Processes
+from clap.processes import PeerError, Processes, ignore_signals
 
 # How long a process waits for the others: in a collective, whose work may be a validation on rank 0, and at the start.
 TIMEOUT, START_TIMEOUT = timedelta(minutes=30), timedelta(minutes=5)
 LOST_PEER = re.compile(r"gloo/|ncclRemoteError|NCCL (communicator|error)|Connection (closed|reset) by peer")
+_stores: list[dist.Store] = []  # that of the group which this process has joined
 
 
 def is_distributed() -> bool:
@@ -114,18 +116,26 @@ def connect(processes: Processes) -> dist.Store:
 def join(processes: Processes, store: dist.Store) -> Iterator[None]:
     """Make this process one of a group while the body runs: gloo on a CPU, and NCCL for tensors on a GPU.
 
-    After an exception all that the body has left is freed, else the connections stay open and others wait for them.
+    After an exception all that the body has left is freed: else the connections stay open, and others wait for them.
+
+    Raises:
+        PeerError: another process has failed, see `share_failure`.
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=processes.rank, world_size=processes.world_size, timeout=TIMEOUT)
+    _stores.append(store)
     try:
-        yield
+        dist.init_process_group(
+            backend, store=store, rank=processes.rank, world_size=processes.world_size, timeout=TIMEOUT
+        )
+        with share_failure():
+            yield
     except BaseException as error:
         _free_frames(error)
-        if torch.cuda.is_available():  # an unfinished kernel of NCCL would wait for the other processes
+        if dist.is_initialized() and torch.cuda.is_available():  # a kernel of NCCL would wait for the other processes
             dist.distributed_c10d._abort_process_group()
         raise
     finally:
+        _stores.clear()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -136,6 +146,57 @@ def _free_frames(error: BaseException | None) -> None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
     gc.collect()
+
+
+@contextlib.contextmanager
+def share_failure() -> Iterator[None]:
+    """Store why the body fails on this rank; if it fails because another rank has, raise the error of that one instead.
+
+    What the body enters after this, such as an MLflow run, then ends with the error of the rank that failed first.
+
+    Raises:
+        PeerError: another rank has failed. KeyboardInterrupt: another rank was interrupted.
+    """
+    try:
+        yield
+    except PeerError:
+        raise
+    except BaseException as error:
+        if not _stores:
+            raise
+        ignore_signals()  # the launcher sends one when the first process has ended
+        first = _store_failure(error)
+        if first is None:
+            raise PeerError(
+                "another process of this run has ended without a message, most likely killed because the memory was "
+                f"full ({str(error).splitlines()[0]}); lower dataset.batch_size, dataset.num_workers or "
+                "dataset.max_duration"
+            ) from error
+        is_own = first["rank"] == rank() or not (is_lost_peer(error) or isinstance(error, KeyboardInterrupt))
+        if is_own:
+            raise
+        if first["interrupted"]:
+            raise KeyboardInterrupt from error
+        failure = PeerError(f"rank {first['rank']}: {first['error']}")
+        failure.add_note(f"{failure}, with this traceback:\n{first['traceback']}")
+        raise failure from error
+
+
+def _store_failure(error: BaseException) -> dict[str, Any] | None:
+    """Store an error unless another rank has stored one or is the cause; return the first; None if it is not known."""
+    store, key = _stores[-1], "failure"
+    own = {
+        "rank": rank(),
+        "error": f"{type(error).__name__}: {error}",
+        "interrupted": isinstance(error, KeyboardInterrupt),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    try:
+        if is_lost_peer(error):
+            return json.loads(store.get(key)) if store.check([key]) else None
+        return json.loads(store.compare_set(key, "", json.dumps(own)))
+    except dist.DistError:  # the process that had the store has ended
+        return None if is_lost_peer(error) else own
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -2,9 +2,12 @@
 
 import os
 import re
+import signal
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FIRST_PORT, NUM_PORTS = 20000, 40000  # of the address of a job without a port of its own
 
 
@@ -115,3 +118,25 @@ def check_batch_size(batch_size: int, world_size: int) -> None:
             f"dataset.batch_size={batch_size} is the batch of all {world_size} processes and must be a multiple of "
             f"{world_size}; set it to {' or '.join(map(str, near))}"
         )
+
+
+def raise_first_signal() -> None:
+    """Make the first Ctrl-C or SIGTERM raise KeyboardInterrupt, and ignore further ones.
+
+    A process of several receives the signal from the terminal and from its launcher, which kills it after a time of its
+    own: torchrun after 30 s, SLURM after its KillWait.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        ignore_signals()
+        raise KeyboardInterrupt
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, interrupt)
+
+
+def ignore_signals() -> None:
+    """Ignore Ctrl-C and SIGTERM, while a process that is ending reports why."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)

@@ -1,10 +1,12 @@
-"""Progress bars: on a terminal only, and not in the processes of a launcher or loader, which share it."""
+"""Progress bars: on a terminal only, and only in one of the processes that share it."""
 
 import multiprocessing
 from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
+
+from clap.processes import read_processes
 
 
 def progress_bar(items: Iterable | None = None, *, hidden: bool = False, **options: Any) -> tqdm:
@@ -14,5 +16,5 @@ def progress_bar(items: Iterable | None = None, *, hidden: bool = False, **optio
         hidden: show no bar on a terminal either.
         options: of tqdm, such as total, desc and unit.
     """
-    is_worker = multiprocessing.current_process().name != "MainProcess"
+    is_worker = multiprocessing.current_process().name != "MainProcess" or read_processes().rank > 0
     return tqdm(items, disable=hidden or is_worker or None, **options)  # None: disabled unless stderr is a terminal

@@ -27,7 +27,7 @@ ROWS = (
     ("clap.download",),
     ("clap.corpus", "clap.audio_encoder", "clap.text_encoder", "clap.loss", "clap.optimizer"),
     ("clap.fusion", "clap.tokenizer", "clap.config.launch"),
-    ("clap.audio", "clap.waveform", "clap.checkpoint", "clap.device", "clap.config.output_folder"),
+    ("clap.audio", "clap.waveform", "clap.checkpoint", "clap.device", "clap.config.output_folder", "clap.config.ranks"),
     ("clap.run_folder", "clap.fetch", "clap.plotting", "clap.audio_formats", "clap.prompts", "clap.containers"),
     ("clap.atomic", "clap.config", "clap.progress", "clap.process_group"),
     ("clap.processes",),

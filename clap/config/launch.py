@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import yaml
@@ -33,17 +33,23 @@ from clap.config.output_folder import (
     advise_folder,
     insert_overrides,
     own_output_folder,
+    prints_only,
     resume_command,
 )
 from clap.config.overrides import VERSION_BASE, check_overrides
 from clap.config.secrets import hide_secrets, move_logins
+from clap.processes import PeerError, raise_first_signal, read_processes
 from clap.run_folder import own_folder
+
+if TYPE_CHECKING:  # imports torch
+    from clap.config.ranks import Ranks
 
 # Errors that a user can fix; any other exception is a bug and keeps its traceback.
 EXPECTED = (
     *(ValueError, ArithmeticError, OSError, ImportError, BrokenExecutor),
-    *(HydraException, OmegaConfBaseException, yaml.YAMLError),
+    *(HydraException, OmegaConfBaseException, yaml.YAMLError, PeerError),
 )
+GRACE_SECONDS = 5.0  # for rank 0 to print an error that all ranks have, and for their launcher to end them
 # PyTorch's RuntimeError of a DataLoader whose worker process has died
 KILLED_WORKER = re.compile(r"DataLoader worker \(pid\D*[\d, ]+\) (is killed by signal: [^.]*|exited unexpectedly)")
 
@@ -68,6 +74,9 @@ def launch(
     continues. After Ctrl-C or SIGTERM, and after an error that follows a checkpoint, a task whose config has the key
     `resume` prints the command that resumes it.
 
+    Of several processes, as torchrun or srun start them, each checks the command line; then rank 0 runs Hydra, and the
+    others run its jobs (see `clap.config.ranks`).
+
     Args:
         task: a function of the composed config, or one decorated with `hydra.main`; it imports slow packages itself.
         config_path: the folder of the yamls, relative to the file that defines the task.
@@ -78,7 +87,10 @@ def launch(
     config_dir = Path(inspect.getfile(inspect.unwrap(task))).resolve().parent / config_path
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises exceptions instead of printing its own report
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+    own = read_processes()
+    if own.world_size > 1:
+        raise_first_signal()
+    elif signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     run = hydra.main(version_base=VERSION_BASE, config_path=str(config_dir), config_name=config_name)
     try:
@@ -88,16 +100,40 @@ def launch(
         for config in check_overrides(sys.argv[1:], config_dir=config_dir, config_name=config_name):
             if check is not None:
                 check(config)
-        with own_output_folder(sys.argv[1:], config_dir=config_dir, config_name=config_name) as overrides:
-            sys.argv[1:] = insert_overrides(sys.argv[1:], overrides)
+        if own.rank > 0:
+            sys.exit(0 if prints_only(sys.argv[1:]) else open_ranks().follow(task))
+        with contextlib.ExitStack() as stack:
+            if own.world_size > 1 and not prints_only(sys.argv[1:]):
+                stack.enter_context(open_ranks().leading())
+            folder = own_output_folder(sys.argv[1:], config_dir=config_dir, config_name=config_name)
+            sys.argv[1:] = insert_overrides(sys.argv[1:], stack.enter_context(folder))
             run(_report_failure(task, run_job, show_traceback=show_traceback))()
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        if own.rank == 0:
+            print("error: interrupted", file=sys.stderr)
         sys.exit(130)
     except EXPECTED as error:
+        if own.rank > 0:
+            wait_for_report()
         if show_traceback:
             raise
-        sys.exit(f"error: {format_error(error)}")
+        sys.exit(f"error: {f'rank {own.rank}: ' if own.rank else ''}{format_error(error)}")
+
+
+def wait_for_report() -> None:
+    """On a rank that has failed: give rank 0 time to report the error, and exit if the launcher ends this process."""
+    try:
+        time.sleep(GRACE_SECONDS)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@functools.cache
+def open_ranks() -> "Ranks":
+    """The other processes of this run."""
+    from clap.config.ranks import Ranks  # imports torch, which takes a second
+
+    return Ranks(read_processes(), sys.argv[1:])
 
 
 def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool) -> Task:
@@ -108,7 +144,18 @@ def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool)
     started = time.time()
 
     @functools.wraps(task)
-    def run(config: DictConfig) -> Any:
+    def run_all(config: DictConfig) -> Any:
+        """Run a job in all processes; those of submitit each call this."""
+        own = read_processes()
+        if own.world_size == 1:
+            return run(task, config)
+        if own.rank > 0:
+            open_ranks().follow(task)
+            return None
+        with open_ranks().leading() if own.launcher == "submitit" else contextlib.nullcontext():
+            return run(open_ranks().lead(task), config)
+
+    def run(task: Task, config: DictConfig) -> Any:
         job = HydraConfig.get()
         try:
             with logging_redirect_tqdm():  # log lines are printed above a progress bar
@@ -138,7 +185,7 @@ def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool)
         finally:
             restore_config(Path(job.runtime.output_dir))
 
-    return run
+    return run_all
 
 
 def _can_be_resumed(error: Exception, started: float) -> bool:

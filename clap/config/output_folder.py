@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncherConf
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clap.config.overrides import Configs, find_fixed_keys, list_overrides
 from clap.config.values import quote_override
+from clap.processes import read_processes
 from clap.run_folder import SWEEP_FILE, create_new_folder, describe_results, find_results, own_folder
 
 RUN_FOLDER, SWEEP_FOLDER = "hydra.run.dir", "hydra.sweep.dir"
@@ -30,15 +32,16 @@ def own_output_folder(argv: Sequence[str], *, config_dir: Path, config_name: str
     Raises:
         BlockingIOError, FileExistsError: the folder belongs to another process, or holds other results.
     """
-    args, _ = get_args_parser().parse_known_args(argv)
-    if args.cfg or args.help or args.hydra_help or args.info or args.shell_completion or args.experimental_rerun:
+    if prints_only(argv):
         yield []
         return
+    args, _ = get_args_parser().parse_known_args(argv)
     configs = Configs.open(args, config_dir=config_dir, config_name=config_name)
     JobRuntime.instance().set("name", Path(sys.argv[0]).stem)
     config = configs.compose_all(args.overrides)
     HydraConfig.instance().set_config(config)
     if args.multirun or config.hydra.mode == RunMode.MULTIRUN:
+        check_launcher(config.hydra.launcher._target_, read_processes().world_size)
         folder = choose_folder(config, SWEEP_FOLDER)
         check_sweep_folder(folder)
         params = OmegaConf.to_container(config.hydra.sweeper).get("params") or {}
@@ -48,6 +51,22 @@ def own_output_folder(argv: Sequence[str], *, config_dir: Path, config_name: str
     folder = choose_folder(config, RUN_FOLDER)
     with own_folder(folder, resume=config.get("resume"), advice=advise_folder(config, RUN_FOLDER)):
         yield [quote_override(RUN_FOLDER, folder)]
+
+
+def prints_only(argv: Sequence[str]) -> bool:
+    """Whether flags of Hydra such as --help or --cfg print something instead of running a task."""
+    args, _ = get_args_parser().parse_known_args(argv)
+    flags = (args.cfg, args.help, args.hydra_help, args.info, args.shell_completion, args.experimental_rerun)
+    return any(flags)
+
+
+def check_launcher(launcher: str, world_size: int) -> None:
+    """ValueError if the jobs of a sweep would leave the processes that run them together."""
+    if world_size > 1 and launcher != BasicLauncherConf._target_:
+        raise ValueError(
+            f"{launcher} starts the jobs of a sweep in other processes than the {world_size} of this command; remove "
+            "hydra/launcher, or start this command as one process"
+        )
 
 
 def choose_folder(config: DictConfig, key: str) -> Path:
@@ -94,9 +113,10 @@ def insert_overrides(argv: Sequence[str], overrides: Sequence[str]) -> list[str]
 def resume_command(argv: Sequence[str], overrides: Sequence[str]) -> str:
     """The command of `argv` with additional overrides `key=text`, which replace those of the same keys.
 
-    It can be pasted into a shell: the texts, such as folders, are quoted for Hydra and for the shell.
+    It begins with the launcher of this process, and can be pasted into a shell: the texts, such as folders, are
+    quoted for Hydra and for the shell.
     """
     script, *arguments = argv
     overrides = [quote_override(*override.split("=", 1)) for override in overrides]
     arguments = [argument for argument in arguments if not argument.startswith(f"{UNNAMED_KEYS}=")]  # from `launch`
-    return shlex.join(["python", script, *insert_overrides(arguments, overrides)])
+    return shlex.join([*read_processes().command(), script, *insert_overrides(arguments, overrides)])

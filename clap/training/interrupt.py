@@ -10,30 +10,38 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from clap.processes import STOP_SIGNALS, read_processes
+
 log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[list[int]]:
-    """A list to which Ctrl-C or SIGTERM appends its number; a second one raises KeyboardInterrupt at once."""
+    """A list to which Ctrl-C or SIGTERM appends its number; a second one raises KeyboardInterrupt at once.
+
+    Of several processes each receives the signal twice, from the terminal and from its launcher, which kills a process
+    that has not ended after 30 s (torchrun) or the KillWait of SLURM: further signals are ignored.
+    """
     received: list[int] = []
+    several = read_processes().world_size > 1
 
     def append_signal(number: int, frame: object) -> None:
-        if received:
+        if not received:
+            log.warning("stopping after this step%s", "" if several else "; a second signal stops at once")
+        elif not several:
             raise KeyboardInterrupt
         received.append(number)
-        log.warning("stopping after this step; a second signal stops at once")
 
     try:
-        before = {number: signal.signal(number, append_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, append_signal) for number in STOP_SIGNALS}
     except ValueError:  # not the main thread, as in some notebooks and launchers
         before = {}
     try:
         yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if received and several else handler)
 
 
 @contextmanager
