@@ -1,5 +1,6 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=FOLDER [key=value ...], the keys are in conf/evaluate.yaml."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from clap.run_folder import METRICS, git_commit, log_summary, read_counts
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
-    """Write metrics, per-query scores and protocol of a checkpoint on one split; returns the metrics."""
+    """Write metrics, per-query scores and protocol of a checkpoint on one split; returns the metrics.
+
+    Of several processes each embeds a part of the clips, and rank 0 writes.
+    """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     config = read_recorded(cfg.checkpoint) | read_config(cfg)
     if absent := [group for group in ("dataset", "evaluation") if group not in config]:
@@ -28,7 +32,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     corpus, settings = open_corpus(config["dataset"]), read_dataset_settings(config["dataset"])
 
     # These imports take seconds; mistakes in the command line and in the dataset are reported before them.
-    from clap import Clap, open_loader
+    from clap import Clap, open_loader, process_group
     from clap.device import choose_device
     from clap.evaluation.evaluator import build_evaluators, evaluate_split, find_needs
     from clap.evaluation.results import merge_metrics, write_results
@@ -44,16 +48,20 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
     commit = git_commit(Path(__file__).parent)
     tags = {"role": "evaluate", "dataset": corpus.name, "checkpoint": cfg.checkpoint, "git_commit": commit}
-    with Tracker(**cfg.tracking, run_name=f"{corpus.name}-{cfg.split}", tags=tags, run_dir=run_dir) as tracker:
-        tracker.log_inputs(read_config(cfg) | config, [loader.dataset for loader in loaders.values()])
+    options = {"run_name": f"{corpus.name}-{cfg.split}", "tags": tags, "run_dir": run_dir}
+    opened = Tracker(**cfg.tracking, **options) if process_group.is_main() else nullcontext()
+    with opened as tracker, process_group.share_failure():
+        if tracker is not None:
+            tracker.log_inputs(read_config(cfg) | config, [loader.dataset for loader in loaders.values()])
         results = evaluate_split(clap, loaders[cfg.split], evaluators, other_loaders=loaders)
         metrics = merge_metrics(results)
-        write_results(run_dir / "evaluation", results)
-        write_json(run_dir / METRICS, metrics)
-        tracker.set_tags(read_counts(run_dir))
-        tracker.log_metrics(metrics, step=0)
-        tracker.log_artifacts(run_dir, (METRICS, "evaluation"))
-    log_summary(run_dir, metrics, tracker.url_hint)
+        if tracker is not None:
+            write_results(run_dir / "evaluation", results)
+            write_json(run_dir / METRICS, metrics)
+            tracker.set_tags(read_counts(run_dir))
+            tracker.log_metrics(metrics, step=0)
+            tracker.log_artifacts(run_dir, (METRICS, "evaluation"))
+            log_summary(run_dir, metrics, tracker.url_hint)
     return metrics
 
 

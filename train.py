@@ -12,9 +12,7 @@ from clap.config.launch import launch
 from clap.corpus import SPLITS
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.registry import find_splits, open_corpus
-from clap.run_folder import COST, METRICS, log_summary
 from clap.study.check_run import check_run, open_evaluators
-from clap.study.job import describe_run
 from clap.study.run_job import run_job
 from clap.training.trainer_settings import TrainerSettings
 
@@ -27,16 +25,15 @@ def train(cfg: DictConfig) -> float:
     evaluators = open_evaluators(config, corpora)
 
     # These imports take seconds; mistakes in the command line and in index files are reported before them.
-    from clap import ClapTrainer, open_loader
+    from clap import ClapTrainer, open_loader, process_group
     from clap.device import choose_device, describe_machine, set_seed
-    from clap.evaluation.run_plots import plot_run
-    from clap.study.trained_model import name_options, open_model, record_config
-    from clap.tracking.tracker import Tracker, check_store
+    from clap.study.tracked_run import log_results, track_run
+    from clap.study.trained_model import open_model
     from clap.training.sharding import distribute_model
     from clap.training.state import extend_origin, find_resumable_run
 
-    check_store(cfg.tracking.uri)
-    resume_from, run_id = find_resumable_run(cfg.resume, run_dir, uri=cfg.tracking.uri)
+    process_group.log_batch_size(data.batch_size)
+    resume_from, run_id = process_group.on_main(lambda: find_resumable_run(cfg.resume, run_dir, uri=cfg.tracking.uri))
     set_seed(cfg.seed)
     clap = open_model(config, resume_from=resume_from, overrides=HydraConfig.get().overrides.task)
     clap = clap.freeze(cfg.freeze).to(choose_device(cfg.device))
@@ -57,14 +54,9 @@ def train(cfg: DictConfig) -> float:
     if resume_from is not None:
         trainer.resume(resume_from)
     trainer.origin = extend_origin(trainer.origin, machine=describe_machine(clap.device))
-    name, tags = describe_run(cfg.seed, origin=trainer.origin, options=name_options(cfg, clap), init_from=cfg.init_from)
-    with Tracker(**cfg.tracking, run_name=name, tags=tags, run_id=run_id, run_dir=run_dir) as trainer.tracker:
-        trainer.tracker.log_inputs(record_config(cfg, clap, run_dir), [loader.dataset for loader in loaders.values()])
-        trainer.tracker.start_system_metrics()
+    with track_run(cfg, trainer, run_id=run_id, run_dir=run_dir):
         metrics = trainer.train_and_eval(run_dir)
-        plot_run(run_dir, clap, loaders.get("test", loaders["train"]).dataset)
-        trainer.tracker.log_artifacts(run_dir, (".hydra", METRICS, COST, "evaluation", "plots"))
-    log_summary(run_dir, metrics, trainer.tracker.url_hint)
+        log_results(trainer, metrics, run_dir)
     return trainer.validation.best_metric
 
 

@@ -3,10 +3,11 @@
 import contextlib
 import gc
 import json
+import logging
 import os
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clap.processes import PeerError, Processes, ignore_signals
+from clap.processes import PeerError, Processes, check_batch_size, ignore_signals
 
+log = logging.getLogger(__name__)
 # How long a process waits for the others: in a collective, whose work may be a validation on rank 0, and at the start.
 TIMEOUT, START_TIMEOUT = timedelta(minutes=30), timedelta(minutes=5)
 LOST_PEER = re.compile(r"gloo/|ncclRemoteError|NCCL (communicator|error)|Connection (closed|reset) by peer")
@@ -56,6 +58,11 @@ def broadcast_object(value: Any) -> Any:
     if is_distributed():
         dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def on_main(function: Callable[[], Any]) -> Any:
+    """What a function returns on rank 0, on every rank."""
+    return broadcast_object(function() if is_main() else None)
 
 
 def gather_numbers(numbers: Sequence[int]) -> Tensor:
@@ -214,3 +221,10 @@ def set_threads(processes: Processes) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(cores // processes.local_world_size, 1))
     return torch.get_num_threads()
+
+
+def log_batch_size(batch_size: int) -> None:
+    """Log how dataset.batch_size is divided over the processes; ValueError if they do not divide it."""
+    check_batch_size(batch_size, world_size())
+    if is_distributed():
+        log.info("batch %d = %d x %d clips", batch_size, world_size(), batch_size // world_size())

@@ -51,6 +51,14 @@ def test_right_config_passes(tmp_path: Path):
     check("init_from=/nowhere", "resume=auto")  # the checkpoint of the run replaces it
 
 
+def test_batch_is_divided_by_the_processes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    check("dataset.batch_size=12")
+    with pytest.raises(ValueError, match="batch_size=16 is the batch of all 3 processes .* set it to 15 or 18"):
+        check("dataset.batch_size=16")
+
+
 def test_train_imports_nothing_slow_before_its_checks():
     code = (
         "import sys, train;"

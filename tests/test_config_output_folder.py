@@ -92,3 +92,18 @@ COMMANDS = {
 @pytest.mark.parametrize(("arguments", "command"), COMMANDS.values(), ids=COMMANDS)
 def test_resume_command(arguments: list[str], command: str):
     assert resume_command(["train.py", *arguments], ["hydra.sweep.dir=out", "resume=auto"]) == command
+
+
+def test_resume_command_repeats_the_launcher(monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert resume_command(["train.py"], ["resume=auto"]) == "torchrun --nproc-per-node=2 train.py resume=auto"
+
+
+def test_sweep_of_several_processes_runs_its_jobs_in_them(
+    own: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="JoblibLauncher starts the jobs of a sweep in other processes than the 2"):
+        own("-m", "seed=0,1", "hydra/launcher=joblib")

@@ -45,3 +45,19 @@ def test_worker_of_a_killed_parent_stops_and_ends():
     assert receiver.poll(20)
     with pytest.raises(EOFError):  # the worker, which has the other end, has exited
         receiver.recv()
+
+
+def test_second_signal_is_ignored_with_several_processes(monkeypatch: pytest.MonkeyPatch):
+    """Each receives one from the terminal and one from torchrun."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with stop_on_signal() as received:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert received == [signal.SIGINT, signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGTERM)  # while the last checkpoint and the MLflow run are written
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -49,7 +49,7 @@ EXPECTED = (
     *(ValueError, ArithmeticError, OSError, ImportError, BrokenExecutor),
     *(HydraException, OmegaConfBaseException, yaml.YAMLError, PeerError),
 )
-GRACE_SECONDS = 5.0  # for rank 0 to print an error that all ranks have, and for their launcher to end them
+GRACE_SECONDS = 3.0  # for rank 0 to print an error that all ranks have, and for their launcher to end them
 # PyTorch's RuntimeError of a DataLoader whose worker process has died
 KILLED_WORKER = re.compile(r"DataLoader worker \(pid\D*[\d, ]+\) (is killed by signal: [^.]*|exited unexpectedly)")
 

@@ -24,7 +24,8 @@ from clap.processes import PeerError, Processes, raise_first_signal
 log = logging.getLogger(__name__)
 Task = Callable[[DictConfig], Any]
 POLL_SECONDS = 0.1
-REPORT_SECONDS, JOIN_SECONDS = 20.0, 60.0  # for rank 0 to report the error of another; for all to join a job
+# For rank 0 to report the error of another rank; for all to join a job; for the others to read that rank 0 ends.
+REPORT_SECONDS, JOIN_SECONDS, END_SECONDS = 20.0, 60.0, 5.0
 
 
 class Ranks:
@@ -54,7 +55,7 @@ class Ranks:
             self.send(status)
             if self.processes.launcher != "torchrun":  # rank 0 has the store
                 others = range(1, self.processes.world_size)
-                self.wait_for([f"ended/{rank}" for rank in others], REPORT_SECONDS)
+                self.wait_for([f"ended/{rank}" for rank in others], END_SECONDS)
 
     def lead(self, task: Task) -> Task:
         """On rank 0: a task that the other ranks run too."""

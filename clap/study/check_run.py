@@ -9,6 +9,7 @@ from clap.config.values import TRAINED_PARTS, check_name
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.exclude import read_exclusions
 from clap.dataset.registry import find_splits, open_corpus
+from clap.processes import check_batch_size, read_processes
 from clap.published.sources import is_published
 from clap.training.trainer_settings import TrainerSettings
 
@@ -25,6 +26,7 @@ def check_run(config: Mapping[str, Any]) -> None:
     """
     TrainerSettings(**config["trainer"])
     settings = read_dataset_settings(config["dataset"])
+    check_batch_size(settings.batch_size, read_processes().world_size)
     if unknown := [name for name in config["freeze"] if name not in TRAINED_PARTS]:
         raise ValueError(f"freeze={config['freeze']}: {unknown[0]!r} is not one of {', '.join(TRAINED_PARTS)}")
     if "name" in config["dataset"]:

@@ -15,7 +15,7 @@ from clap import checkpoint
 from clap.atomic import name_file
 from clap.process_group import gather_objects, is_main, rank, world_size
 from clap.run_folder import HISTORY, RECORD, append_changed, git_commit, own_folder
-from clap.tracking.tracker import recorded_run
+from clap.tracking.tracker import check_store, recorded_run
 from clap.training import ema
 from clap.training.comparison import check_data, check_optimizer, check_settings, load_optimizer, read_settings
 from clap.training.grad_cache import read_random_state, write_random_state
@@ -197,7 +197,11 @@ def find_resumable_run(resume: str | None, run_dir: Path, *, uri: str | None) ->
     """The checkpoint that a run resumes from (see `checkpoint.find_resume`), and its MLflow run in the store `uri`.
 
     A run that starts from a checkpoint of another run folder is a new run in MLflow: an id belongs to one folder.
+
+    Raises:
+        ConnectionError, ValueError: the store cannot be opened. FileNotFoundError: there is no such checkpoint.
     """
+    check_store(uri)
     folder = checkpoint.find_resume(resume, run_dir)
     is_other = folder is not None and not folder.resolve().is_relative_to(run_dir.resolve())
     return folder, None if is_other else recorded_run(run_dir, uri) or read_run_id(folder)

@@ -1,0 +1,54 @@
+"""The MLflow run of a training, which rank 0 writes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from omegaconf import DictConfig
+
+from clap.evaluation.run_plots import plot_run
+from clap.process_group import is_main, share_failure
+from clap.run_folder import COST, METRICS, log_summary
+from clap.study.job import describe_run
+from clap.study.trained_model import name_options, record_config
+from clap.tracking.tracker import Tracker
+from clap.training.trainer import ClapTrainer
+
+
+@contextmanager
+def track_run(cfg: DictConfig, trainer: ClapTrainer, *, run_id: str | None, run_dir: Path) -> Iterator[None]:
+    """Set the tracker of a trainer on rank 0, and log its config and datasets.
+
+    Args:
+        run_id: of the MLflow run that is resumed; None starts a new one.
+
+    Raises:
+        PeerError: another rank has failed; the MLflow run has its error.
+    """
+    if not is_main():
+        with share_failure():
+            yield
+        return
+    options = name_options(cfg, trainer.clap)
+    name, tags = describe_run(cfg.seed, origin=trainer.origin, options=options, init_from=cfg.init_from)
+    tracker = Tracker(**cfg.tracking, run_name=name, tags=tags, run_id=run_id, run_dir=run_dir)
+    with tracker as trainer.tracker, share_failure():
+        datasets = [loader.dataset for loader in trainer.loaders.values() if loader is not None]
+        tracker.log_inputs(record_config(cfg, trainer.clap, run_dir), datasets)
+        tracker.start_system_metrics()
+        yield
+
+
+def log_results(trainer: ClapTrainer, metrics: Mapping[str, float], run_dir: Path) -> None:
+    """Plot the results of a run, send its files to MLflow, and log its metrics; on rank 0.
+
+    The parts of a sharded model run on all ranks at once: the others plot too, and discard the plots.
+    """
+    loader = trainer.loaders["test"] or trainer.loaders["train"]
+    with nullcontext(run_dir) if is_main() else TemporaryDirectory() as folder:
+        if is_main() or trainer.settings.parallel == "fsdp":
+            plot_run(Path(folder), trainer.clap, loader.dataset)
+    if trainer.tracker is not None:
+        trainer.tracker.log_artifacts(run_dir, (".hydra", METRICS, COST, "evaluation", "plots"))
+        log_summary(run_dir, metrics, trainer.tracker.url_hint)
