@@ -117,12 +117,12 @@ def test_signals_to_all_ranks_end_them_quietly_and_the_command_to_resume_is_prin
 def test_torchrun_trains_stops_resumes_and_leaves_one_run(tmp_path: Path):
     """As a user types it; the second run resumes the first, which torchrun has stopped."""
     folder, store = tmp_path / "run", tmp_path / "mlflow.db"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "train.py"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
     command += [*TINY, f"hydra.run.dir={folder}", f"tracking.uri={store}", "trainer.save_every=1"]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     options = {"cwd": ROOT, "env": environment, "text": True, "stderr": subprocess.PIPE}
     stopped = subprocess.Popen([*command, "trainer.max_epochs=100"], **options)
-    while not (folder / "checkpoints" / "last").exists():
+    while not (folder / "checkpoints" / "last").exists():  # which takes half a minute on two busy cores
         assert stopped.poll() is None, stopped.communicate()
         time.sleep(0.1)
     stopped.send_signal(signal.SIGINT)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from clap.evaluation.run_plots import plot_run
 from clap.process_group import is_main, share_failure
-from clap.run_folder import COST, METRICS, log_summary
+from clap.run_folder import COST, HISTORY, METRICS, log_summary
 from clap.study.job import describe_run
 from clap.study.trained_model import name_options, record_config
 from clap.tracking.tracker import Tracker
@@ -48,6 +48,7 @@ def log_results(trainer: ClapTrainer, metrics: Mapping[str, float], run_dir: Pat
     loader = trainer.loaders["test"] or trainer.loaders["train"]
     with nullcontext(run_dir) if is_main() else TemporaryDirectory() as folder:
         if is_main() or trainer.settings.parallel == "fsdp":
+            Path(folder, HISTORY).touch()  # which rank 0 writes
             plot_run(Path(folder), trainer.clap, loader.dataset)
     if trainer.tracker is not None:
         trainer.tracker.log_artifacts(run_dir, (".hydra", METRICS, COST, "evaluation", "plots"))
