@@ -24,6 +24,7 @@ from clap.dataset.synthetic import Synthetic
 from clap.loss import SymmetricCrossEntropyLoss
 from clap.model import Clap
 from clap.published.export import describe_config, describe_extractor, to_huggingface
+from clap.training.acceleration import matmul_precision
 from clap.training.cost import measure_gemm_rate, peak_memory, reset_peak_memory, synchronize
 from clap.training.parallel import GlobalStep
 from clap.training.precision import make_autocast
@@ -200,7 +201,8 @@ def make_trainer(clap: Clap, loader: DataLoader, *, fused: bool = True, **settin
 
 
 def train_step(trainer: ClapTrainer, batch: Batch) -> None:
-    trainer.train_step(batch.to(trainer.clap.device), GlobalStep.agree(batch, stop=False))
+    with matmul_precision(trainer.clap.device, tf32=trainer.settings.tf32):
+        trainer.train_step(batch.to(trainer.clap.device), GlobalStep.agree(batch, stop=False))
 
 
 def repeat_rows(batch: Batch, size: int) -> Batch:

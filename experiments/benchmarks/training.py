@@ -98,13 +98,15 @@ class Switch:
     """A setting whose effect is measured: options of the trainer, or the optimizer's `fused`.
 
     Args:
-        fused: of the optimizer with the setting; without it, that is not fused.
-        overrides: of the model, in addition.
-        needs_gpu: on a CPU it has no effect, or is not worth its time.
+        settings, without: options of the trainer with the setting, and without it.
+        fused: the optimizer is fused with the setting, and not without it.
+        cnn14: of a model with Cnn14.
+        needs_gpu: on a CPU it has no effect, or takes minutes to start.
     """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
+    without: dict[str, Any] = field(default_factory=dict)
     fused: bool = False
     cnn14: bool = False
     needs_gpu: bool = False
@@ -116,7 +118,7 @@ def list_switches(batch_size: int) -> list[Switch]:
         Switch("trainer.precision=bf16", {"precision": "bf16"}),
         Switch("trainer.tf32=true", {"tf32": True}, needs_gpu=True),
         Switch("trainer.compile=true", {"compile": True}, needs_gpu=True),
-        Switch("trainer.channels_last=true, Cnn14", {"channels_last": True}, cnn14=True),
+        Switch("trainer.channels_last=true, Cnn14", {"channels_last": True}, {"channels_last": False}, cnn14=True),
         Switch("trainer.activation_checkpointing=true", {"activation_checkpointing": True}),
         Switch(f"trainer.micro_batch_size={batch_size // 2}", {"micro_batch_size": batch_size // 2}),
     ]
@@ -129,7 +131,7 @@ def compare_switch(switch: Switch, clap: Clap, batch_size: int, repeats: int) ->
         return f"| {batch_size} | {switch.name} | {MISSING} | | | | |"
     loader = open_scenes(clap, batch_size)
     batch = load_batch(loader)
-    off = make_trainer(clap, loader, fused=not switch.fused)
+    off = make_trainer(clap, loader, fused=not switch.fused, **switch.without)
     on = make_trainer(copy.deepcopy(clap), loader, **switch.settings)
     calls = {"off": lambda: train_step(off, batch), "on": lambda: train_step(on, batch)}
     seconds = time_in_turn(calls, repeats, device=clap.device)
