@@ -19,6 +19,7 @@ from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.loader import make_loader
 from clap.evaluation.embedded_split import Splits, embed_split, make_evaluation_loader
 from clap.evaluation.evaluator import Evaluator, build_evaluators, check_evaluators, check_metrics, evaluate_split
+from clap.evaluation.protocol import digest_audio
 from clap.evaluation.results import Evaluation
 from clap.evaluation.retrieval import Retrieval
 from clap.waveform import AudioHeader, load_waveform, read_header
@@ -193,6 +194,23 @@ def test_processes_embed_different_batches(clap: Clap, tones: list[Path], batch_
     loader = open_all(clap, tones, batch_size=3)
     shapes = run_ranks(lambda rank: embed_split(clap, loader) and batch_shapes)
     assert shapes == [[(3, 4.0), (2, 1.0)], [(3, 2.5)]]
+
+
+def test_headers_are_read_by_one_process(
+    clap: Clap, tones: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"not audio")
+    loader, read = open_all(clap, [*tones[:7], bad], batch_size=3), []
+    loader.dataset.max_bad_fraction = 0.2
+    monkeypatch.setattr("clap.corpus.read_header", lambda path: read.append(path) or read_header(path))
+
+    def count(rank: int) -> tuple[int, str]:
+        audio = digest_audio(embed_split(clap, loader))
+        return len(read), audio
+
+    (first, audio), (second, other) = run_ranks(count)
+    assert (first, second) == (8, 0) and audio == other
 
 
 def test_processes_agree_on_a_random_order(clap: Clap, tones: list[Path]):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from clap import process_group
 from clap.audio_encoder.base import find_sample_rate
 from clap.config import read_config
 from clap.corpus import SPLITS, Clip, Corpus
@@ -193,6 +194,12 @@ class ClapDataset(Dataset):
         with ThreadPoolExecutor(HEADER_THREADS) as threads:
             self.headers |= zip([keys[index] for index in new], threads.map(read, new), strict=True)
         return [self.headers[keys[index]] for index in indices]
+
+    def share_headers(self, indices: Sequence[int]) -> list[AudioHeader | AudioError | None]:
+        """As `read_headers`, but only rank 0 reads; collective."""
+        headers = process_group.broadcast_object(self.read_headers(indices) if process_group.is_main() else None)
+        self.headers |= zip(((self.owners[index].name, self.clips[index]) for index in indices), headers, strict=True)
+        return headers
 
     def find_longest(self, most: int) -> float:
         """Seconds of the longest clip as training reads it, of at most `most` clips, evenly spaced.

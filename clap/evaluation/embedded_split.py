@@ -167,8 +167,7 @@ def batch_by_length(loader: DataLoader, indices: Sequence[int]) -> DataLoader:
     if not isinstance(loader.batch_sampler, EpochSampler | BatchSampler):
         return loader
     dataset: ClapDataset = loader.dataset
-    durations = list(map(find_duration, dataset.read_headers(indices))) if process_group.is_main() else None
-    durations = process_group.broadcast_object(durations)
+    durations = list(map(find_duration, dataset.share_headers(indices)))
     batches = list(plan_batches(durations, loader.batch_sampler.batch_size, window=dataset.window))
     own = batches[process_group.rank() :: process_group.world_size()]
     return DataLoader(
