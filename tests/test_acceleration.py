@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_encoders import make_batch, make_encoder, make_frontend
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from clap.audio_encoder.base import AudioEncoder
@@ -43,6 +44,23 @@ def compare_checkpointed(make: Callable[[], nn.Module], *inputs: Tensor) -> None
     (expected, kept), (found, fewer) = take_gradients(plain, *inputs), take_gradients(checkpointed, *inputs)
     assert_close(found, expected, rtol=0, atol=0)
     assert fewer < 0.8 * kept
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 2e-2)])
+def test_fused_attention_has_the_same_gradients(precision: str, tolerance: float, monkeypatch: pytest.MonkeyPatch):
+    attend, calls = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **b: calls.append(a) or attend(*a, **b))
+    gradients = []
+    for fused in (False, True):
+        clap = nn.Module()
+        clap.audio_encoder, clap.frozen = make_encoder(HTSAT, "iaff"), ()
+        prepare(clap, TrainerSettings(fused_attention=fused, channels_last=False))
+        with make_autocast(precision, torch.device("cpu"))[0]:
+            found, _ = take_gradients(clap.audio_encoder, *make_batch(LENGTHS))
+        gradients.append({name: found[name] for name, _ in clap.audio_encoder.named_parameters()})
+        assert len(calls) == (4 if fused else 0)  # of the blocks
+    largest = max(float(gradient.abs().max()) for gradient in gradients[0].values())
+    assert_close(*gradients, rtol=0, atol=tolerance * largest)
 
 
 @pytest.mark.parametrize("cls", [Cnn14, HTSAT])

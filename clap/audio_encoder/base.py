@@ -48,6 +48,12 @@ class AudioEncoder(nn.Module):
         """The modules that `trainer.compile` compiles, each as a whole: those with most of the work."""
         return [self]
 
+    def fuse_attention(self) -> None:
+        """Compute attention by `scaled_dot_product_attention` where timm has a choice; `trainer.fused_attention`."""
+        for module in self.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = True
+
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass instead of keeping them; `trainer.activation_checkpointing`.
 

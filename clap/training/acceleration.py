@@ -12,7 +12,7 @@ LENGTH_STEP = 16  # tokens: a compiled text encoder has a few lengths, not one o
 
 
 def prepare(clap: Clap, settings: TrainerSettings) -> None:
-    """Apply `trainer.channels_last`, `activation_checkpointing` and `compile` to a model, in place.
+    """Apply `trainer.channels_last`, `fused_attention`, `activation_checkpointing` and `compile` to a model, in place.
 
     Names and shapes of its weights stay, so checkpoints are those of any other run.
 
@@ -21,6 +21,8 @@ def prepare(clap: Clap, settings: TrainerSettings) -> None:
     """
     if settings.channels_last is True or (settings.channels_last == "auto" and clap.device.type == "cuda"):
         clap.audio_encoder.to(memory_format=torch.channels_last)  # convolutions follow the layout of their weights
+    if settings.fused_attention:
+        clap.audio_encoder.fuse_attention()
     if settings.activation_checkpointing:
         for name in ("audio_encoder", "text_encoder"):
             if name not in clap.frozen or settings.unfreeze_at is not None:  # a frozen part keeps no activations

@@ -36,6 +36,7 @@ class TrainerSettings:
         tf32: matrix products and convolutions of training steps round their inputs to TF32, on a GPU.
         channels_last: memory layout of the audio encoder's images; `auto`: True on a GPU.
         compile: the encoders are compiled by torch.compile.
+        fused_attention: HTS-AT and Swin backbones compute attention by `scaled_dot_product_attention`.
         activation_checkpointing: activations are computed again in the backward pass instead of kept.
         micro_batch_size: rows that each process encodes at once (gradient caching, see `GradientCache`); None: all.
         micro_batch_norm: with micro_batch_size, `frozen` batch norms, or the statistics of each `micro` batch.
@@ -65,6 +66,7 @@ class TrainerSettings:
     tf32: bool = False
     channels_last: bool | str = "auto"
     compile: bool = False
+    fused_attention: bool = False
     activation_checkpointing: bool = False
     micro_batch_size: int | None = None
     micro_batch_norm: str = "frozen"
