@@ -90,6 +90,7 @@ def launch(
     own = read_processes()
     if own.world_size > 1:
         raise_first_signal()
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of a model that uses all of its parameters
     elif signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     run = hydra.main(version_base=VERSION_BASE, config_path=str(config_dir), config_name=config_name)
