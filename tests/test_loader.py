@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from clap.corpus import Clip
 from clap.dataset.cache import WaveformCache
 from clap.dataset.clips import ClapDataset, Item
 from clap.dataset.dataset_settings import DatasetSettings
-from clap.dataset.loader import Collate, EpochSampler, closing_workers, make_loader, prefetch
+from clap.dataset.loader import Collate, EpochSampler, closing_workers, make_loader, prefetch, prepare_worker
 from clap.dataset.synthetic import Synthetic
 from clap.model import Clap
 
@@ -345,3 +347,17 @@ def first_batch(clap: Clap) -> int:
 def test_loader_starts_workers_in_a_joblib_process(tiny_clap):
     """As in a sweep under hydra/launcher=joblib."""
     assert get_reusable_executor(max_workers=1).submit(first_batch, tiny_clap()).result() == 2
+
+
+def test_worker_of_several_processes_outlives_the_signal_of_their_launcher(monkeypatch: pytest.MonkeyPatch):
+    """It reaches all processes of a session, and the trainer finishes its step."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        prepare_worker(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert 0 < signal.alarm(0) <= 30  # seconds until it ends if the trainer does not end it
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

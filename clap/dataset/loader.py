@@ -17,10 +17,11 @@ from clap import process_group
 from clap.corpus import Corpus
 from clap.dataset.clips import ClapDataset, Item
 from clap.dataset.dataset_settings import DatasetSettings
-from clap.processes import check_batch_size
+from clap.processes import check_batch_size, read_processes
 
 log = logging.getLogger(__name__)
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
+STOP_SECONDS = 30  # after SIGTERM, until a worker ends by itself: torchrun kills its trainer then
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # of workers; joblib sets another default
 
 
@@ -283,8 +284,13 @@ def make_loader(
 
 
 def prepare_worker(worker: int) -> None:
-    """Ignore Ctrl-C, which reaches every process of a terminal but is handled by the trainer; set up the allocator."""
+    """Leave signals to the trainer, which finishes its step; set up the allocator.
+
+    Ctrl-C reaches every process of a terminal. torchrun and SLURM send SIGTERM to the workers of a process too.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if read_processes().world_size > 1:
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_SECONDS))
     keep_freed_memory()
 
 

@@ -27,11 +27,11 @@ def stop_on_signal() -> Iterator[list[int]]:
     several = read_processes().world_size > 1
 
     def append_signal(number: int, frame: object) -> None:
-        if not received:
+        received.append(number)
+        if len(received) == 1:
             log.warning("stopping after this step%s", "" if several else "; a second signal stops at once")
         elif not several:
             raise KeyboardInterrupt
-        received.append(number)
 
     try:
         before = {number: signal.signal(number, append_signal) for number in STOP_SIGNALS}
