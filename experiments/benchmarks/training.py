@@ -119,6 +119,7 @@ def list_switches(batch_size: int) -> list[Switch]:
         Switch("trainer.tf32=true", {"tf32": True}, needs_gpu=True),
         Switch("trainer.compile=true", {"compile": True}, needs_gpu=True),
         Switch("trainer.channels_last=true, Cnn14", {"channels_last": True}, {"channels_last": False}, cnn14=True),
+        Switch("trainer.fused_attention=true", {"fused_attention": True}, {"fused_attention": False}),
         Switch("trainer.activation_checkpointing=true", {"activation_checkpointing": True}),
         Switch(f"trainer.micro_batch_size={batch_size // 2}", {"micro_batch_size": batch_size // 2}),
     ]
@@ -131,7 +132,7 @@ def compare_switch(switch: Switch, clap: Clap, batch_size: int, repeats: int) ->
         return f"| {batch_size} | {switch.name} | {MISSING} | | | | |"
     loader = open_scenes(clap, batch_size)
     batch = load_batch(loader)
-    off = make_trainer(clap, loader, fused=not switch.fused, **switch.without)
+    off = make_trainer(copy.deepcopy(clap), loader, fused=not switch.fused, **switch.without)
     on = make_trainer(copy.deepcopy(clap), loader, **switch.settings)
     calls = {"off": lambda: train_step(off, batch), "on": lambda: train_step(on, batch)}
     seconds = time_in_turn(calls, repeats, device=clap.device)
