@@ -21,6 +21,7 @@ from clap.config import read_config
 from clap.config.secrets import hide_secrets
 from clap.config.values import WINDOW_POLICIES
 from clap.dataset.loader import Collate
+from clap.lora import merge_adapters
 from clap.loss import MAX_LOGIT_SCALE, check_logit_scale
 from clap.parts import build_parts, choose_parts, load_part, model_config, parts_to_rebuild, read_saved_config
 from clap.progress import progress_bar
@@ -128,7 +129,7 @@ class Clap(nn.Module):
         check_keys(check_described(cls, config, weights, str(folder)).state_dict(), weights, str(folder))
         clap = cls(config=config)
         clap.load_state_dict(weights)
-        return clap.eval()
+        return merge_adapters(clap).eval()
 
     @classmethod
     def from_published(cls, source: str, settings: Mapping[str, Any] | None) -> "Clap":

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clap import checkpoint
+from clap import checkpoint, lora
 from clap.audio_encoder.base import AudioEncoder
 from clap.config.build import build, build_module, find_target
+from clap.config.lora_settings import read_lora
 from clap.config.saved import read_saved_yaml
 from clap.fusion import OneWindow
 from clap.published.load import SCALES
@@ -25,7 +26,8 @@ def model_config(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"the config has no {', '.join(missing)}; give a composed one, as `train.py --cfg job` prints it"
         )
-    return {key: config[key] for key in (*PARTS, SCALES) if key in config}
+    adapters = {lora.KEY: config[lora.KEY]} if read_lora(config.get(lora.KEY)) else {}
+    return {key: config[key] for key in (*PARTS, SCALES) if key in config} | adapters
 
 
 def read_saved_config(folder: Path) -> dict[str, Any]:
@@ -79,6 +81,7 @@ def build_parts(config: Mapping[str, Any]) -> tuple[nn.Module | None, ...]:
     project = build_module(config["projection"])
     audio_projection = project(audio_encoder.output_dim, embed_dim)
     text_projection = project(text_encoder.output_dim, embed_dim) if text_encoder else None
+    lora.add_adapters({"audio_encoder": audio_encoder, "text_encoder": text_encoder}, config.get(lora.KEY))
     return audio_encoder, text_encoder, audio_projection, text_projection
 
 
@@ -108,21 +111,24 @@ def choose_parts(
 ) -> dict[str, Any]:
     """The config of a model with the parts of a checkpoint's config `source`, except those that overrides replace.
 
+    Adapters are those of `config`: a checkpoint has merged its own.
+
     Raises:
         ValueError: an override sets a key inside a part that the checkpoint defines.
     """
     named = parts_to_rebuild(overrides, ckpt)
-    return {key: config[key] if key in named else source[key] for key in PARTS}
+    parts = {key: config[key] if key in named else source[key] for key in PARTS}
+    return parts | {lora.KEY: config.get(lora.KEY)}
 
 
 def load_part(part: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Load weights strictly, except those of the fusion's modules, which a new fusion initialises.
+    """Load weights strictly, except those of the fusion's modules, which a new fusion initialises, and of adapters.
 
     Raises:
         ValueError: tensors are missing or unexpected, or have other shapes.
     """
     try:
-        missing, unexpected = part.load_state_dict(weights, strict=False)
+        missing, unexpected = part.load_state_dict(lora.with_adapters(part, weights), strict=False)
     except RuntimeError as error:
         raise ValueError(f"{where} does not fit the model: {' '.join(str(error).split())[:300]}") from None
     mismatched = [key for key in [*missing, *unexpected] if not {"merge", "local_proj"} & set(key.split("."))]

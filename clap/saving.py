@@ -9,7 +9,7 @@ import safetensors.torch
 import yaml
 from torch import Tensor, nn
 
-from clap import checkpoint
+from clap import checkpoint, lora
 from clap.atomic import name_file
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def write_model(
     """Write config, weights and tokenizer of a Clap into an existing folder; `extra` is added to the config.
 
     Args:
-        weights: instead of the model's own, of which it may have a part only.
+        weights: instead of the model's own, of which it may have a part only; by default with merged adapters.
 
     Raises:
         ValueError: the model was not built from a config.
@@ -52,10 +52,12 @@ def write_model(
     if clap.config is None:
         raise ValueError("this model has no config to save; build it with Clap.from_config or Clap.from_ckpt")
     config = make_self_contained(clap, {**clap.config, **(extra or {})})
+    weights = lora.merge_weights(clap, clap.state_dict()) if weights is None else weights
+    if not lora.has_adapters(weights):
+        config.pop(lora.KEY, None)
     text = yaml.dump(config, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
     (folder / checkpoint.CONFIG).write_text(text, encoding="utf-8")
     # Copies: safetensors refuses weights that share memory, as T5's embeddings do.
-    weights = clap.state_dict() if weights is None else weights
     weights = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
     with name_file(folder / checkpoint.WEIGHTS):
         safetensors.torch.save_file(weights, folder / checkpoint.WEIGHTS)

@@ -28,6 +28,12 @@ WRONG = {
     "norm": ("trainer.max_grad_norm=0", ValueError, "trainer.max_grad_norm=0 must be above 0"),
     "workers": ("dataset.num_workers=-1", ValueError, "dataset.num_workers=-1"),
     "fraction": ("dataset.max_bad_fraction=2", ValueError, "dataset.max_bad_fraction=2 must be between 0 and 1"),
+    "adapters": ("lora.text_encoder={rank:4}", ValueError, "lora.text_encoder.rank: there is no such key"),
+    "frozen adapters": (
+        "lora.text_encoder={r:4} freeze=[text_encoder]",
+        ValueError,
+        "adapters freeze the encoder already",
+    ),
     "part": ("freeze=[nothing]", ValueError, "freeze=.*'nothing' is not one of audio_encoder, text_encoder"),
     "checkpoint": ("init_from=/nowhere", FileNotFoundError, "init_from: /nowhere: no such checkpoint folder"),
     "audio weights": ("audio_encoder.pretrained=/nowhere", FileNotFoundError, "audio_encoder.pretrained: /nowhere"),

@@ -22,6 +22,8 @@ TYPES: dict[str, tuple[type, ...]] = {
     "dataset.metadata": (str, dict),
     "resume": (str, type(None)),
     "init_from": (str, type(None)),
+    "lora.audio_encoder": (dict, type(None)),
+    "lora.text_encoder": (dict, type(None)),
     "spec_augment": (dict, type(None)),
     "study": (dict, type(None)),
     "tracking.uri": (str, type(None)),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
+from clap import lora
 from clap.audio import LogMelSpectrogram
 from clap.audio_encoder.htsat import HTSAT
 from clap.checkpoint import WEIGHTS
@@ -48,6 +49,8 @@ FUSED_MELS = 64  # mel bins of ClapFeatureExtractor's global view, whatever its 
 def list_obstacles(clap: nn.Module) -> list[str]:
     """The parts of a Clap that ClapModel does not have."""
     obstacles = list_audio_obstacles(clap.audio_encoder)
+    if lora.adapted_layers(clap):
+        obstacles.append("low-rank adapters (read the model from a checkpoint, which merges them)")
     text = clap.text_encoder
     if text is None:
         obstacles.append("a model without text encoder")

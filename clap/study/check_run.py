@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clap import checkpoint
+from clap.config.lora_settings import read_lora
 from clap.config.values import TRAINED_PARTS, check_name
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.exclude import read_exclusions
@@ -29,6 +30,10 @@ def check_run(config: Mapping[str, Any]) -> None:
     check_batch_size(settings.batch_size, read_processes().world_size)
     if unknown := [name for name in config["freeze"] if name not in TRAINED_PARTS]:
         raise ValueError(f"freeze={config['freeze']}: {unknown[0]!r} is not one of {', '.join(TRAINED_PARTS)}")
+    if frozen := [part for part in read_lora(config.get("lora")) if part in config["freeze"]]:
+        raise ValueError(
+            f"freeze={config['freeze']} and lora.{frozen[0]}: adapters freeze the encoder already; remove one"
+        )
     if "name" in config["dataset"]:
         check_name(config["dataset"]["name"], "dataset.name")
     if settings.exclude is not None:

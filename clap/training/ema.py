@@ -10,7 +10,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from clap import checkpoint
 from clap.evaluation.results import merge_metrics
-from clap.training.sharding import load_weights
+from clap.lora import with_adapters
+from clap.training.sharding import is_sharded, load_weights, shard_like
 
 if TYPE_CHECKING:  # the trainer imports this module
     from clap.training.trainer import ClapTrainer
@@ -38,10 +39,19 @@ class WeightAverage:
         """Average the weights of a step."""
         if self.decay is None:
             return
-        weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        weights = self.read_weights()
         if not self.averages:
             self.averages = {name: weight.clone() for name, weight in weights.items()}
-        get_ema_multi_avg_fn(self.decay)(list(self.averages.values()), list(weights.values()), None)
+        for sharded in (False, True):  # one kernel for each
+            names = [name for name, weight in weights.items() if is_sharded(weight) == sharded]
+            if names:
+                average = get_ema_multi_avg_fn(self.decay)
+                average([self.averages[name] for name in names], [weights[name] for name in names], None)
+
+    def read_weights(self) -> dict[str, Tensor]:
+        """The parameters of the model, which are sharded after this call if they ever are."""
+        weights = self.model.state_dict()
+        return {name: weights[name] for name, _ in self.model.named_parameters()}
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -54,16 +64,18 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap(self) -> None:
-        parameters = dict(self.model.named_parameters())
+        weights = self.read_weights()
         for name, average in self.averages.items():
-            weight = parameters[name].clone()
-            parameters[name].copy_(average)
+            weight = weights[name].clone()
+            weights[name].copy_(average)
             average.copy_(weight)
 
     def load(self, averages: Mapping[str, Tensor]) -> None:
-        """Set the averages of a checkpoint."""
-        parameters = dict(self.model.named_parameters())
-        self.averages = {name: average.to(parameters[name].device) for name, average in averages.items()}
+        """Set the whole averages of a checkpoint."""
+        weights = self.read_weights()
+        self.averages = {
+            name: shard_like(value.to(weights[name].device), weights[name]) for name, value in averages.items()
+        }
 
 
 def validate_average(trainer: "ClapTrainer") -> None:
@@ -79,7 +91,7 @@ def test_average(trainer: "ClapTrainer") -> dict[str, float]:
     """Metrics of the average's checkpoint on the test split, which the model then has as its weights."""
     if trainer.ema.decay is None or trainer.test_loader is None:
         return {}
-    load_weights(trainer.clap, checkpoint.read_weights(trainer.checkpoints / NAME))
+    load_weights(trainer.clap, with_adapters(trainer.clap, checkpoint.read_weights(trainer.checkpoints / NAME)))
     metrics = name_average(merge_metrics(trainer.evaluate(trainer.test_loader)))
     trainer.log_metrics(metrics)
     return metrics

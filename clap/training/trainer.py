@@ -22,6 +22,7 @@ from clap.dataset.loader import Batch, EpochSampler, closing_workers, prefetch
 from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.results import Evaluation, merge_metrics, write_results
 from clap.evaluation.retrieval import Retrieval
+from clap.lora import merge_weights, with_adapters
 from clap.model import Clap
 from clap.process_group import any_rank, is_main, wait_for_all
 from clap.progress import progress_bar
@@ -263,7 +264,9 @@ class ClapTrainer:
         state = collect_state(self) if name == "last" else None
 
         def write(folder: Path) -> None:
-            self.clap.save(folder, {key: self.config[key] for key in SAVED if key in self.config}, weights=model)
+            weights = model if name == "last" else merge_weights(self.clap, model)
+            extra = {key: self.config[key] for key in SAVED if key in self.config}
+            self.clap.save(folder, extra, weights=weights)
             if state is not None:
                 write_state(folder, state)
 
@@ -293,7 +296,7 @@ class ClapTrainer:
         out_path = Path(out_path)
         self.checkpoints = out_path / "checkpoints"
         metrics = self.validation.best_metrics | test_average(self)
-        load_weights(self.clap, checkpoint.read_weights(self.checkpoints / "best"))
+        load_weights(self.clap, with_adapters(self.clap, checkpoint.read_weights(self.checkpoints / "best")))
         if self.test_loader is not None:
             results = self.evaluate(self.test_loader)
             self.write_evaluations(results)
