@@ -46,7 +46,7 @@ def collect_state(trainer: "ClapTrainer") -> dict[str, Any]:
             "metrics": validation.best_metrics,
             "since": validation.since_best,
         },
-        "ema": trainer.ema.averages,
+        "ema": gather_full(trainer.ema.averages),
         "kept": {"last": trainer.kept.last, "best": trainer.kept.best},
         "validation_pending": trainer.validation_pending,
         "problems": trainer.skipped.problems,
