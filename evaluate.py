@@ -32,11 +32,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     corpus, settings = open_corpus(config["dataset"]), read_dataset_settings(config["dataset"])
 
     # These imports take seconds; mistakes in the command line and in the dataset are reported before them.
-    from clap import Clap, open_loader, process_group
+    from clap import Clap, Tracker, open_loader, process_group
     from clap.device import choose_device
     from clap.evaluation.evaluator import build_evaluators, evaluate_split, find_needs
     from clap.evaluation.results import merge_metrics, write_results
-    from clap.tracking.tracker import Tracker
 
     clap = Clap.from_ckpt(cfg.checkpoint).to(choose_device(cfg.device))
     clap.set_windows(cfg.windows)

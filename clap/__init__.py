@@ -11,6 +11,7 @@ __all__ = [
     "Evaluator",
     "SigmoidLoss",
     "SymmetricCrossEntropyLoss",
+    "Tracker",
     "TrainerSettings",
     "open_loader",
 ]
@@ -22,6 +23,7 @@ _HOMES = {
     "Evaluator": "clap.evaluation.evaluator",
     "SigmoidLoss": "clap.loss",
     "SymmetricCrossEntropyLoss": "clap.loss",
+    "Tracker": "clap.tracking.tracker",
     "TrainerSettings": "clap.training.trainer_settings",
     "open_loader": "clap.dataset.loader",
 }
