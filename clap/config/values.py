@@ -24,6 +24,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "init_from": (str, type(None)),
     "lora.audio_encoder": (dict, type(None)),
     "lora.text_encoder": (dict, type(None)),
+    "loss.teachers": (list,),
     "spec_augment": (dict, type(None)),
     "study": (dict, type(None)),
     "tracking.uri": (str, type(None)),

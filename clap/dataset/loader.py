@@ -33,7 +33,7 @@ class Batch:
     token_ids, token_mask: (batch, tokens).
     clip_ids (batch,): equal for rows that are positives of each other, since they share a clip or all its captions.
     index (batch,): indices in the dataset. is_cached (batch,): whether the samples are from a cache, in 16 bits.
-    problems: {index: error} of the clips that were skipped.
+    problems: {index: error} of the clips that were skipped. captions: one for each row, for models with other tokens.
     """
 
     samples: Tensor
@@ -45,6 +45,7 @@ class Batch:
     index: Tensor
     is_cached: Tensor
     problems: dict[int, str] = field(default_factory=dict)
+    captions: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -57,16 +58,16 @@ class Batch:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The fields with one row for each clip."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "problems"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("problems", "captions")}
 
     def split(self, sizes: Sequence[int]) -> "list[Batch]":
-        """Consecutive parts with these numbers of rows, without `problems`."""
+        """Consecutive parts with these numbers of rows, without `problems` and captions."""
         return [Batch(*rows) for rows in zip(*(tensor.split(sizes) for tensor in self.tensors.values()), strict=True)]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device, in float32, without waiting for the copies; what the host reads stays on the CPU.
 
-        On the CPU stay lengths, index, is_cached and problems.
+        On the CPU stay lengths, index, is_cached, problems and captions.
         """
         names = ("samples", "scale", "token_ids", "token_mask", "clip_ids")
         non_blocking = torch.device(device).type != "cpu"  # a copy to the CPU could be read before it is complete
@@ -117,6 +118,7 @@ class Collate:
             index=torch.tensor([item.index for item in good]),
             is_cached=torch.tensor(is_cached),
             problems=problems,
+            captions=[item.caption for item in good],
         )
 
 

@@ -63,6 +63,8 @@ def check_sources(config: Mapping[str, Any]) -> None:
         return
     audio, text = config["audio_encoder"], config["text_encoder"]
     check_source("init_from", config["init_from"])
+    for teacher in config["loss"].get("teachers", []):
+        check_source("loss.teachers", teacher)
     check_source("audio_encoder.pretrained", audio.get("pretrained"))
     for key in ("pretrained", "tokenizer"):
         check_folder(f"text_encoder.{key}", text.get(key))

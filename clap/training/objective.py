@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clap.dataset.loader import Batch
 from clap.model import Clap
+from clap.training.distillation import DistillationLoss
 from clap.training.grad_cache import GradientCache
 from clap.training.parallel import average_gradients, encode_rows, global_loss, wrap_model
 from clap.training.sharding import is_sharded
@@ -58,6 +59,10 @@ class Objective:
         def loss_of(audio: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
             return global_loss(self.criterion, audio, text, logit_scale, batch.clip_ids, rows)
 
+        if isinstance(self.criterion, DistillationLoss):
+            size = self.cache.size if self.cache is not None else None
+            with self.autocast:
+                self.criterion.estimate(batch, rows, sample_rate=self.clap.sample_rate, size=size)
         if self.cache is not None:
             parameters = [parameter for parameter in self.criterion.parameters() if parameter.requires_grad]
             options = {"rows": rows, "scaler": self.scaler}
