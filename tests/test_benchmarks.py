@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clap.config.compose import compose_config
-from experiments.benchmarks import scaling, steps, training
+from experiments.benchmarks import scaling, soak, steps, training
 
 CPU = torch.device("cpu")
 
@@ -69,3 +69,13 @@ def test_figure_is_drawn(tmp_path: Path):
 @pytest.mark.slow
 def test_processes_share_a_batch():
     assert scaling.time_processes(2, scaling.SMALL_SIZES, CPU) > 0
+
+
+def test_soak_distinguishes_leak_from_noise_and_linear_from_faster_growth():
+    count = range(40)
+    noisy, leak = [100.0 + step % 3 for step in count], [100.0 + step for step in count]
+    assert soak.judge("memory, MB", count, noisy).startswith("flat, ")
+    assert soak.judge("memory, MB", count, leak) == "GROWS, +1000.00 per 1,000 steps"
+    assert soak.judge("open files", count, leak[::-1]).startswith("falls, -1000")
+    assert soak.judge("MLflow store, kB", count, leak).startswith("linear, ")
+    assert soak.judge("MLflow store, kB", count, [float(step**2) for step in count]).startswith("NOT LINEAR, ")
