@@ -1,42 +1,65 @@
 """Checkpoints that a run keeps besides `best` and `last`."""
 
+import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from clap.checkpoint import TRAINER, WEIGHTS, read_weights
+from clap.checkpoint import TRAINER, WEIGHTS, read_weights, recover, write_folder
 from clap.model import Clap
 from clap.training import kept
-from clap.training.kept import KeptCheckpoints, find_steps
+from clap.training.kept import KeptCheckpoints, find_steps, name_step
 from clap.training.state import read_trainer_state
 from clap.training.trainer_settings import TrainerSettings
 
 METRICS = {1: 0.5, 2: 0.3, 3: 0.4, 4: 0.1, 5: 0.6, 6: 0.2}  # of the validation after each step
 
 
-def write_run(folder: Path, lists: KeptCheckpoints, steps: range = range(1, 7)) -> None:
-    """The writes of a trainer that validates after each step; a checkpoint has its step as its weights."""
+class Run:
+    """The writes of a trainer that validates after each step; the weights of a checkpoint are its step."""
 
-    def write(name: str, step: int) -> None:
-        target = folder / name
-        with lists.replacing(target, step):
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir(parents=True)
-            (target / WEIGHTS).write_text(str(step))
+    def __init__(self, folder: Path, **options: int) -> None:
+        self.folder, self.lists = folder, KeptCheckpoints(TrainerSettings(**options))
+        self.step, self.pending = 0, False
+
+    def train(self, steps: int) -> None:
+        if self.pending:
+            self.validate()
+        while self.step < steps:
+            self.step, self.pending = self.step + 1, True
+            self.save("last")
+            self.validate()
+
+    def validate(self) -> None:
+        metric, best = METRICS[self.step], max([metric for metric, _ in self.lists.best], default=-1.0)
+        if self.lists.add_validation(metric, self.step):
+            self.save("best" if metric >= best else name_step(self.step))
+        self.pending = False
+        self.save("last")
+
+    def save(self, name: str) -> None:
+        if name == "last":
+            self.lists.add_last(self.step)
+        state = json.dumps([self.lists.last, self.lists.best, self.step, self.pending])
+
+        def write(folder: Path) -> None:
+            (folder / WEIGHTS).write_text(str(self.step))
             if name == "last":
-                (target / TRAINER).touch()
+                (folder / TRAINER).write_text(state)
 
-    for step in steps:
-        lists.add_last(step)
-        write("last", step)
-        best = max([metric for metric, _ in lists.best], default=-1.0)
-        if lists.add_validation(METRICS[step], step):
-            write("best" if METRICS[step] >= best else f"step-{step:06d}", step)
-        write("last", step)
+        with self.lists.replacing(self.folder / name, self.step):
+            write_folder(self.folder / name, write)
+
+    def resume(self) -> None:
+        recover(self.folder / "last")
+        if not (self.folder / "last").exists():  # killed in its first write
+            return
+        self.lists.last, best, self.step, self.pending = json.loads((self.folder / "last" / TRAINER).read_text())
+        self.lists.best = [tuple(entry) for entry in best]
+        self.lists.begin(self.folder, self.folder.resolve() / "last")
 
 
 def read_run(folder: Path) -> dict[str, str]:
@@ -56,7 +79,7 @@ def read_run(folder: Path) -> dict[str, str]:
     ],
 )
 def test_best_and_latest_checkpoints_stay(tmp_path: Path, best: int, last: int, extra: dict):
-    write_run(tmp_path, KeptCheckpoints(TrainerSettings(keep_best=best, keep_last=last)))
+    Run(tmp_path, keep_best=best, keep_last=last).train(6)
     assert read_run(tmp_path) == {"best": "5", "last": "6+", **extra}
 
 
@@ -69,7 +92,7 @@ def test_kept_files_are_links_or_copies(tmp_path: Path, monkeypatch: pytest.Monk
         with monkeypatch.context() as patch:
             if not is_linked:
                 patch.setattr(os, "link", fail)
-            write_run(folder, KeptCheckpoints(TrainerSettings(keep_last=3)), range(1, 3))
+            Run(folder, keep_last=3).train(2)
             kept.link_folder(folder / "last", folder / "again")
         assert (folder / "step-000001" / WEIGHTS).read_text() == "1"
         assert (folder / "again" / WEIGHTS).samefile(folder / "last" / WEIGHTS) == is_linked
@@ -81,12 +104,8 @@ def test_equal_validations_keep_the_later():
     assert lists.best == [(0.5, 3), (0.5, 2)] and not lists.add_validation(0.4, 4)
 
 
-@pytest.mark.parametrize("calls", range(1, 40))
-def test_kill_at_any_change_of_the_disk_leaves_whole_checkpoints(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, calls: int
-):
-    """Killed at a rename, link or deletion, then resumed: the folders are those of a run that was not."""
-    tmp_path = tmp_path_factory.mktemp("killed")
+def train_until_killed(run: Run, calls: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Train; whether the run was killed at a rename, link or deletion of a file, the `calls`-th."""
     done = []
 
     def count(function: Callable) -> Callable:
@@ -98,31 +117,28 @@ def test_kill_at_any_change_of_the_disk_leaves_whole_checkpoints(
 
         return call
 
-    lists, state = KeptCheckpoints(TrainerSettings(keep_best=3, keep_last=2)), ([], [], 0)
-
-    def write_steps(first: int) -> None:
-        nonlocal state
-        for step in range(first, 5):
-            write_run(tmp_path, lists, range(step, step + 1))
-            state = (lists.last, lists.best, step)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", count(Path.rename))
-        patch.setattr(os, "link", count(os.link))
-        patch.setattr(Path, "unlink", count(Path.unlink))
+        for owner, name in ((Path, "rename"), (os, "link"), (Path, "unlink")):
+            patch.setattr(owner, name, count(getattr(owner, name)))
         try:
-            write_steps(1)
+            run.train(6)
         except KeyboardInterrupt:
-            for path in find_steps(tmp_path).values():
-                assert int((path / WEIGHTS).read_text()) == int(path.name.split("-")[1])
-    lists = KeptCheckpoints(TrainerSettings(keep_best=3, keep_last=2))
-    lists.last, lists.best = state[:2]
-    if (tmp_path / "last").is_dir():
-        (tmp_path / "last" / WEIGHTS).write_text(str(state[2]))  # as the state
-    lists.begin(tmp_path, tmp_path.resolve() / "last")
-    write_steps(state[2] + 1)
-    expected = {"best": "1", "last": "4+", "step-000002": "2", "step-000003": "3+"}
-    assert read_run(tmp_path) == expected
+            return True
+    return False
+
+
+def test_kill_at_any_change_of_the_disk_leaves_whole_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options, calls = {"keep_best": 3, "keep_last": 2}, 1
+    while train_until_killed(Run(tmp_path / str(calls), **options), calls, monkeypatch):
+        for number, path in find_steps(tmp_path / str(calls)).items():
+            assert (path / WEIGHTS).read_text() == str(number)
+        resumed = Run(tmp_path / str(calls), **options)
+        resumed.resume()
+        resumed.train(6)
+        kept = {"step-000001": "1", "step-000003": "3", "step-000005": "5+"}
+        assert read_run(resumed.folder) == {"best": "5", "last": "6+", **kept}, calls
+        calls += 1
+    assert calls > 20
 
 
 def test_run_keeps_checkpoints_over_a_resume(make_trainer: Callable, tmp_path: Path):
