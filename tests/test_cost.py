@@ -67,6 +67,16 @@ def test_step_has_the_flops_of_the_computed_one(tiny_clap, frozen: list[str]):
     assert counted == count_flops(step) - mel
 
 
+def test_activations_that_are_computed_twice_count_once(tiny_clap):
+    clap = tiny_clap()
+    clap.train()
+    counted = step_flops(clap, batch_size=1, duration=1.0)
+    clap.audio_encoder.checkpoint_activations()
+    clap.text_encoder.checkpoint_activations()
+    assert step_flops(clap, batch_size=1, duration=1.0) == counted
+    assert any(getattr(module, "grad_checkpointing", False) for module in clap.modules())
+
+
 def test_step_of_a_frozen_model_has_no_backward_pass(tiny_clap):
     clap = tiny_clap()
     parts = [name for name, _ in clap.named_children()]

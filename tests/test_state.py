@@ -243,6 +243,8 @@ def test_checkpoint_of_an_earlier_version_resumes(make_trainer: Callable, tmp_pa
         "data",
         "origin",
         "unlogged",
+        "parts",
+        "logged_parts",
     ):
         del state[key]
     torch.save(state | {"problems": {3: "3.wav: empty"}}, last / "trainer.pt")

@@ -72,8 +72,7 @@ def forward_flops(clap: Clap, *, duration: float | None = None) -> int:
 def step_flops(clap: Clap, *, batch_size: int, duration: float, num_tokens: int = CAPTION_TOKENS) -> int:
     """FLOPs of a training step, forward and backward, without the spectrogram; nothing is computed or allocated.
 
-    A part without gradients has no backward pass. Activation checkpointing is counted as it runs, so the model FLOPs
-    are those from before it is switched on.
+    A part without gradients has no backward pass. Activations that are computed twice to save memory count once.
 
     Args:
         batch_size: clips of the step on this device.
@@ -86,13 +85,18 @@ def step_flops(clap: Clap, *, batch_size: int, duration: float, num_tokens: int 
         for name, value in [*step.named_parameters(), *step.named_buffers()]
     }
     modes = {module: module.training for module in clap.modules()}
+    checkpointed = [module for module in modes if getattr(module, "grad_checkpointing", False)]  # timm's, in eval too
     try:
         clap.eval()
+        for module in checkpointed:
+            module.grad_checkpointing = False
         with torch.compiler.set_stance("force_eager"):
             return count_flops(lambda: functional_call(step, shapes, (batch_size, duration, num_tokens)))
     finally:
         for module, training in modes.items():
             module.training = training
+        for module in checkpointed:
+            module.grad_checkpointing = True
 
 
 class CountedStep(nn.Module):

@@ -1,72 +1,115 @@
-"""What training has processed so far, and its speed: losses between two log lines, clips, seconds, peak memory."""
+"""What training has processed so far, and its speed: between two log lines, and as a whole."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from clap.dataset.loader import Batch
 from clap.model import Clap
-from clap.process_group import mean_over_ranks
+from clap.process_group import gather_numbers, mean_over_ranks
 from clap.training.cost import measure_peaks, measure_size
-from clap.training.stopwatch import Stopwatch
+from clap.training.stopwatch import PARTS, StepClock, Stopwatch
+from clap.training.trainer_settings import TrainerSettings
+from clap.training.utilization import Utilization
 
 
 class Meter:
     """Counts steps, clips and seconds of a training over all its resumes and processes.
 
     Attributes:
-        fit_time: of everything. train_time: of steps and waiting for data.
-        unlogged: loss and number of clips of each step since the last logged one.
+        fit_time: of everything. train_time: of steps and waiting for data. clock: of the parts of steps.
+        unlogged: loss, norm of the gradients and number of clips of each step since the last logged one.
         clips_seen, samples_seen: clips that were trained on, and their samples.
         peaks: of memory, before a resume.
     """
 
-    def __init__(self) -> None:
-        self.fit_time, self.train_time = Stopwatch(), Stopwatch()
-        self.unlogged: list[tuple[Tensor, int]] = []
-        self.logged_time = 0.0  # train_time of the last logged step
+    def __init__(self, clap: Clap, settings: TrainerSettings) -> None:
+        self.clap, self.utilization = clap, Utilization(clap, settings)
+        self.fit_time, self.train_time, self.clock = Stopwatch(), Stopwatch(), StepClock(clap.device)
+        self.unlogged: list[tuple[Tensor, Tensor, int]] = []
+        self.logged_time, self.logged_parts = 0.0, dict.fromkeys(PARTS, 0.0)  # until the last logged step
         self.clips_seen, self.samples_seen = 0, 0
         self.peaks: dict[str, int] = {}
 
-    def add(self, loss: Tensor, *, clips: int, samples: int) -> None:
-        """Count a step; the loss stays on its device until it is logged."""
+    def add(self, batch: Batch, loss: Tensor, norm: Tensor, *, clips: int, samples: int) -> None:
+        """Count a step at its end; loss () and norm () of the gradients stay on their device until they are logged.
+
+        Args:
+            batch: of this process. clips, samples: of all processes.
+        """
+        self.clock.lap("optimizer")
         self.clips_seen += clips
         self.samples_seen += samples
-        self.unlogged.append((loss.detach(), clips))
+        self.unlogged.append((loss.detach(), norm.detach(), clips))
+        self.utilization.add(batch)
 
     def read(self) -> dict[str, float]:
-        """Mean loss and clips per second since the last call; collective."""
-        seconds = self.train_time.seconds
-        loss = mean_over_ranks(torch.stack([loss for loss, _ in self.unlogged]).mean()).item()
-        speed = sum(clips for _, clips in self.unlogged) / (seconds - self.logged_time)
-        self.unlogged, self.logged_time = [], seconds
-        return {"train/loss": loss, "train/clips_per_second": speed}
+        """Means since the last call: of loss, gradient norm, seconds of a step, speed; peak memory. Collective."""
+        seconds, (parts, peaks) = self.train_time.seconds, self.read_ranks()
+        losses, norms, clips = zip(*self.unlogged, strict=True)
+        speed = sum(clips) / (seconds - self.logged_time)
+        metrics = {
+            "loss": mean_over_ranks(torch.stack(losses).mean()).item(),
+            "grad_norm": mean_of_finite(torch.stack(norms)),
+            "clips_per_second": speed,
+            **{f"seconds/{part}": (parts[part] - self.logged_parts[part]) / len(clips) for part in PARTS},
+            **peaks,
+        }
+        self.unlogged, self.logged_time, self.logged_parts = [], seconds, parts
+        with self.train_time.paused():  # of the first batch, arithmetic is counted
+            metrics |= self.utilization.read(speed)
+        return {f"train/{name}": value for name, value in metrics.items()}
 
-    def cost(self, clap: Clap, *, steps: int) -> dict[str, float]:
-        """Time, speed, peak memory and size of the training; docs/runs.md describes each number."""
-        duration = self.samples_seen / max(self.clips_seen, 1) / clap.sample_rate
+    def read_ranks(self) -> tuple[dict[str, float], dict[str, int]]:
+        """Seconds of the parts of all steps, their mean over the ranks, and the highest peaks of memory; collective."""
+        parts, peaks = self.clock.read(), measure_peaks(self.peaks)
+        facts = gather_numbers([*(round(1e6 * seconds) for seconds in parts.values()), *peaks.values()])
+        means = (facts[:, : len(parts)].double().mean(dim=0) / 1e6).tolist()
+        highest = facts[:, len(parts) :].amax(dim=0).tolist()
+        return dict(zip(parts, means, strict=True)), dict(zip(peaks, highest, strict=True))
+
+    def cost(self, *, steps: int) -> dict[str, float]:
+        """Time, speed, peak memory and size of the training; docs/runs.md describes each number. Collective."""
+        duration = self.samples_seen / max(self.clips_seen, 1) / self.clap.sample_rate
+        parts, peaks = self.read_ranks()
         return {
             "seconds": round(self.fit_time.seconds, 1),
+            **{f"seconds_{part}": round(seconds, 1) for part, seconds in parts.items()},
             "clips_per_second": round(self.clips_seen / max(self.train_time.seconds, 1e-9), 1),
             "steps": steps,
-            **measure_peaks(self.peaks),
-            **measure_size(clap, duration=duration or clap.audio_encoder.window),
+            **peaks,
+            **measure_size(self.clap, duration=duration or self.clap.audio_encoder.window),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """What a checkpoint keeps; collective."""
+        parts, peaks = self.read_ranks()
         return {
             "clips_seen": self.clips_seen,
             "samples_seen": self.samples_seen,
             "seconds": self.fit_time.seconds,
             "train_seconds": self.train_time.seconds,
-            "unlogged": [(loss.item(), clips) for loss, clips in self.unlogged],
+            "parts": parts,
+            "unlogged": [(loss.item(), clips, norm.item()) for loss, norm, clips in self.unlogged],
             "logged_time": self.logged_time,
-            "peaks": measure_peaks(self.peaks),
+            "logged_parts": self.logged_parts,
+            "peaks": peaks,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the state of a checkpoint; earlier versions have no parts and no norms of gradients."""
         self.clips_seen, self.samples_seen = state["clips_seen"], state["samples_seen"]
         self.fit_time.before, self.train_time.before = state["seconds"], state["train_seconds"]
-        self.unlogged = [(torch.tensor(loss), clips) for loss, clips in state["unlogged"]]
+        self.clock.seconds |= state["parts"]
+        unlogged = [(loss, norm[0] if norm else torch.nan, clips) for loss, clips, *norm in state["unlogged"]]
+        device = self.clap.device
+        self.unlogged = [(torch.tensor(a, device=device), torch.tensor(b, device=device), n) for a, b, n in unlogged]
         self.logged_time, self.peaks = state["logged_time"], state["peaks"]
+        self.logged_parts |= state["logged_parts"]
+
+
+def mean_of_finite(values: Tensor) -> float:
+    """Mean of the finite values (steps,), those of steps that fp16 has not skipped; inf or nan if none is finite."""
+    finite = values[values.isfinite()]
+    return (finite if len(finite) else values).mean().item()

@@ -138,8 +138,10 @@ def add_unrecorded(state: dict[str, Any], trainer: "ClapTrainer") -> dict[str, A
         "validation_pending": False,
         "samples_seen": state["clips_seen"] * window,
         "train_seconds": state["seconds"],  # with those of validation
+        "parts": {},
         "unlogged": [],
         "logged_time": state["seconds"],
+        "logged_parts": {},
         "peaks": {},
         "settings": None,
         "origin": {"git_commit": ["unknown"], "machine": ["unknown"]},

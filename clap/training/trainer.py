@@ -101,7 +101,7 @@ class ClapTrainer:
         self.objective = Objective(clap, criterion, self.settings, autocast=autocast, scaler=self.scaler)
         self.epoch, self.step, self.step_in_epoch = 0, 0, 0
         self.learning_rate = 0.0
-        self.meter, self.skipped = Meter(), SkippedClips(train_loader.dataset)
+        self.meter, self.skipped = Meter(clap, self.settings), SkippedClips(train_loader.dataset)
         self.evaluations = Interval(steps=self.settings.eval_every_steps, minutes=self.settings.eval_every_minutes)
         self.saves = Interval(steps=self.settings.save_every, minutes=self.settings.save_every_minutes)
         self.kept, self.ema = KeptCheckpoints(self.settings), WeightAverage(clap, self.settings.ema_decay)
@@ -125,6 +125,8 @@ class ClapTrainer:
             FileExistsError: out_path holds another run than the one that this trainer resumes or has begun.
         """
         check_trainer(self)
+        if self.settings.log_every <= self.settings.num_steps(self.train_loader) - self.step:
+            self.meter.utilization.measure_peak()
         reset_peak_memory()
         self.clap.tokenizer.cache_captions(getattr(self.train_loader.dataset, "captions", []))  # a Subset has none
         self.objective.prepare()
@@ -149,9 +151,11 @@ class ClapTrainer:
         self.clap.train()
         steps, done = len(self.train_loader), self.step_in_epoch
         with progress_bar(total=steps, initial=done, desc=f"epoch {self.epoch + 1}/{self.epochs}", unit="step") as bar:
+            self.meter.clock.restart()
             for batch in self.batches():
                 elapsed = (self.evaluations.has_elapsed(), self.saves.has_elapsed())
                 step = GlobalStep.agree(batch, stop=bool(stop_requested), elapsed=elapsed)
+                self.meter.clock.lap("data")
                 if step.stop:
                     self.interrupt()
                 self.step_in_epoch += 1
@@ -166,6 +170,7 @@ class ClapTrainer:
                     self.save_or_validate(*step.elapsed)
                 if self.out_of_steps():
                     break
+                self.meter.clock.restart()
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
     def train_step(self, batch: Batch, step: GlobalStep) -> None:
@@ -174,12 +179,13 @@ class ClapTrainer:
         self.guard.check()  # of the step before, whose gradients are still there
         self.optimizer.zero_grad()
         compute_gradients()
+        self.meter.clock.lap("forward_backward")
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = self.guard.suppress(loss, norm, self.name_step(batch))
+        finite_norm = self.guard.suppress(loss, norm, self.name_step(batch))
         if self.settings.max_grad_norm is not None:
-            clip_gradients(parameters, self.settings.max_grad_norm, norm)
+            clip_gradients(parameters, self.settings.max_grad_norm, finite_norm)
         self.guard.step()
         self.scaler.update()
         average_statistics(self.clap)
@@ -189,7 +195,7 @@ class ClapTrainer:
         self.clap.clamp_logit_scale()
         self.ema.update()
         self.step += 1
-        self.meter.add(loss, clips=sum(step.rows), samples=step.samples)
+        self.meter.add(batch, loss, norm, clips=sum(step.rows), samples=step.samples)
 
     def save_or_validate(self, evaluation_elapsed: bool, save_elapsed: bool) -> None:
         """Within an epoch: validate, or write the last checkpoint, if it is due; at its end `end_epoch` does."""
@@ -311,7 +317,7 @@ class ClapTrainer:
 
     def cost(self) -> dict[str, float]:
         """Time, speed, peak memory and size of the training; docs/runs.md describes each number."""
-        return self.meter.cost(self.clap, steps=self.step)
+        return self.meter.cost(steps=self.step)
 
     def batches(self) -> Iterator[Batch]:
         """The rest of this epoch: EpochSampler starts there, of another sampler the first batches are dropped."""
@@ -342,7 +348,7 @@ class ClapTrainer:
         return lambda: f"at {place}: {', '.join(clips[i].id for i in index.tolist())}, ...)"
 
     def log_training(self, bar: tqdm) -> None:
-        """Mean loss and speed since the last time, to the progress bar and the tracker."""
+        """Log means since the last time, and show loss and speed at the progress bar."""
         self.guard.check()
         metrics = self.meter.read()
         bar.set_postfix_str("loss {train/loss:.3f}, {train/clips_per_second:.0f} clips/s".format(**metrics))
