@@ -53,6 +53,7 @@ LOCAL_KEYS = (
     "dataset.prefetch_factor",
     "device",
     "resume",
+    "trainer.profile",
     "tracking.uri",
     "tracking.experiment",
 )

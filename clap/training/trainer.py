@@ -41,6 +41,7 @@ from clap.training.objective import Objective
 from clap.training.parallel import GlobalStep, average_statistics, seed_rank
 from clap.training.precision import make_autocast
 from clap.training.preflight import check_trainer
+from clap.training.profile import profile_steps
 from clap.training.sharding import clip_gradients, gather_full, load_weights, total_norm
 from clap.training.skipped_clips import SkippedClips
 from clap.training.state import collect_state, own_run_folder, restore_state, write_state
@@ -136,6 +137,7 @@ class ClapTrainer:
             own_run_folder(self, Path(out_path)),
             closing_workers(self.train_loader),
             stop_on_signal() as stop_requested,
+            profile_steps(self),
             self.meter.fit_time.running(),
         ):
             if self.validation_pending:

@@ -26,6 +26,7 @@ class TrainerSettings:
         eval_every: epochs between validations.
         eval_every_steps, eval_every_minutes: validations within an epoch, besides those at its end; None: none.
         log_every: steps between logged training metrics.
+        profile: a trace of a few steps by PyTorch's profiler is written.
         save_every, save_every_minutes: steps, or minutes, between writing checkpoints/last, besides the ends of epochs.
         keep_best, keep_last: checkpoints of the best validations and of the latest writes of checkpoints/last; those
             besides `best` and `last` are checkpoints/step-000123.
@@ -55,6 +56,7 @@ class TrainerSettings:
     eval_every_steps: int | None = None
     eval_every_minutes: float | None = None
     log_every: int = 10
+    profile: bool = False
     save_every: int | None = None
     save_every_minutes: float | None = None
     keep_best: int = 1

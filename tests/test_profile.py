@@ -1,0 +1,56 @@
+"""The profiler's trace of a training."""
+
+import gzip
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+from test_state import interrupt_after
+
+from clap.training.profile import ACTIVE, WAIT, WARMUP, profile_steps
+
+
+def read_steps(folder: Path) -> list[str]:
+    """Names of the traced steps."""
+    with gzip.open(folder / "profile" / "trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    assert any(event["name"].startswith("aten::") for event in events)
+    return sorted({event["name"] for event in events if event["name"].startswith("ProfilerStep#")})
+
+
+def test_trace_has_a_few_steps_after_the_first_and_is_an_artifact(
+    make_trainer: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    trainer, sent = make_trainer(epochs=5, profile=True), []
+    trainer.tracker = Mock(run_id="", log_artifact=sent.append)
+    trainer.val_loader = None
+    trainer.fit(tmp_path)
+    first = WAIT + WARMUP
+    assert read_steps(tmp_path) == [f"ProfilerStep#{number}" for number in range(first, first + ACTIVE)]
+    assert sent == [tmp_path / "profile"]
+    assert "  operation\n" in caplog.text and "aten::" in caplog.text
+
+
+def test_short_training_is_traced(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=2, max_steps=3, profile=True)
+    trainer.val_loader = None
+    trainer.fit(tmp_path)
+    assert len(read_steps(tmp_path)) == 3 - WARMUP
+
+
+def test_interrupted_training_writes_the_steps_so_far(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=2, profile=True)
+    trainer.train_step = interrupt_after(trainer, 3)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(tmp_path)
+    assert len(read_steps(tmp_path)) == 3
+
+
+def test_nothing_is_traced_without_the_setting(make_trainer: Callable, tmp_path: Path):
+    with profile_steps(make_trainer()):
+        assert not torch.autograd._profiler_enabled()
