@@ -120,7 +120,7 @@ def test_small_model_is_timed(no_network: None, tmp_path: Path):
 def test_large_model_is_counted_without_network_or_weights(
     no_network: None, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(estimate, "gemm_rate", lambda device, precision: 1e12)
+    monkeypatch.setattr(estimate, "measure_once", lambda device, **options: 1e12)
     lines = [*SMALL_DATA, "audio_encoder=htsat_tiny", "text_encoder=roberta", "fusion=iaff", "seed=0"]
     found = make_plan(STUDY, [f"hydra.sweep.dir={tmp_path}", *lines])
     assert list(found.missing) == ["text encoder roberta-base, about 496 MB"]
@@ -206,13 +206,15 @@ def test_longer_clips_are_counted_with_every_fusion():
 
 def test_counted_steps_are_divided_by_the_measured_speed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(estimate, "SMALL", 0)
-    monkeypatch.setattr(estimate, "gemm_rate", lambda device, precision: 2.0)
+    monkeypatch.setattr(estimate, "measure_once", lambda device, **options: 2.0)
     config = compose_config(*TINY, *SMALL_DATA, "trainer.max_epochs=1")
     seconds, basis = estimate.estimate(config, ready=True)
     assert seconds == pytest.approx(
         (2 + 1 / 3) * count_step(*SMALL_DATA, "dataset.batch_size=4") / (2 * estimate.STEP_SHARE)
     )
     assert basis.startswith("counted: 2 steps")
+    config["trainer"] |= {"micro_batch_size": 2, "activation_checkpointing": True}
+    assert estimate.estimate(config, ready=True)[0] == pytest.approx(seconds * 5 / 3)  # encoded twice more
 
 
 def test_init_from_sets_the_model(tiny_clap, tmp_path: Path):

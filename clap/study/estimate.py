@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,14 +16,16 @@ from clap.dataset.loader import EpochSampler, make_loader
 from clap.device import choose_device
 from clap.model import Clap
 from clap.study.downloads import build_on_meta, count_parameters, open_train_set
-from clap.training.cost import measure_gemm_rate, step_flops, synchronize
+from clap.training.acceleration import matmul_precision
+from clap.training.cost import step_flops, synchronize
 from clap.training.parallel import GlobalStep
 from clap.training.trainer import ClapTrainer
 from clap.training.trainer_settings import TrainerSettings
+from clap.training.utilization import measure_peak
 
 SMALL = 50_000_000  # parameters: up to here a model is built and timed
 STEP_SHARE = 0.55  # of the GEMM rate, in a training step on two CPU cores: experiments/benchmarks/training.py
-gemm_rate = functools.cache(measure_gemm_rate)  # once per plan
+measure_once = functools.cache(measure_peak)  # per plan
 
 
 def estimate(config: dict[str, Any], *, ready: bool) -> tuple[float | None, str]:
@@ -41,13 +44,20 @@ def estimate(config: dict[str, Any], *, ready: bool) -> tuple[float | None, str]
     if ready and count_parameters(clap) <= SMALL:
         seconds = time_step(config, dataset)
         return steps * seconds, f"timed: {steps:.0f} steps of {seconds:.2f} s"
-    settings = config["dataset"]
+    settings, trainer = config["dataset"], TrainerSettings(**config["trainer"])
     flops = step_flops(clap, batch_size=settings["batch_size"], duration=settings.get("max_duration", 0))
-    speed = STEP_SHARE * gemm_rate(choose_device(config["device"]), config["trainer"]["precision"])
+    flops = flops * count_passes(trainer) // 3
+    device = choose_device(config["device"])
+    speed = STEP_SHARE * measure_once(device, precision=trainer.precision, tf32=trainer.tf32)
     return (
         steps * flops / speed,
         f"counted: {steps:.0f} steps of {flops / 1e9:,.0f} GFLOP at {speed / 1e9:,.0f} GFLOP/s",
     )
+
+
+def count_passes(settings: TrainerSettings) -> int:
+    """Forward passes that take as long as a training step: 3, and 1 for each time that clips are encoded again."""
+    return 3 + (settings.micro_batch_size is not None) + settings.activation_checkpointing
 
 
 def count_steps(config: Mapping[str, Any], dataset: ClapDataset) -> float:
@@ -61,7 +71,7 @@ def count_steps(config: Mapping[str, Any], dataset: ClapDataset) -> float:
 
 
 def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
-    """Seconds of a training step of this cell, from random weights, on a batch of its corpus."""
+    """Seconds of a training step of this cell, from random weights, on a batch of its corpus; not compiled."""
     clap = Clap.from_config(config)
     clap.freeze(config["freeze"] if config["trainer"].get("unfreeze_at") is None else [])  # as the costliest step
     clap.to(choose_device(config["device"]))
@@ -71,12 +81,13 @@ def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
     criterion = build_module(config["loss"]).to(clap.device)
     total_steps = TrainerSettings(**config["trainer"]).num_steps(loader)
     optimizer, _ = instantiate(config["optimizer"])(clap, criterion, total_steps=total_steps)
-    settings = TrainerSettings(precision=config["trainer"]["precision"])
+    settings = replace(TrainerSettings(**config["trainer"]), monitor=None, patience=None, compile=False)
     trainer = ClapTrainer(loader, None, None, clap, optimizer, criterion, settings=settings)
     batch = next(iter(loader)).to(clap.device)
     clap.train()
     step = GlobalStep.agree(batch, stop=False)
-    return time_calls(lambda: trainer.train_step(batch, step), device=clap.device)
+    with matmul_precision(clap.device, tf32=settings.tf32):
+        return time_calls(lambda: trainer.train_step(batch, step), device=clap.device)
 
 
 def time_calls(call: Callable[[], object], *, device: torch.device) -> float:
