@@ -147,12 +147,29 @@ def join(processes: Processes, store: dist.Store) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _free_frames(error: BaseException | None) -> None:
-    """Free the objects in the local variables of an exception's frames that have ended."""
+def _free_frames(error: BaseException) -> None:
+    """Free the objects in the frames of an exception that have ended; its traceback becomes a note."""
+    error.__notes__ = ["".join(traceback.format_exception(error)).rstrip()]
     while error is not None:
-        traceback.clear_frames(error.__traceback__)
+        _cut_traceback(error)
         error = error.__cause__ or error.__context__
     gc.collect()
+
+
+def _cut_traceback(error: BaseException) -> None:
+    """Remove the frames that have ended: a frame keeps its function and the variables of a closure also if cleared."""
+    running, entry = None, error.__traceback__
+    while entry is not None:
+        try:
+            entry.tb_frame.clear()
+        except RuntimeError:  # it still runs
+            running, entry = entry, entry.tb_next
+        else:
+            break
+    if running is None:
+        error.__traceback__ = None
+    else:
+        running.tb_next = None
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
 """The processes of a run, as torchrun, srun or submitit describe them in the environment; without torch."""
 
+import functools
 import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+POLL_SECONDS = 1.0  # between looks at a parent process
 FIRST_PORT, NUM_PORTS = 20000, 40000  # of the address of a job without a port of its own
 
 
@@ -133,6 +136,18 @@ def raise_first_signal() -> None:
 
     for number in STOP_SIGNALS:
         signal.signal(number, interrupt)
+
+
+@functools.cache
+def watch_parent(parent_pid: int) -> None:
+    """Send SIGTERM to this process, once, when its parent has ended, as a sweep or a torchrun that is killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent_pid:
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def ignore_signals() -> None:

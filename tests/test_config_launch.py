@@ -11,6 +11,7 @@ import pytest
 from config_yamls import write_yamls
 
 from clap.config.launch import format_error, is_expected
+from clap.processes import PeerError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
@@ -18,6 +19,7 @@ import sys
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from clap.config.launch import launch
+from clap.processes import PeerError
 
 def main(cfg):
     print("seed", cfg.seed, flush=True)
@@ -135,4 +137,6 @@ def test_killed_worker_of_a_loader_is_one_line() -> None:
         error = RuntimeError(f"DataLoader worker (pid 31) {end}")
         assert is_expected(error) and "memory was full; resume with a lower dataset.num_workers" in format_error(error)
     assert is_expected(RuntimeError("DataLoader worker (pid(s) 31, 32) exited unexpectedly"))
+    of_other_rank = PeerError("rank 1: RuntimeError: DataLoader worker (pid 31) is killed by signal: Killed. ")
+    assert format_error(of_other_rank).startswith("rank 1: a process that loads data was killed by signal: Killed, ")
     assert not is_expected(RuntimeError("shapes do not match"))

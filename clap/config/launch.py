@@ -38,7 +38,7 @@ from clap.config.output_folder import (
 )
 from clap.config.overrides import VERSION_BASE, check_overrides
 from clap.config.secrets import hide_secrets, move_logins
-from clap.processes import PeerError, raise_first_signal, read_processes
+from clap.processes import PeerError, raise_first_signal, read_processes, watch_parent
 from clap.run_folder import own_folder
 
 if TYPE_CHECKING:  # imports torch
@@ -90,6 +90,8 @@ def launch(
     own = read_processes()
     if own.world_size > 1:
         raise_first_signal()
+        if own.launcher == "torchrun":
+            watch_parent(os.getppid())
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of a model that uses all of its parameters
     elif signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
@@ -113,10 +115,10 @@ def launch(
         if own.rank == 0:
             print("error: interrupted", file=sys.stderr)
         sys.exit(130)
-    except EXPECTED as error:
+    except Exception as error:
         if own.rank > 0:
             wait_for_report()
-        if show_traceback:
+        if show_traceback or not is_expected(error):
             raise
         sys.exit(f"error: {f'rank {own.rank}: ' if own.rank else ''}{format_error(error)}")
 
@@ -221,10 +223,11 @@ def format_error(error: BaseException) -> str:
     """The message of an exception in one line, without passwords, and without Hydra's hint to add a key with +."""
     text = str(error) or str(error.__cause__ or "") or type(error).__name__
     if found := KILLED_WORKER.search(text):
+        rank = re.match(r"(rank \d+: )?", text)[0]
         return (
-            f"a process that loads data {found[1].replace('is killed', 'was killed')}, most likely because the memory "
-            "was full; resume with a lower dataset.num_workers, or start a run with a lower dataset.batch_size or "
-            "dataset.max_duration"
+            f"{rank}a process that loads data {found[1].replace('is killed', 'was killed')}, most likely because the "
+            "memory was full; resume with a lower dataset.num_workers, or start a run with a lower "
+            "dataset.batch_size or dataset.max_duration"
         )
     text = re.split(r"\n *(?:To append to|Config search path|Search path|See https)", text)[0]
     return hide_secrets(" ".join(text.split()))

@@ -52,7 +52,8 @@ class Ranks:
             yield
             status = 0
         finally:
-            self.send(status)
+            with contextlib.suppress(dist.DistError):  # torchrun has been killed
+                self.send(status)
             if self.processes.launcher != "torchrun":  # rank 0 has the store
                 others = range(1, self.processes.world_size)
                 self.wait_for([f"ended/{rank}" for rank in others], END_SECONDS)
@@ -141,7 +142,8 @@ class Ranks:
                 time.sleep(POLL_SECONDS)
             return pickle.loads(self.store.get(key))
         except dist.DistError as error:
-            raise ConnectionError(f"rank 0 has ended ({str(error).splitlines()[0]})") from error
+            owner = "torchrun" if self.processes.launcher == "torchrun" else "rank 0"
+            raise ConnectionError(f"{owner} has ended ({str(error).splitlines()[0]})") from error
 
     def wait_for(self, keys: list[str], seconds: float) -> bool:
         """Whether all keys are set within this time, or the process that has the store has ended."""

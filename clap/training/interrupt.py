@@ -1,19 +1,15 @@
 """Ctrl-C and SIGTERM end training after the current step; a worker process ends with the sweep that started it."""
 
-import functools
 import logging
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from clap.processes import STOP_SIGNALS, read_processes
+from clap.processes import STOP_SIGNALS, read_processes, watch_parent
 
 log = logging.getLogger(__name__)
-POLL_SECONDS = 1.0
 
 
 @contextmanager
@@ -60,15 +56,3 @@ def end_with_parent() -> Iterator[None]:
     finally:
         if os.getppid() != parent_pid:
             os._exit(1)
-
-
-@functools.cache
-def watch_parent(parent_pid: int) -> None:
-    """Send SIGTERM to this process, once, when its parent has ended; it ends a worker without a job too."""
-
-    def watch() -> None:
-        while os.getppid() == parent_pid:
-            time.sleep(POLL_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
