@@ -1,11 +1,13 @@
 """What the processes of one run exchange."""
 
+import time
 import weakref
 
 import pytest
 import torch.distributed as dist
+from ranks import run_ranks
 
-from clap.process_group import join
+from clap.process_group import join, wait_for_all
 from clap.processes import Processes
 
 
@@ -29,3 +31,14 @@ def test_failed_job_keeps_no_objects_and_its_traceback():
         fail()
     assert references[0]() is None
     assert 'raise ValueError(f"{type(connection)' in caught.value.__notes__[0]
+
+
+def test_every_rank_waits_for_the_slowest():
+    def wait(rank: int) -> float:
+        time.sleep(0.3 * rank)
+        start = time.monotonic()
+        wait_for_all()
+        return time.monotonic() - start
+
+    first, _ = run_ranks(wait)
+    assert first > 0.2
