@@ -26,6 +26,7 @@ WRONG = {
     "study": ("experiment=loss_ablation study.metrics=[x]", ValueError, "study.metrics: the runs do not log x"),
     "count": ("trainer.max_epochs=0", ValueError, "trainer.max_epochs=0 must be at least 1"),
     "norm": ("trainer.max_grad_norm=0", ValueError, "trainer.max_grad_norm=0 must be above 0"),
+    "scaled": ("trainer.precision=fp16 trainer.parallel=fsdp", ValueError, "which trainer.parallel=fsdp does not"),
     "workers": ("dataset.num_workers=-1", ValueError, "dataset.num_workers=-1"),
     "fraction": ("dataset.max_bad_fraction=2", ValueError, "dataset.max_bad_fraction=2 must be between 0 and 1"),
     "adapters": ("lora.text_encoder={rank:4}", ValueError, "lora.text_encoder.rank: there is no such key"),

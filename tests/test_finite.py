@@ -8,9 +8,12 @@ import pytest
 import torch
 from ranks import run_ranks
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from clap.training.finite import MIN_LOSS_SCALE, NotFiniteError, StepGuard
+from clap.training.sharding import total_norm
 
 FUSED = [partial(AdamW, fused=True), partial(Adam, fused=True), partial(SGD, lr=0.1, momentum=0.9, fused=True)]
 
@@ -119,6 +122,21 @@ def test_scaler_does_not_apply_a_step_whose_loss_is_not_finite():
     torch.testing.assert_close(copy_state(guard, model)[:2], before, rtol=0, atol=0)
     with pytest.raises(NotFiniteError, match="the loss is nan"):
         guard.check()
+
+
+def test_gradient_of_a_sharded_weight_is_named():
+    def run(rank: int) -> None:
+        model = nn.Linear(3, 2)
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        guard = StepGuard(AdamW(model.parameters(), fused=True), scaler, model.named_parameters)
+        model(torch.full((1, 3), math.nan if rank == 1 else 1.0)).sum().backward()
+        guard.suppress(torch.ones(()), total_norm([p.grad for p in model.parameters()]), name_step)
+        guard.step()
+        guard.check()
+
+    for error in run_ranks(run):
+        assert isinstance(error, NotFiniteError) and "the gradient of weight is nan at step 7" in str(error)
 
 
 def test_step_that_is_not_finite_on_one_rank_is_suppressed_on_all():

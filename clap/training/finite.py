@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clap.process_group import gather_objects, reduce_max
+from clap.training.sharding import gather_full
 
 MIN_LOSS_SCALE = 2.0**-10  # of fp16; it starts at 2**16 and halves with each skipped step
 ADVICE = "checkpoints stay as they were; lower optimizer.lr or set trainer.precision=fp32"
@@ -25,14 +26,16 @@ def find_non_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> str | None:
 
 
 def describe_gradients(optimizer: Optimizer, named: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The first parameter whose gradient is not finite and its parameter group; None if all are finite.
+    """The first parameter whose gradient is not finite and its parameter group; None if all are finite. Collective.
 
     Args:
         named: names and parameters of the model and the loss.
     """
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in named:
-        if id(parameter) in groups and (found := find_non_finite([(f"the gradient of {name}", parameter.grad)])):
+        if id(parameter) not in groups:
+            continue
+        if found := find_non_finite([(f"the gradient of {name}", gather_full(parameter.grad))]):
             group = groups[id(parameter)].get("name")
             return found + (f" (parameter group {group})" if group else "")
     return None

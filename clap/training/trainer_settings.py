@@ -90,6 +90,11 @@ class TrainerSettings:
                 "trainer.sync_batchnorm=true and trainer.micro_batch_norm=micro: chunks have no statistics of the "
                 "global batch; set trainer.micro_batch_norm=frozen, or trainer.sync_batchnorm=false"
             )
+        if self.parallel == "fsdp" and self.precision == "fp16":
+            raise ValueError(
+                "trainer.precision=fp16 scales the loss, which trainer.parallel=fsdp does not support; set "
+                "trainer.precision=bf16, or trainer.parallel=ddp"
+            )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(
                 f"trainer.max_grad_norm={self.max_grad_norm} must be above 0, or null for gradients without clipping"
