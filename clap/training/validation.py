@@ -10,6 +10,7 @@ from clap.evaluation.embedded_split import make_evaluation_loader
 from clap.evaluation.evaluator import Evaluator, check_evaluators, evaluate_split, find_needs, is_monitor, name_metrics
 from clap.evaluation.results import Evaluation, merge_metrics
 from clap.model import Clap
+from clap.process_group import broadcast_object
 from clap.run_folder import count_clips, find_count
 from clap.training.trainer_settings import TrainerSettings
 
@@ -50,10 +51,12 @@ class Validation:
     def update_best(self, results: Mapping[str, Evaluation], *, where: str) -> bool:
         """Log the monitors of a validation; whether it is the best so far, of equal ones the later, longer trained.
 
+        Collective: all ranks act on the metrics of rank 0, from which those of another device may differ by rounding.
+
         Args:
             where: epoch and step, for the log.
         """
-        metrics = merge_metrics(results)
+        metrics = broadcast_object(merge_metrics(results))
         self.metric = value = sum(metrics[name] for name in self.monitors) / len(self.monitors)
         counts = count_clips(result.protocol for result in results.values())
         clips = ", ".join(dict.fromkeys(find_count(name, counts) for name in self.monitors))
