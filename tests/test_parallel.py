@@ -148,6 +148,12 @@ def test_sharding_needs_several_processes(tiny_clap: Callable):
         distribute_model(tiny_clap(), TrainerSettings(parallel="fsdp"))
 
 
+def test_batch_norms_that_a_rank_may_not_run_are_not_synchronised(tiny_config: Callable):
+    clap = Clap.from_config(tiny_config("fusion=aff"))
+    for error in run_ranks(lambda _: distribute_model(clap, TrainerSettings(sync_batchnorm=True))):
+        assert "batch norms that run only for clips longer than the window" in str(error)
+
+
 def test_local_loss_without_the_rows_of_all_is_refused_by_name(tiny_clap: Callable):
     class Margin(nn.Module):
         gather = "local"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
+from clap.audio_encoder.base import LogMelEncoder
 from clap.dataset.loader import Batch
 from clap.model import Clap
 from clap.process_group import gather_numbers, is_distributed, rank, world_size
@@ -118,9 +119,15 @@ def synchronize_batch_norm(clap: Clap) -> None:
     """Let batch norms use the statistics of the global batch, before the optimizer is built.
 
     Raises:
-        ValueError: the model is on a CPU, where PyTorch has no SyncBatchNorm.
+        ValueError: the fusion has batch norms that a rank without long clips does not run, for which the others would
+            wait; or the model is on a CPU, where PyTorch has no SyncBatchNorm.
     """
     if is_distributed():
+        if isinstance(clap.audio_encoder, LogMelEncoder) and clap.audio_encoder.fusion.merge:
+            raise ValueError(
+                "trainer.sync_batchnorm=true, but this fusion has batch norms that run only for clips longer than the "
+                "window; set fusion to none, mean or channel_map, or trainer.sync_batchnorm=false"
+            )
         if clap.device.type == "cpu":
             raise ValueError("trainer.sync_batchnorm=true needs GPUs; set trainer.sync_batchnorm=false")
         nn.SyncBatchNorm.convert_sync_batchnorm(clap)

@@ -23,7 +23,7 @@ def distribute_model(clap: Clap, settings: TrainerSettings) -> None:
     """Apply `trainer.sync_batchnorm` and `trainer.parallel=fsdp`, before the optimizer is built.
 
     Raises:
-        ValueError: there is no process group to shard over, or no GPU to synchronise batch norms on.
+        ValueError: there is no process group to shard over, or the batch norms cannot be synchronised.
     """
     if settings.sync_batchnorm:
         synchronize_batch_norm(clap)
