@@ -33,6 +33,7 @@ APPLIED = (
     "trainer.keep_best",
     "trainer.keep_last",
     "trainer.activation_checkpointing",
+    "trainer.parallel",
     "optimizer.algorithm.fused",
     "dataset.max_bad_fraction",
     "dataset.metadata",

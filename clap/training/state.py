@@ -146,8 +146,9 @@ def add_unrecorded(state: dict[str, Any], trainer: "ClapTrainer") -> dict[str, A
         "settings": None,
         "origin": {"git_commit": ["unknown"], "machine": ["unknown"]},
     }
-    random = state["random"] if isinstance(state["random"], list) else [state["random"]]  # of one process
-    return unrecorded | state | {"problems": problems, "random": random}
+    if not isinstance(state["random"], list):  # one process, with the states of all GPUs of its machine
+        state = state | {"random": [state["random"]], "random_cuda": state["random_cuda"][:1]}
+    return unrecorded | state | {"problems": problems}
 
 
 def extend_origin(before: Mapping[str, Sequence[str]], *, machine: str) -> dict[str, list[str]]:
