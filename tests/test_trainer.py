@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from clap import ClapTrainer, SymmetricCrossEntropyLoss
 from clap.dataset.loader import make_loader
@@ -40,6 +40,18 @@ def test_plain_data_loaders_work(make_trainer: Callable, tmp_path: Path):
         setattr(trainer, name, plain)
     assert trainer.train_and_eval(tmp_path)
     assert trainer.step == 4
+
+
+def test_distributed_sampler_has_another_order_in_each_epoch(make_trainer: Callable, tmp_path: Path):
+    trainer, orders = make_trainer(), []
+    dataset = trainer.train_loader.dataset
+    sampler = DistributedSampler(dataset, num_replicas=1, rank=0)
+    trainer.train_loader = DataLoader(dataset, batch_size=12, sampler=sampler, collate_fn=trainer.clap.collate)
+    trainer.train_step = lambda batch, step: orders.append(batch.index.tolist())
+    trainer.save_or_validate = trainer.end_epoch = lambda *args: None
+    trainer.log_training = lambda bar: None
+    trainer.fit(tmp_path)
+    assert len(orders) == 2 and orders[0] != orders[1]
 
 
 def test_captions_are_tokenised_once(make_trainer: Callable, tmp_path: Path):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
 from clap import checkpoint
@@ -327,6 +327,8 @@ class ClapTrainer:
         if isinstance(sampler, EpochSampler):
             sampler.seek(self.epoch, self.step_in_epoch)
         else:
+            if isinstance(self.train_loader.sampler, DistributedSampler):
+                self.train_loader.sampler.set_epoch(self.epoch)
             rest = itertools.islice(rest, self.step_in_epoch, None)
         return prefetch(rest, self.clap.device)
 
