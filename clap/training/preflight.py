@@ -93,7 +93,7 @@ def log_idle_fusion(trainer: "ClapTrainer") -> None:
 
 
 def check_recordings(dataset: ClapDataset) -> None:
-    """Read the headers of a split's recordings and log those that cannot be read or are too long.
+    """Read the headers of a split's recordings and log those that cannot be read or are too long; collective.
 
     A recording that is damaged behind its header is found when it is decoded. Of a split with more than MOST_HEADERS
     recordings, this many are checked.
@@ -103,7 +103,7 @@ def check_recordings(dataset: ClapDataset) -> None:
     """
     recorded = [index for index, clip in enumerate(dataset.clips) if clip.path is not None]
     chosen = recorded[:: -(-len(recorded) // MOST_HEADERS) or 1]
-    found = zip(chosen, dataset.read_headers(chosen), strict=True)
+    found = zip(chosen, dataset.share_headers(chosen), strict=True)
     checked = ((index, find_clip_problem(dataset, index, header)) for index, header in found)
     problems = [(dataset.clips[index].id, problem) for index, problem in checked if problem is not None]
     for _, problem in problems:
