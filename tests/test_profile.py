@@ -5,13 +5,15 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
 from test_state import interrupt_after
 
-from clap.training.profile import ACTIVE, WAIT, WARMUP, profile_steps
+from clap.training import stopwatch
+from clap.training.profile import ACTIVE, WAIT, WARMUP, end_step, profile_steps
 
 
 def read_steps(folder: Path) -> list[str]:
@@ -49,6 +51,21 @@ def test_interrupted_training_writes_the_steps_so_far(make_trainer: Callable, tm
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(tmp_path)
     assert len(read_steps(tmp_path)) == 3
+
+
+def test_time_of_the_profiler_is_not_that_of_the_training(make_trainer: Callable, monkeypatch: pytest.MonkeyPatch):
+    now, trainer = [0.0], make_trainer()
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def step() -> None:
+        now[0] += 50.0
+
+    trainer.meter.clock.restart()
+    with trainer.meter.train_time.running():
+        now[0] += 2.0
+        end_step(trainer, SimpleNamespace(step=step))
+        trainer.meter.clock.lap("optimizer")
+    assert trainer.meter.train_time.seconds == trainer.meter.clock.read()["optimizer"] == 2.0
 
 
 def test_nothing_is_traced_without_the_setting(make_trainer: Callable, tmp_path: Path):

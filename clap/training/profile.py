@@ -36,22 +36,28 @@ def profile_steps(trainer: "ClapTrainer") -> Iterator[None]:
     path = trainer.checkpoints.parent / "profile" / "trace.json.gz"
     on_ready = functools.partial(write_trace, trainer, path)
     with profile(schedule=plan, on_trace_ready=on_ready, acc_events=True) as profiler:
-        hook = trainer.optimizer.register_step_post_hook(lambda *_: profiler.step())
+        hook = trainer.optimizer.register_step_post_hook(lambda *_: end_step(trainer, profiler))
         try:
             yield
         finally:
             hook.remove()
 
 
+def end_step(trainer: "ClapTrainer", profiler: profile) -> None:
+    """Start, continue or end the trace; the time of the profiler is not counted as that of the training."""
+    trainer.meter.clock.lap("optimizer")
+    with trainer.meter.train_time.paused():
+        profiler.step()
+    trainer.meter.clock.restart()
+
+
 def write_trace(trainer: "ClapTrainer", path: Path, profiler: profile) -> None:
     """Write a trace, log its top operations, and send it to MLflow."""
-    with trainer.meter.train_time.paused():
-        path.parent.mkdir(exist_ok=True)
-        profiler.export_chrome_trace(str(path))
-        log.info("a trace of training steps is in %s; most time by operation:\n%s", path, top_operations(profiler))
-        if trainer.tracker is not None:
-            trainer.tracker.log_artifact(path.parent)
-    trainer.meter.clock.restart()
+    path.parent.mkdir(exist_ok=True)
+    profiler.export_chrome_trace(str(path))
+    log.info("a trace of training steps is in %s; most time by operation:\n%s", path, top_operations(profiler))
+    if trainer.tracker is not None:
+        trainer.tracker.log_artifact(path.parent)
 
 
 def top_operations(profiler: profile) -> str:
