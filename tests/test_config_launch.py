@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from clap.config.launch import launch
-from clap.processes import PeerError
 
 def main(cfg):
     print("seed", cfg.seed, flush=True)

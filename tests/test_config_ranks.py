@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from config_yamls import write_yamls
 from mlflow import MlflowClient
 from script import ROOT, Script
@@ -51,12 +52,13 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "train.py"
 
 
-def start(script: Path, *arguments: str) -> list[Script]:
+def start(script: Path, *arguments: str, **environment: str) -> list[Script]:
     """Two processes with the environment that torchrun gives them, except for its store."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables |= environment
     return [Script(script, *arguments, RANK=rank, LOCAL_RANK=rank, **variables) for rank in "01"]
 
 
@@ -135,3 +137,4 @@ def test_torchrun_trains_stops_resumes_and_leaves_one_run(tmp_path: Path):
     assert run.info.status == "FINISHED" and "test/synthetic/text_to_audio/recall_at_1" in run.data.metrics
     log = (folder / "train.log").read_text()
     assert "batch 8 = 2 x 4 clips" in log and "resumed from" in log
+    assert yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())[0].startswith("resume=auto")
