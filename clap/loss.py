@@ -4,8 +4,9 @@ Two rows with the same clip id are captions (or windows) of one clip, and positi
 `logit_scale` as a logarithm and exponentiates it in its forward, so a loss receives the scale itself.
 
 With several processes, a loss with `gather: full` receives the rows of the whole batch on each of them. With `local` it
-receives the rows of its process and, as keywords, those of all: its logits have the size rows x all rows. The mean over
-processes, weighted by their rows, is the loss of the whole batch.
+receives the rows of its process and, as keywords, those of all: all_audio and all_text (all rows, embed_dim),
+all_clip_ids (all rows,). Its logits are (rows, all rows). The mean over processes, weighted by their rows, is the loss
+of the whole batch.
 """
 
 import torch
