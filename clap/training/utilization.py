@@ -61,10 +61,7 @@ class Utilization:
             return None
         try:
             return step_flops(self.clap, batch_size=1, duration=duration, num_tokens=num_tokens)
-        except (
-            RuntimeError,
-            TypeError,
-        ) as error:  # a module reads values on the meta device
+        except (RuntimeError, TypeError) as error:  # a module reads values on the meta device
             log.warning("the FLOPs of this model are not logged: it cannot run on the meta device (%s)", error)
             return None
 
