@@ -5,6 +5,7 @@ import os
 import torch
 
 from clap.config.values import DEVICES
+from clap.process_group import world_size
 from clap.processes import read_processes
 
 
@@ -35,10 +36,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def describe_machine(device: torch.device) -> str:
-    """The machine of a run, as `2 CPU cores, torch 2.11.0`."""
+    """The machine of a run, as `2 CPU cores, torch 2.11.0`, or `8 processes, NVIDIA H100, torch 2.11.0`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cores} CPU cores"
-    return f"{name}, torch {torch.__version__}"
+    processes = f"{world_size()} processes, " if world_size() > 1 else ""
+    return f"{processes}{name}, torch {torch.__version__}"
 
 
 def set_seed(seed: int) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from clap.config.values import SCHEDULES
+from clap.config.values import SCHEDULES, check_learning_rates
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +56,7 @@ def build_optimizer(
     }
     if wrong := [name for name, value in numbers.items() if not 0 <= value < math.inf]:
         raise ValueError(f"optimizer.{wrong[0]}={numbers[wrong[0]]} must be finite and at least 0")
-    if min_lr > lr:
-        raise ValueError(f"optimizer.min_lr={min_lr} must be at most optimizer.lr={lr}; lower it")
-    if warmup_steps > 1 and warmup_steps % 1:
-        raise ValueError(f"optimizer.warmup_steps={warmup_steps} must be a whole number of steps, or a share below 1")
+    check_learning_rates(lr=lr, min_lr=min_lr, warmup_steps=warmup_steps)
     warmup_steps = round(warmup_steps if warmup_steps >= 1 else warmup_steps * total_steps)
     if warmup_steps >= total_steps > 0:
         log.warning(

@@ -43,7 +43,7 @@ class Processes:
 
     def command(self) -> list[str]:
         """The words in front of the script in a command that starts these processes."""
-        nodes = [f"--nnodes={self.num_machines}"] if self.num_machines > 1 else []
+        nodes = [f"--nnodes={self.num_machines}" if self.num_machines > 1 else "--standalone"]
         if self.launcher == "torchrun":
             return ["torchrun", *nodes, f"--nproc-per-node={self.local_world_size}"]
         if self.launcher == "srun":
@@ -120,6 +120,15 @@ def check_batch_size(batch_size: int, world_size: int) -> None:
         raise ValueError(
             f"dataset.batch_size={batch_size} is the batch of all {world_size} processes and must be a multiple of "
             f"{world_size}; set it to {' or '.join(map(str, near))}"
+        )
+
+
+def check_parallel(parallel: str, world_size: int) -> None:
+    """ValueError if `trainer.parallel` needs several processes."""
+    if parallel == "fsdp" and world_size == 1:
+        raise ValueError(
+            "trainer.parallel=fsdp shards the text encoder over several processes, and this is one; start it with "
+            "torchrun, or set trainer.parallel=ddp"
         )
 
 

@@ -144,7 +144,7 @@ class TextEncoder(nn.Module):
         if not self.transformer.supports_gradient_checkpointing:
             name = self.transformer.config.model_type
             raise ValueError(f"{name} has no activation checkpointing; set trainer.activation_checkpointing=false")
-        self.transformer.gradient_checkpointing_enable({"use_reentrant": False})
+        self.transformer.activation_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         if self.length_step is not None:

@@ -147,9 +147,10 @@ def test_longest_clip_does_not_depend_on_what_is_cached(recording: Path, tmp_pat
 
 def test_unwritable_folder_is_a_warning(recording: Path, tmp_path: Path, caplog):
     (tmp_path / "cache").write_text("a file, not a folder")
-    waveform = WaveformCache(tmp_path / "cache").load(recording, 16000)
-    assert np.array_equal(waveform, load_waveform(recording, 16000))
-    assert "dataset.cache=" in caplog.text and "is not writable" in caplog.text
+    for _ in range(2):
+        waveform = WaveformCache(tmp_path / "cache").load(recording, 16000)
+        assert np.array_equal(waveform, load_waveform(recording, 16000))
+    assert caplog.text.count("is not writable") == 1
 
 
 def test_invalid_recordings_raise_the_error_of_load_waveform(tmp_path: Path):

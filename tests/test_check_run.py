@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,16 @@ def test_no_job_starts_with_a_wrong_checkpoint(tmp_path: Path):
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: init_from: /nowhere: no such checkpoint folder")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.min_lr=1.0", "optimizer.min_lr=1.0 must be at most optimizer.lr=0.0005"),
+        ("optimizer.warmup_steps=1.5", "must be a whole number of steps, or a share below 1"),
+        ("trainer.parallel=fsdp", "over several processes, and this is one"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_imports(tiny_config: Callable, override: str, words: str):
+    with pytest.raises(ValueError, match=words):
+        check_run(tiny_config(override))

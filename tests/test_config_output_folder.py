@@ -97,7 +97,9 @@ def test_resume_command(arguments: list[str], command: str):
 def test_resume_command_repeats_the_launcher(monkeypatch: pytest.MonkeyPatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, value)
-    assert resume_command(["train.py"], ["resume=auto"]) == "torchrun --nproc-per-node=2 train.py resume=auto"
+    assert (
+        resume_command(["train.py"], ["resume=auto"]) == "torchrun --standalone --nproc-per-node=2 train.py resume=auto"
+    )
 
 
 def test_sweep_of_several_processes_runs_its_jobs_in_them(

@@ -129,7 +129,7 @@ def test_torchrun_trains_stops_resumes_and_leaves_one_run(tmp_path: Path):
     stopped.send_signal(signal.SIGINT)
     _, errors = stopped.communicate(timeout=60)
     (line,) = [line for line in errors.splitlines() if line.startswith("to resume:")]
-    assert line.startswith("to resume: torchrun --nproc-per-node=2 train.py hydra.run.dir=")
+    assert line.startswith("to resume: torchrun --standalone --nproc-per-node=2 train.py hydra.run.dir=")
     resumed = subprocess.run([*command, "resume=auto"], check=False, **options)
     assert resumed.returncode == 0, resumed.stderr
     client = MlflowClient(f"sqlite:///{store}")

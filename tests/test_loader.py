@@ -349,10 +349,8 @@ def test_loader_starts_workers_in_a_joblib_process(tiny_clap):
     assert get_reusable_executor(max_workers=1).submit(first_batch, tiny_clap()).result() == 2
 
 
-def test_worker_of_several_processes_outlives_the_signal_of_their_launcher(monkeypatch: pytest.MonkeyPatch):
-    """It reaches all processes of a session, and the trainer finishes its step."""
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_worker_outlives_the_signal_of_a_job():
+    """It reaches all processes of the job, and the trainer finishes its step."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         prepare_worker(0)

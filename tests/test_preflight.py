@@ -1,5 +1,6 @@
 """Recordings of the evaluated splits are checked before training; settings without effect are in test_trainer.py."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from clap.dataset.clips import ClapDataset
 from clap.dataset.synthetic import Synthetic
 from clap.fusion import AFF, GlobalAndLocal, MeanOfWindows, OneWindow
 from clap.training import preflight
-from clap.training.preflight import check_recordings, check_sharding, log_idle_fusion
+from clap.training.preflight import check_recordings, check_sharding, log_idle_fusion, log_untrained_norms
 
 
 @pytest.fixture
@@ -118,3 +119,13 @@ def test_loader_that_gives_every_process_all_batches_is_refused(ramps: list[Clip
     with pytest.raises(ValueError, match="each of the 2 processes would train on all batches of this loader"):
         check_sharding(DataLoader(dataset, batch_size=4))
     check_sharding(DataLoader(dataset, batch_size=4, sampler=DistributedSampler(dataset, num_replicas=2, rank=0)))
+
+
+def test_batch_norms_that_gradient_caching_freezes_untrained_are_reported(make_trainer: Callable, caplog):
+    trainer = make_trainer(micro_batch_size=2)
+    log_untrained_norms(trainer)
+    assert "these have not seen a batch; set trainer.micro_batch_norm=micro" in caplog.text
+    caplog.clear()
+    for options in ({"micro_batch_size": 6}, {"micro_batch_size": 2, "micro_batch_norm": "micro"}):
+        log_untrained_norms(make_trainer(**options))
+    assert not caplog.text

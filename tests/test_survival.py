@@ -208,7 +208,7 @@ def test_ctrl_c_to_torchrun_saves_and_resumes_exactly(place: str, undisturbed: C
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, errors = process.communicate(timeout=ENDED_SECONDS)
     wait_for_end(children)
-    assert errors.count("to resume: torchrun --nproc-per-node=2 ") == 1
+    assert errors.count("to resume: torchrun --standalone --nproc-per-node=2 ") == 1
     assert "stopped at step" in (tmp_path / "train.log").read_text()
     status, errors = end(launch(tmp_path, FEW, "resume=auto", count=2))
     assert status == 0, errors

@@ -39,7 +39,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "trainer.eval_every_steps": (int, type(None)),
     "trainer.eval_every_minutes": (float, int, type(None)),
     "trainer.micro_batch_size": (int, type(None)),
-    "trainer.ema_decay": (float, type(None)),
+    "trainer.ema_decay": (float, int, type(None)),
     "unfreeze_at": (int, type(None)),
     "dataset.max_clips": (int, type(None)),
     "dataset.cache": (str, type(None)),
@@ -189,6 +189,14 @@ def check_yaml_values(config: dict[str, Any]) -> None:
         minimum = MINIMA.get(key)
         if minimum is not None and isinstance(value, int | float) and value < minimum:
             raise ValueError(f"{key}={value} must be at least {minimum}")
+
+
+def check_learning_rates(*, lr: float, min_lr: float, warmup_steps: float) -> None:
+    """ValueError if a schedule rises at its end, or its warm-up is neither a number of steps nor a share."""
+    if min_lr > lr:
+        raise ValueError(f"optimizer.min_lr={min_lr} must be at most optimizer.lr={lr}; lower it")
+    if warmup_steps > 1 and warmup_steps % 1:
+        raise ValueError(f"optimizer.warmup_steps={warmup_steps} must be a whole number of steps, or a share below 1")
 
 
 def check_value(line: str, key: str, value: Any, current: Any, *, typed: str | None = None) -> None:

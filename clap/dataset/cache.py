@@ -1,6 +1,7 @@
 """A disk cache of decoded recordings: mono, at the model's sample rate, in 16 bits."""
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -112,7 +113,15 @@ class WaveformCache:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            log.warning("dataset.cache=%s is not writable (%s); recordings are decoded every time", self.folder, error)
+            warn_once(
+                f"dataset.cache={self.folder} is not writable ({error.strerror}); recordings are decoded every time"
+            )
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning, once in each process: every recording has the same problem."""
+    log.warning(message)
 
 
 def read_identity(path: str | os.PathLike) -> tuple[str, float]:

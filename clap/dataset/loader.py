@@ -17,7 +17,7 @@ from clap import process_group
 from clap.corpus import Corpus
 from clap.dataset.clips import ClapDataset, Item
 from clap.dataset.dataset_settings import DatasetSettings
-from clap.processes import check_batch_size, read_processes
+from clap.processes import check_batch_size
 
 log = logging.getLogger(__name__)
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
@@ -288,11 +288,10 @@ def make_loader(
 def prepare_worker(worker: int) -> None:
     """Leave signals to the trainer, which finishes its step; set up the allocator.
 
-    Ctrl-C reaches every process of a terminal. torchrun and SLURM send SIGTERM to the workers of a process too.
+    Ctrl-C reaches every process of a terminal, and torchrun, SLURM and systemd send SIGTERM to all processes of a job.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if read_processes().world_size > 1:
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_SECONDS))
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_SECONDS))
     keep_freed_memory()
 
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from clap import checkpoint
 from clap.config.lora_settings import read_lora
-from clap.config.values import TRAINED_PARTS, check_name
+from clap.config.values import TRAINED_PARTS, check_learning_rates, check_name
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.exclude import read_exclusions
 from clap.dataset.registry import find_splits, open_corpus
-from clap.processes import check_batch_size, read_processes
+from clap.processes import check_batch_size, check_parallel, read_processes
 from clap.published.sources import is_published
 from clap.training.trainer_settings import TrainerSettings
 
@@ -28,6 +28,8 @@ def check_run(config: Mapping[str, Any]) -> None:
     TrainerSettings(**config["trainer"])
     settings = read_dataset_settings(config["dataset"])
     check_batch_size(settings.batch_size, read_processes().world_size)
+    check_schedule(config["optimizer"])
+    check_parallel(config["trainer"]["parallel"], read_processes().world_size)
     if unknown := [name for name in config["freeze"] if name not in TRAINED_PARTS]:
         raise ValueError(f"freeze={config['freeze']}: {unknown[0]!r} is not one of {', '.join(TRAINED_PARTS)}")
     if frozen := [part for part in read_lora(config.get("lora")) if part in config["freeze"]]:
@@ -41,6 +43,13 @@ def check_run(config: Mapping[str, Any]) -> None:
     check_sources(config)
     if config["trainer"]["monitor"] or (config["study"] or {}).get("metrics"):
         open_evaluators(config, find_splits(open_corpus(config["dataset"])))
+
+
+def check_schedule(optimizer: Mapping[str, Any]) -> None:
+    """ValueError if the learning rates of a run do not fit together, as `build_optimizer` checks them."""
+    numbers = {key: optimizer.get(key) for key in ("lr", "min_lr", "warmup_steps")}
+    if all(isinstance(value, int | float) for value in numbers.values()):
+        check_learning_rates(**numbers)
 
 
 def open_evaluators(config: Mapping[str, Any], corpora: Mapping[str, Sequence[str]]) -> "dict[str, Evaluator]":

@@ -63,7 +63,7 @@ class Objective:
             size = self.cache.size if self.cache is not None else None
             with self.autocast:
                 self.criterion.estimate(batch, rows, sample_rate=self.clap.sample_rate, size=size)
-        if self.cache is not None:
+        if self.cache is not None and max(rows) > self.cache.size:
             parameters = [parameter for parameter in self.criterion.parameters() if parameter.requires_grad]
             options = {"rows": rows, "scaler": self.scaler}
             loss, backward = self.cache.forward(self.model, batch, loss_of, parameters, **options)

@@ -9,6 +9,7 @@ from clap.audio_encoder.base import LogMelEncoder
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import EpochSampler
 from clap.process_group import world_size
+from clap.training.parallel import is_tracking
 from clap.training.unfreezing import check_unfreezing
 from clap.waveform import AudioError, AudioHeader, TooLongError, check_duration
 
@@ -30,10 +31,24 @@ def check_trainer(trainer: "ClapTrainer") -> None:
         raise ValueError("no parameter is trained: all parts and the logit scale are fixed; see freeze and loss")
     check_unfreezing(trainer)
     check_sharding(trainer.train_loader)
+    log_untrained_norms(trainer)
     log_ineffective_settings(trainer)
     log_idle_fusion(trainer)
     for loader in filter(None, (trainer.val_loader, trainer.test_loader)):
         check_recordings(loader.dataset)
+
+
+def log_untrained_norms(trainer: "ClapTrainer") -> None:
+    """Warn of batch norms that gradient caching freezes before they have seen a batch."""
+    settings, rows = trainer.settings, trainer.train_loader.batch_sampler.batch_size / world_size()
+    if settings.micro_batch_size is None or settings.micro_batch_norm != "frozen" or rows <= settings.micro_batch_size:
+        return
+    norms = [module for module in trainer.clap.modules() if is_tracking(module)]
+    if trainer.step == 0 and any(norm.num_batches_tracked == 0 for norm in norms):
+        log.warning(
+            "trainer.micro_batch_norm=frozen keeps batch norms as they are, and these have not seen a batch; set "
+            "trainer.micro_batch_norm=micro, or start from trained weights (init_from, audio_encoder.pretrained)"
+        )
 
 
 def check_sharding(loader: DataLoader) -> None:

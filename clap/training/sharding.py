@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 from clap.model import Clap
-from clap.process_group import is_distributed, world_size
+from clap.process_group import world_size
+from clap.processes import check_parallel
 from clap.training.parallel import synchronize_batch_norm
 from clap.training.trainer_settings import TrainerSettings
 
@@ -37,11 +38,7 @@ def shard_text_encoder(clap: Clap) -> None:
     Raises:
         ValueError: there is no process group.
     """
-    if not is_distributed():
-        raise ValueError(
-            "trainer.parallel=fsdp shards the text encoder over several processes, and this is one; start it with "
-            "torchrun, or set trainer.parallel=ddp"
-        )
+    check_parallel("fsdp", world_size())
     mesh = init_device_mesh(clap.device.type, (world_size(),))
     stacks = [module for module in clap.text_encoder.modules() if isinstance(module, nn.ModuleList)]
     for layer in max(stacks, key=count_parameters, default=()):
