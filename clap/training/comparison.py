@@ -34,6 +34,7 @@ APPLIED = (
     "trainer.keep_last",
     "trainer.activation_checkpointing",
     "trainer.parallel",
+    "loss.gather",  # the same loss, up to rounding
     "optimizer.algorithm.fused",
     "dataset.max_bad_fraction",
     "dataset.metadata",
