@@ -177,7 +177,7 @@ def test_two_processes_resume_as_one_with_the_same_batch(tmp_path: Path):
     assert status == 0, errors
     log = (tmp_path / "train.log").read_text()
     assert "batch 8 = 2 x 4 clips" in log
-    assert "resumes on 1 processes, before it were 2: the global batch stays" in log
+    assert "processes: 2 so far, 1 from here on; the global batch stays" in log
     cost = json.loads((tmp_path / "cost.json").read_text())
     assert cost["steps"] == 18
 

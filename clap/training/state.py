@@ -102,9 +102,9 @@ def restore_random_state(state: Mapping[str, Any], trainer: "ClapTrainer") -> No
         return
     seed_rank(trainer.train_loader.dataset.seed, trainer.step)
     log.warning(
-        "resumes with a number of processes of %d, before it was %d: the global batch stays, random numbers are drawn "
-        "from seed, step and rank, and the weights will differ from those of a run on %d",
-        *(world_size(), len(cpu), len(cpu)),
+        "processes: %d so far, %d from here on; the global batch stays, random numbers are drawn from seed, step and "
+        "rank, and the weights will differ from those of a run with one number of processes",
+        *(len(cpu), world_size()),
     )
 
 
