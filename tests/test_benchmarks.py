@@ -37,6 +37,7 @@ def test_step_is_compared_with_transformers_and_with_each_setting(monkeypatch, c
     assert switches["trainer.tf32=true"][2] == steps.MISSING
 
 
+@pytest.mark.slow
 def test_models_with_other_weights_are_refused():
     models = steps.build_models(compose_config(list(steps.SMALL)), device=CPU)
     models.check()

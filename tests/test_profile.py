@@ -38,6 +38,7 @@ def test_trace_has_a_few_steps_after_the_first_and_is_an_artifact(
     assert "  operation\n" in caplog.text and "aten::" in caplog.text
 
 
+@pytest.mark.slow
 def test_short_training_is_traced(make_trainer: Callable, tmp_path: Path):
     trainer = make_trainer(epochs=2, max_steps=3, profile=True)
     trainer.val_loader = None
@@ -45,6 +46,7 @@ def test_short_training_is_traced(make_trainer: Callable, tmp_path: Path):
     assert len(read_steps(tmp_path)) == 3 - WARMUP
 
 
+@pytest.mark.slow
 def test_interrupted_training_writes_the_steps_so_far(make_trainer: Callable, tmp_path: Path):
     trainer = make_trainer(epochs=2, profile=True)
     trainer.train_step = interrupt_after(trainer, 3)
