@@ -24,7 +24,7 @@ from clap.training.trainer_settings import TrainerSettings
 from clap.training.utilization import measure_peak
 
 SMALL = 50_000_000  # parameters: up to here a model is built and timed
-STEP_SHARE = 0.4  # of the GEMM rate; steps of HTS-AT tiny with RoBERTa base had 0.26 to 0.63 on two CPU cores
+STEP_SHARE = 0.4  # of the GEMM rate, in a training step; 0.26 on a shared host, see experiments/benchmarks/training.py
 measure_once = functools.cache(measure_peak)  # per plan
 
 
