@@ -34,7 +34,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     # These imports take seconds; mistakes in the command line and in the dataset are reported before them.
     from clap import Clap, Tracker, open_loader, process_group
     from clap.device import choose_device
-    from clap.evaluation.evaluator import build_evaluators, evaluate_split, find_needs
+    from clap.evaluation.evaluator import build_evaluators, evaluate_split, find_needs, write_reports
     from clap.evaluation.results import merge_metrics, write_results
 
     clap = Clap.from_ckpt(cfg.checkpoint).to(choose_device(cfg.device))
@@ -57,6 +57,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         if tracker is not None:
             write_results(run_dir / "evaluation", results)
             write_json(run_dir / METRICS, metrics)
+            write_reports(run_dir / "evaluation", results, evaluators)
             tracker.set_tags(read_counts(run_dir))
             tracker.log_metrics(metrics, step=0)
             tracker.log_artifacts(run_dir, (METRICS, "evaluation"))

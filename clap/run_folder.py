@@ -111,6 +111,12 @@ def read_counts(run_dir: Path) -> dict[str, str]:
     return count_clips(read_json(run_dir / PROTOCOL).values())
 
 
+def read_chance(run_dir: Path) -> dict[str, float]:
+    """Metric -> its chance level, of the latest evaluations of a run and of metrics that have one."""
+    protocols = read_json(run_dir / PROTOCOL).values()
+    return {name: value for protocol in protocols for name, value in protocol.get("chance", {}).items()}
+
+
 def count_clips(protocols: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Clips behind the numbers of each split and corpus, {"test/audiocaps/clips": "893 of 975 clips"}."""
     merged: dict[str, dict[str, Any]] = {}

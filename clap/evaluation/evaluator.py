@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
@@ -12,7 +13,7 @@ from clap.config.values import check_name, suggest
 from clap.dataset.clips import ClapDataset
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits, embed_split
 from clap.evaluation.protocol import describe_code, describe_other_splits, describe_split
-from clap.evaluation.results import Evaluation, hash_protocol
+from clap.evaluation.results import Evaluation, hash_protocol, name_files
 
 if TYPE_CHECKING:  # imports transformers
     from clap.model import Clap
@@ -40,6 +41,9 @@ class Evaluator:
 
     def __call__(self, clap: "Clap", splits: Splits) -> Evaluation:
         raise NotImplementedError
+
+    def write_report(self, result: Evaluation, folder: Path) -> None:
+        """Write tables and pictures of a result on the test split, or of `evaluate.py`, into a folder of its own."""
 
 
 def build_evaluators(config: Mapping[str, Any]) -> dict[str, Evaluator]:
@@ -158,6 +162,13 @@ def evaluate_split(
     return results
 
 
+def write_reports(folder: Path, results: Mapping[str, Evaluation], evaluators: Mapping[str, Evaluator]) -> None:
+    """Let each evaluator write its tables and pictures, into <split>-<dataset>-<evaluator>/ in a folder."""
+    for key, result in results.items():
+        name = key.rpartition("/")[2]
+        evaluators[name].write_report(result, folder / name_files(result, name))
+
+
 def run_evaluator(clap: "Clap", splits: Splits, name: str, evaluator: Evaluator) -> Evaluation:
     """The evaluation of one corpus, with full names of metrics and the whole protocol.
 
@@ -176,5 +187,6 @@ def run_evaluator(clap: "Clap", splits: Splits, name: str, evaluator: Evaluator)
     scores = {f"{prefix}/{key}": value for key, value in result.scores.items()}
     protocol = describe_split(clap, split) | {"evaluator": name, "definition": evaluator.definition} | result.protocol
     protocol |= describe_other_splits([splits[kind] for kind in evaluator.needs if kind != split.dataset.kind])
-    protocol = {"hash": hash_protocol(protocol), "recorded_by": describe_code()} | protocol
-    return Evaluation(metrics, result.clip_ids, scores, result.per_query, protocol)
+    chance = {f"{prefix}/{key}": value for key, value in result.chance.items()}
+    known = {"hash": hash_protocol(protocol), "recorded_by": describe_code()} | ({"chance": chance} if chance else {})
+    return Evaluation(metrics, result.clip_ids, scores, result.per_query, known | protocol, chance)

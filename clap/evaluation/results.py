@@ -2,7 +2,8 @@
 
 evaluation/<split>-<dataset>-<evaluator>.npz holds the ids of the clips, `clip_id` (clips,), the evaluator's own
 per-query arrays, and in one form for every evaluator: `metrics`, the names of all its metrics, and for each metric that
-is a mean over queries `scores/<metric>` and `clips/<metric>` (queries,). evaluation/protocol.json holds the protocols.
+is a mean over queries `scores/<metric>` and `clips/<metric>` (queries,). evaluation/protocol.json holds the protocols,
+with the chance level of each metric that has one. Tables and pictures of an evaluator are in a folder of that name.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from clap.evaluation.query_scores import QueryScores
 from clap.run_folder import PROTOCOL
 
 TOLERANCE = 1e-6  # absolute and relative, between a metric and the mean of its per-query scores
-NOT_IN_HASH = ("hash", "recorded_by")  # keys of a protocol
+NOT_IN_HASH = ("hash", "recorded_by", "chance")  # keys of a protocol
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Evaluation:
         scores: per-query scores of the metrics that are means over queries.
         per_query: further arrays to store, by name.
         protocol: prompts and definitions behind the metrics.
+        chance: metric -> its expected value for a random order of the candidates, of metrics that have one.
 
     Raises:
         ValueError: scores of a metric are not those of its number, or of other clips than `clip_ids`.
@@ -44,8 +46,11 @@ class Evaluation:
     scores: dict[str, QueryScores] = field(default_factory=dict)
     per_query: dict[str, np.ndarray] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if unknown := sorted(self.chance.keys() - self.metrics.keys()):
+            raise ValueError(f"chance has {unknown[0]}, which is not one of the metrics {', '.join(self.metrics)}")
         for metric, scores in self.scores.items():
             if not np.isclose(scores.mean, self.metrics.get(metric, np.nan), rtol=TOLERANCE, atol=TOLERANCE):
                 raise ValueError(
@@ -80,8 +85,7 @@ def write_results(folder: Path, results: Mapping[str, Evaluation]) -> None:
     path = folder / Path(PROTOCOL).name
     protocols = read_json(path)
     for name, result in results.items():
-        evaluator = name.rpartition("/")[2]
-        stem = f"{result.protocol['split']}-{result.protocol['dataset']}-{evaluator}"
+        stem = name_files(result, name.rpartition("/")[2])
         arrays = {"clip_id": np.array(result.clip_ids), **result.per_query, "metrics": np.array(list(result.metrics))}
         for metric, scores in result.scores.items():
             arrays |= {f"scores/{metric}": scores.values, f"clips/{metric}": scores.clips}
@@ -90,6 +94,11 @@ def write_results(folder: Path, results: Mapping[str, Evaluation]) -> None:
         write_atomic(folder / f"{stem}.npz", content.getvalue())
         protocols[stem] = result.protocol
     write_json(path, protocols)
+
+
+def name_files(result: Evaluation, evaluator: str) -> str:
+    """`test-clotho-retrieval`, the stem of the files of an evaluation."""
+    return f"{result.protocol['split']}-{result.protocol['dataset']}-{evaluator}"
 
 
 def read_results(folder: Path) -> list[RecordedEvaluation]:

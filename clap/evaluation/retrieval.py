@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clap.corpus import Clip
+from clap.evaluation.chance import retrieval_chance
 from clap.evaluation.embedded_split import Splits
 from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.metrics import RETRIEVAL_METRICS, retrieval_metrics, retrieval_ranks, retrieval_scores
@@ -57,6 +58,7 @@ class Retrieval(Evaluator):
             scores=retrieval_scores(ranks),
             per_query=per_query,
             protocol=describe_captions(clips),
+            chance=retrieval_chance(*pairs),
         )
 
 

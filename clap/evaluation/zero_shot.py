@@ -72,6 +72,7 @@ class ZeroShot(Evaluator):
             scores={"zero_shot/accuracy": QueryScores(hits, torch.arange(len(hits)))},
             per_query=per_query,
             protocol=protocol,
+            chance={"zero_shot/accuracy": 1 / len(class_names)},
         )
 
 

@@ -19,7 +19,7 @@ from clap import checkpoint
 from clap.atomic import write_json
 from clap.corpus import SPLITS
 from clap.dataset.loader import Batch, EpochSampler, closing_workers, prefetch
-from clap.evaluation.evaluator import Evaluator
+from clap.evaluation.evaluator import Evaluator, write_reports
 from clap.evaluation.results import Evaluation, merge_metrics, write_results
 from clap.evaluation.retrieval import Retrieval
 from clap.lora import merge_weights, with_adapters
@@ -308,6 +308,8 @@ class ClapTrainer:
         if self.test_loader is not None:
             results = self.evaluate(self.test_loader)
             self.write_evaluations(results)
+            if is_main():
+                write_reports(out_path / "evaluation", results, self.validation.evaluators)
             metrics |= merge_metrics(results)
             self.log_metrics(merge_metrics(results))
         cost = self.cost()
