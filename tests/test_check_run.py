@@ -10,7 +10,7 @@ from conftest import CONF
 from hydra import compose, initialize_config_dir
 
 from clap.config import read_config
-from clap.config.overrides import VERSION_BASE
+from clap.config.overrides import VERSION_BASE, check_overrides
 from clap.study.check_run import check_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,3 +97,14 @@ def test_no_job_starts_with_a_wrong_checkpoint(tmp_path: Path):
 def test_settings_that_do_not_fit_are_refused_before_imports(tiny_config: Callable, override: str, words: str):
     with pytest.raises(ValueError, match=words):
         check_run(tiny_config(override))
+
+
+def test_every_fold_of_a_sweep_is_checked(tmp_path: Path):
+    (tmp_path / "meta").mkdir()
+    rows = [f"{fold}.wav,{fold},dog,{fold}\n" for fold in (1, 2, 3)]
+    (tmp_path / "meta" / "esc50.csv").write_text("filename,fold,category,src_file\n" + "".join(rows))
+    command = ["-m", "dataset=esc50", f"dataset.root={tmp_path}", "dataset.test_fold=1,2,5,3"]
+    configs = check_overrides(command, config_dir=CONF, config_name="config")
+    with pytest.raises(ValueError, match="test_fold=5 is not in the index of .* one of 1, 2, 3"):
+        for config in configs:
+            check_run(config)

@@ -185,9 +185,8 @@ def test_corpus_and_settings_have_the_defaults_of_the_yaml(dataset: str):
     config = compose_plain([f"dataset={dataset}", *REQUIRED.get(dataset, [])])["dataset"]
     corpus_class = get_class(config["_target_"])
     defaults = {name: found.default for name, found in inspect.signature(corpus_class).parameters.items()}
-    if issubclass(corpus_class, Folds):  # None stands for these
-        *train, test = range(1, corpus_class.num_folds + 1)
-        defaults |= {"train_folds": train, "test_folds": [test], "max_duration": corpus_class.max_duration}
+    if issubclass(corpus_class, Folds):  # None stands for this
+        defaults |= {"max_duration": corpus_class.max_duration}
     defaults |= {field.name: field.default for field in fields(DatasetSettings)}
     free = [name for name, default in defaults.items() if default is inspect.Parameter.empty]
     free += ["num_workers"] * (dataset == "synthetic") + ["weights"] * (dataset == "clotho_audiocaps")

@@ -43,10 +43,26 @@ def test_test_split_is_the_fifth_fold(root):
 
 @pytest.mark.parametrize("fold", range(1, 6))
 def test_every_fold_can_be_the_test(root, fold):
-    rest = [other for other in range(1, 6) if other != fold]
-    corpus = ESC50(root, train_folds=rest, test_folds=[fold])
-    assert [len(corpus.clips(split)) for split in ("test",)] == [NUM_CLIPS // 5]
-    assert len(corpus.clips("train")) + len(corpus.clips("val")) == NUM_CLIPS * 4 // 5
+    corpus = ESC50(root, test_fold=fold)
+    ids = {split: {clip.id for clip in corpus.clips(split)} for split in SPLITS}
+    assert {name[0] for name in ids["test"]} == {str(fold)} and len(ids["test"]) == NUM_CLIPS // 5
+    assert len(ids["train"] | ids["val"]) == NUM_CLIPS * 4 // 5 and not ids["test"] & (ids["train"] | ids["val"])
+
+
+def test_test_fold_trains_on_the_same_clips_as_the_folds_of_splits(root):
+    same = {"train_folds": [1, 2, 3, 4], "test_folds": [5]}
+    corpora = ESC50(root), ESC50(root, **same), ESC50(root, test_fold=5)
+    for split in SPLITS:
+        first, *others = ([clip.id for clip in corpus.clips(split)] for corpus in corpora)
+        assert others == [first, first]
+
+
+def test_test_fold_trains_on_the_folds_that_the_index_has(tmp_path):
+    rows = [f"{fold}-{number}-A-0.wav,{fold},dog,{fold}{number}" for fold in range(1, 5) for number in range(8)]
+    corpus = ESC50(write_index(tmp_path, rows), test_fold=2)
+    assert {clip.id[0] for split in ("train", "val") for clip in corpus.clips(split)} == {"1", "3", "4"}
+    with pytest.raises(ValueError, match="test_fold=5 is not in the index of .*; set dataset.test_fold to one of 1, 2"):
+        ESC50(tmp_path, test_fold=5)
 
 
 def test_splits_share_no_clip(root):
@@ -122,6 +138,13 @@ def test_braces_in_a_template_are_text(root):
             "fold 4 is in train_folds and in test_folds; remove it from one of them",
         ),
         ({"val_folds": [5], "test_folds": [5]}, "fold 5 is in val_folds and in test_folds"),
+        (
+            {"test_fold": 4, "train_folds": [1, 2], "val_folds": [3]},
+            r"^test_fold=4 and train_folds=\[1, 2\], val_folds=\[3\] exclude each other: .*; set "
+            r"dataset.test_fold=null, or dataset.train_folds=null dataset.val_folds=\[\]$",
+        ),
+        ({"test_fold": True}, "test_fold=True is not in the index"),
+        ({"train_folds": ["1"]}, "fold '1' is not in the index"),
         ({"templates": ["a dog"]}, r"templates=\['a dog'\]: each needs {} for the label; set dataset.templates"),
         ({"templates": []}, r"templates=\[\]: each needs {}"),
         ({"val_fraction": 1.0}, "^val_fraction=1.0 must be 0 or more and below 1; the remaining clips"),

@@ -6,6 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from clap.study.factors import (
+    REPEATS,
     Study,
     find_factors,
     list_levels,
@@ -50,8 +51,9 @@ def test_one_factor_makes_the_same_cells_in_both_designs():
     assert grid.cells() == make_study(factors=factors, design="one_at_a_time").cells()
 
 
-def test_seed_is_not_a_factor_of_the_design():
-    jobs = [{"loss": loss, "seed": seed} for loss in ("nce", "sigmoid") for seed in "01"]
+@pytest.mark.parametrize("repeat", REPEATS)
+def test_seed_and_fold_are_not_factors_of_the_design(repeat: str):
+    jobs = [{"loss": loss, repeat: number} for loss in ("nce", "sigmoid") for number in "01"]
     assert one_factor_at_a_time(jobs) == jobs
 
 

@@ -2,11 +2,12 @@
 
 import pytest
 
-from clap.study.job import name_job, name_source
+from clap.study.job import job_levels, name_job, name_source
 
 NAMES = {
     "groups by their options": ({"audio_encoder": "htsat_nano", "text_encoder": "gpt2_nano"}, "htsat_nano-gpt2_nano"),
     "seed as a number": ({"audio_encoder": "htsat_nano", "seed": "0"}, "htsat_nano-s0"),
+    "fold as a number": ({"audio_encoder": "htsat_nano", "dataset.test_fold": "3", "seed": "0"}, "htsat_nano-fold3-s0"),
     "keys by their last part": ({"optimizer.lr": "0.001", "seed": "1"}, "lr=0.001-s1"),
     "other seeds are keys": ({"dataset.seed": "1"}, "seed=1"),
     "nothing differs": ({}, "job"),
@@ -32,6 +33,12 @@ def test_job_is_named_by_its_levels(levels: dict[str, str], name: str):
 )
 def test_short_name_of_a_checkpoint(source: str, name: str):
     assert name_source(source) == name
+
+
+def test_levels_end_with_fold_and_seed():
+    assert list(job_levels(["seed=0", "dataset.test_fold=1", "optimizer.lr=1"])) == [
+        "optimizer.lr", "dataset.test_fold", "seed",
+    ]  # fmt: skip
 
 
 def test_swept_init_from_is_named_by_its_checkpoints():

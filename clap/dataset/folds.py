@@ -19,7 +19,9 @@ class Folds(Corpus):
     Layout of root: audio/ and the CSV at `index`.
 
     Args:
-        train_folds, val_folds, test_folds: folds of each split; by default the last fold is the test split.
+        test_fold: for cross-validation: this fold is the test split, and the others in the index are for training.
+        train_folds, val_folds, test_folds: folds of each split, instead of test_fold; by default the last published
+            fold is the test split.
         val_fraction: without val_folds, the share of each class's training clips that is held out for validation;
             clips cut from one recording stay in one split.
         templates: one caption each, with `{}` in place of the label.
@@ -27,7 +29,7 @@ class Folds(Corpus):
 
     Raises:
         FileNotFoundError: the index is missing.
-        ValueError: a row, fold, fraction or template is invalid.
+        ValueError: a row, fold, fraction or template is invalid, or test_fold is combined with folds of splits.
     """
 
     index: str  # relative to the root
@@ -40,6 +42,7 @@ class Folds(Corpus):
         self,
         root: str | Path,
         *,
+        test_fold: int | None = None,
         train_folds: Sequence[int] | None = None,
         val_folds: Sequence[int] = (),
         test_folds: Sequence[int] | None = None,
@@ -49,12 +52,37 @@ class Folds(Corpus):
     ) -> None:
         self.root, self.val_fraction = Path(root), val_fraction
         self.max_duration = self.max_duration if max_duration is None else max_duration
-        train = range(1, self.num_folds) if train_folds is None else train_folds
-        test = [self.num_folds] if test_folds is None else test_folds
-        self.folds = {"train": list(train), "val": list(val_folds), "test": list(test)}
         self.templates = check_templates(templates, what="label", key="dataset.templates")
         check_fractions(val=val_fraction)
         self.rows = self.read_index()
+        self.present_folds = sorted({int(row["fold"]) for row in self.rows})
+        given = {"train_folds": train_folds, "val_folds": val_folds or None, "test_folds": test_folds}
+        if test_fold is None:
+            train = range(1, self.num_folds) if train_folds is None else train_folds
+            test = [self.num_folds] if test_folds is None else test_folds
+            self.folds = {"train": list(train), "val": list(val_folds), "test": list(test)}
+        else:
+            self.folds = self.split_by_fold(test_fold, given)
+
+    def split_by_fold(self, test_fold: int, given: Mapping[str, Sequence[int] | None]) -> dict[str, list[int]]:
+        """Folds of each split in cross-validation.
+
+        Args:
+            given: the arguments that choose the folds of splits; None if they are not given.
+        """
+        if others := {key: list(folds) for key, folds in given.items() if folds is not None}:
+            both = ", ".join(f"{key}={folds}" for key, folds in others.items())
+            raise ValueError(
+                f"test_fold={test_fold} and {both} exclude each other: test_fold trains on all other folds; set "
+                "dataset.test_fold=null, or "
+                + " ".join(f"dataset.{key}={'[]' if key == 'val_folds' else 'null'}" for key in others)
+            )
+        if isinstance(test_fold, bool) or test_fold not in self.present_folds:
+            raise ValueError(
+                f"test_fold={test_fold!r} is not in the index of {self.root}; set dataset.test_fold to one of "
+                f"{', '.join(map(str, self.present_folds))}"
+            )
+        return {"train": [fold for fold in self.present_folds if fold != test_fold], "val": [], "test": [test_fold]}
 
     @property
     def fold_sizes(self) -> dict[int, int]:
@@ -88,11 +116,11 @@ class Folds(Corpus):
 
     def check_folds(self, split: str) -> None:
         """ValueError if the index does not have the folds of a split."""
-        present = sorted({int(row["fold"]) for row in self.rows})
-        if unknown := sorted(set(self.folds[split]) - set(present)):
+        if unknown := [fold for fold in self.folds[split] if fold not in self.present_folds]:
             raise ValueError(
-                f"{split}_folds={self.folds[split]}: fold {unknown[0]} is not in the index of {self.root}; choose from "
-                f"{', '.join(map(str, present))}, as the argument {split}_folds or with dataset.{split}_folds"
+                f"{split}_folds={self.folds[split]}: fold {unknown[0]!r} is not in the index of {self.root}; choose "
+                f"from {', '.join(map(str, self.present_folds))}, as the argument {split}_folds or with "
+                f"dataset.{split}_folds"
             )
 
     def check_disjoint(self) -> None:

@@ -41,6 +41,8 @@ def check_run(config: Mapping[str, Any]) -> None:
     if settings.exclude is not None:
         read_exclusions(settings.exclude)
     check_sources(config)
+    if config["dataset"].get("test_fold") is not None:
+        open_corpus(config["dataset"])
     if config["trainer"]["monitor"] or (config["study"] or {}).get("metrics"):
         open_evaluators(config, find_splits(open_corpus(config["dataset"])))
 

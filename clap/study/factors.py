@@ -18,6 +18,8 @@ from clap.config.values import suggest
 DESIGNS = ("grid", "one_at_a_time")
 KEYS = ("design", "metrics", "minutes")  # allowed in `study` in a yaml
 SEED = "seed"
+FOLD = "dataset.test_fold"
+REPEATS = (SEED, FOLD)  # keys that repeat a configuration: other seeds, and the parts of a cross-validation
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,14 @@ def parse_overrides(params: Mapping[str, Any] | None, overrides: Sequence[str] =
 
 
 def one_factor_at_a_time(cells: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """The cells that differ from the first in at most one key, ignoring the seed."""
+    """The cells that differ from the first in at most one key, ignoring REPEATS."""
     first = cells[0]
-    return [cell for cell in cells if sum(cell[key] != first[key] for key in cell if key != SEED) <= 1]
+    return [cell for cell in cells if sum(cell[key] != first[key] for key in cell if key not in REPEATS) <= 1]
+
+
+def drop_repeats(levels: Mapping[str, str]) -> dict[str, str]:
+    """The levels of a job without its seed and fold: its configuration."""
+    return {key: level for key, level in levels.items() if key not in REPEATS}
 
 
 def list_levels(override: Override) -> list[str]:

@@ -15,7 +15,7 @@ from clap import checkpoint
 from clap.atomic import read_json, write_json
 from clap.published.sources import FOLDER_FILES, SUFFIXES
 from clap.run_folder import JOB_FILE, SWEEP_FILE
-from clap.study.factors import SEED
+from clap.study.factors import FOLD, REPEATS, SEED
 
 # The last parts of a path to a checkpoint that do not identify it.
 UNNAMED = ("checkpoints", "best", "last", "ema", checkpoint.HUGGING_FACE, *FOLDER_FILES)
@@ -117,16 +117,17 @@ def name_source(source: str) -> str:
 
 
 def job_levels(overrides: Sequence[str]) -> dict[str, str]:
-    """The overrides of a job as {key: value}, the seed last."""
+    """The overrides of a job as {key: value}, fold and seed last."""
     values = dict(line.split("=", 1) for line in overrides)
-    return {key: values[key] for key in sorted(values, key=lambda key: key == SEED)}
+    return {key: values[key] for key in sorted(values, key=lambda key: (key in REPEATS, key == SEED))}
 
 
 def name_job(levels: Mapping[str, str], *, groups: Collection[str]) -> str:
-    """Name of a job by its levels: `htsat_nano-gpt2_nano-lr=0.001-s0`."""
+    """Name of a job by its levels: `htsat_nano-gpt2_nano-lr=0.001-fold3-s0`."""
     parts = {key: f"{key.split('.')[-1]}={value}" for key, value in levels.items()}
     parts |= {key: value for key, value in levels.items() if key in groups}
     parts |= {key: f"s{value}" for key, value in levels.items() if key == SEED}
+    parts |= {key: f"fold{value}" for key, value in levels.items() if key == FOLD}
     if source := levels.get("init_from"):
         parts["init_from"] = "from-scratch" if source == "null" else f"from-{name_source(source)}"
     return "-".join(parts.values()) or "job"
