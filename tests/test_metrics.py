@@ -22,7 +22,8 @@ from clap.evaluation.metrics import (
     retrieval_scores,
     zero_shot_hits,
 )
-from clap.study.statistics import clip_interval, wilson_interval
+from clap.proportion import wilson_interval
+from clap.study.statistics import clip_interval
 
 
 def rank_matrix(similarity: Tensor, pair_clips: Tensor, pair_texts: Tensor | None = None) -> RetrievalRanks:

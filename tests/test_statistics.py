@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clap.study.statistics import Comparison, Interval, clip_interval, compare, holm, seed_interval, wilson_interval
+from clap.proportion import Interval, wilson_interval
+from clap.study.statistics import Comparison, clip_interval, compare, holm, seed_interval
 from experiments.benchmarks.calibration import calibrate
 
 
@@ -23,21 +24,6 @@ def make_study(num_seeds: int = 5, num_clips: int = 60, *, gap: float = 0.1) -> 
 def ends(interval: Interval | None) -> tuple[float, float]:
     assert interval is not None
     return interval.low, interval.high
-
-
-@pytest.mark.parametrize(
-    ("hits", "count", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_interval_equals_published_values(hits: int, count: int, low: float, high: float) -> None:
-    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3."""
-    assert ends(wilson_interval(hits / count, count)) == pytest.approx((low, high), abs=5e-5)
-
-
-@pytest.mark.parametrize("count", [1, 7, 80, 1000.5])
-def test_wilson_interval_contains_proportions_0_and_1(count: float) -> None:
-    assert wilson_interval(0, count).low == 0 and 0 < wilson_interval(0, count).high < 1
-    assert wilson_interval(1, count).high == 1 and 0 < wilson_interval(1, count).low < 1
 
 
 def test_clip_interval_approximates_the_clustered_standard_error() -> None:
@@ -190,9 +176,6 @@ def test_common_methods_have_wrong_coverage() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: wilson_interval(93.0, 80), "not percent"),
-        (lambda: wilson_interval(0.5, 0), "count=0"),
-        (lambda: wilson_interval(0.5, 80, level=95), "level=95"),
         (lambda: clip_interval(np.ones((2, 3)), np.ones(3)), r"totals has shape \(2, 3\)"),
         (lambda: clip_interval([1.0], [1]), "at least two clips"),
         (lambda: clip_interval([1.0, 0.0], [1, 1, 1]), r"counts has shape \(3,\)"),

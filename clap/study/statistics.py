@@ -13,17 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from clap.proportion import Interval, check_level, wilson_interval
+
 MIN_SEEDS = 3  # two seeds have one degree of freedom, where t is 12.7
 MIN_HITS = 10  # the bootstrap covers 60 to 90 % instead of 95 % below three hits, 93 to 96 % at ten
 ROUNDING = 1e-12  # a standard error below this fraction of the largest score is rounding error
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Confidence interval in the units of the score."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ def clip_interval(
         draws: number of bootstrap samples.
         seed: of the random generator; equal seeds give equal intervals.
     """
-    _check_level(level)
+    check_level(level)
     totals, counts = _as_finite(totals, "totals"), _as_finite(counts, "counts")
     if totals.ndim != 1 or len(totals) < 2:
         raise ValueError(f"totals has shape {totals.shape}; give (clips,) with at least two clips")
@@ -74,20 +68,6 @@ def clip_interval(
     samples = [totals[clips].sum() / counts[clips].sum() for clips in drawn]
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
-
-
-def wilson_interval(proportion: float, count: float, *, level: float = 0.95) -> Interval:
-    """Interval of a proportion of `count` independent trials (Wilson 1927); wider than zero, even at 0 and 1."""
-    _check_level(level)
-    if not 0 <= proportion <= 1:
-        raise ValueError(f"proportion={proportion}; give a number from 0 to 1, not percent")
-    if not (np.isfinite(count) and count > 0):
-        raise ValueError(f"count={count}; give a finite number of trials above 0")
-    z2 = stats.norm.ppf((1 + level) / 2) ** 2
-    centre = (proportion + z2 / (2 * count)) / (1 + z2 / count)
-    half = np.sqrt(z2 * (proportion * (1 - proportion) / count + z2 / (4 * count**2))) / (1 + z2 / count)
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return Interval(float(min(low, proportion)), float(max(high, proportion)))  # rounding must not exclude 0 or 1
 
 
 def seed_interval(scores: ArrayLike, counts: ArrayLike | None = None, *, level: float = 0.95) -> Interval | None:
@@ -185,7 +165,7 @@ def student_t(scores: np.ndarray, weights: np.ndarray, *, level: float) -> tuple
 
 def _over_seeds(scores: np.ndarray, weights: np.ndarray, level: float) -> Comparison:
     """Mean of (seeds, clips) against 0; no interval and p value if the noise cannot be estimated."""
-    _check_level(level)
+    check_level(level)
     mean = float((scores @ weights).mean())
     if len(scores) < MIN_SEEDS:
         return Comparison(mean, None, None)
@@ -228,8 +208,3 @@ def _as_finite(values: ArrayLike, name: str) -> np.ndarray:
         index = ", ".join(map(str, bad[0]))
         raise ValueError(f"{name}[{index}] is {values[tuple(bad[0])]} ({len(bad)} not finite); give finite numbers")
     return values
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}; give a number between 0 and 1, such as 0.95")
