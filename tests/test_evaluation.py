@@ -1,5 +1,6 @@
 """Retrieval and zero-shot numbers against plain loops, and the protocol that they carry."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -187,6 +188,16 @@ def test_log_likelihood_is_that_of_the_own_class_among_the_prompts(clap, clips):
     chances = clap.compute_similarity(audio, classes).softmax(dim=1)
     own = [chances[row, ("dog", "rain", "siren").index(clip.label)].log().item() for row, clip in enumerate(clips)]
     assert result.metrics["zero_shot/log_likelihood"] == pytest.approx(np.mean(own), abs=1e-5)
+
+
+def test_report_of_zero_shot_counts_the_clips_of_its_accuracy(clap, clips, tmp_path):
+    result = run(clap, clips, ZeroShot())
+    ZeroShot().write_report(result, tmp_path / "report")
+    assert (tmp_path / "report" / "confusion.png").stat().st_size
+    names, *rows = list(csv.reader((tmp_path / "report" / "confusion.csv").open()))
+    confusion = np.array([row[1:] for row in rows], dtype=int)
+    assert names[1:] == ["dog", "rain", "siren"] and confusion.sum(axis=1).tolist() == [3, 3, 2]
+    assert confusion.trace() / 8 == result.metrics["test/tones/zero_shot/accuracy"]
 
 
 def test_perfect_model_has_accuracy_one(clap, clips):

@@ -17,6 +17,7 @@ from clap.evaluation.metrics import (
     average_precisions_at,
     hits_at,
     median_rank,
+    predict_classes,
     retrieval_metrics,
     retrieval_ranks,
     retrieval_scores,
@@ -210,6 +211,15 @@ def test_zero_shot_hits_compare_with_target() -> None:
 
 def test_zero_shot_tie_is_a_miss() -> None:
     assert zero_shot_hits(torch.zeros(1, 3), torch.tensor([0])).tolist() == [False]
+
+
+def test_predicted_class_is_the_right_one_only_for_a_hit() -> None:
+    logits = torch.tensor([[0.1, 0.9, 0.2], [0.1, 0.9, 0.2], [0.5, 0.1, 0.5], [0.3, 0.3, 0.3]])
+    targets = torch.tensor([1, 2, 0, 0])
+    predicted = predict_classes(logits, targets)
+    assert predicted.tolist() == [1, 1, 2, 1]
+    assert torch.equal(predicted == targets, zero_shot_hits(logits, targets))
+    assert predict_classes(torch.zeros(1, 1), torch.tensor([0])).tolist() == [0]
 
 
 def test_accuracy_is_a_fraction() -> None:

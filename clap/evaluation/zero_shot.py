@@ -1,6 +1,7 @@
 """Zero-shot classification by prompts (Radford et al. 2021)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
+from clap.evaluation.class_report import write_class_report
 from clap.evaluation.embedded_split import Splits
 from clap.evaluation.evaluator import Evaluator
-from clap.evaluation.metrics import accuracy, zero_shot_hits
+from clap.evaluation.metrics import accuracy, predict_classes
 from clap.evaluation.query_scores import QueryScores
 from clap.evaluation.results import Evaluation
 from clap.prompts import TEMPLATES, check_templates
@@ -44,17 +46,17 @@ class ZeroShot(Evaluator):
         class_names = sorted({clip.label for clip in [*dataset.clips, *dataset.missing] if clip.label is not None})
         class_embedding = clap.embed_classes(class_names, self.templates)
         targets = torch.tensor([class_names.index(clip.label) for clip in labelled])
-        hits, predicted, likelihood = [], [], []
+        predicted, likelihood = [], []
         for some, own in zip(split.audio_embedding[rows].split(CHUNK_SIZE), targets.split(CHUNK_SIZE), strict=True):
             logits, own = some @ class_embedding.T, own.to(some.device)  # (chunk, classes), (chunk,)
-            hits.append(zero_shot_hits(logits, own))
-            predicted.append(logits.argmax(dim=1))
+            predicted.append(predict_classes(logits, own))
             likelihood.append((logits * clap.logit_scale.exp()).log_softmax(dim=1).gather(1, own[:, None]))
-        hits, predicted, likelihood = torch.cat(hits), torch.cat(predicted), torch.cat(likelihood)
+        predicted, likelihood = torch.cat(predicted).cpu(), torch.cat(likelihood)
+        hits = predicted == targets
         per_query = {
-            "hit": hits.cpu().numpy(),
+            "hit": hits.numpy(),
             "label": targets.numpy(),
-            "predicted": predicted.cpu().numpy(),
+            "predicted": predicted.numpy(),
             "class_names": np.array(class_names),
         }
         protocol = {
@@ -74,6 +76,11 @@ class ZeroShot(Evaluator):
             protocol=protocol,
             chance={"zero_shot/accuracy": 1 / len(class_names)},
         )
+
+    def write_report(self, result: Evaluation, folder: Path) -> None:
+        class_names, targets, predicted = (result.per_query[key] for key in ("class_names", "label", "predicted"))
+        title = "Zero-shot, {dataset} ({split})".format(**result.protocol)
+        write_class_report(folder, class_names.tolist(), targets, predicted, title)
 
 
 def require_labels(dataset: ClapDataset, clips: Sequence[Clip]) -> None:
