@@ -39,6 +39,9 @@ class Evaluator:
     def check(self, dataset: ClapDataset) -> None:
         """Refuse a dataset before anything is trained or embedded; called on each split that the evaluator reads."""
 
+    def check_splits(self, dataset: ClapDataset, others: Mapping[str, ClapDataset]) -> None:
+        """Refuse an evaluated split together with those of `needs`, by kind; called after `check` of each."""
+
     def __call__(self, clap: "Clap", splits: Splits) -> Evaluation:
         raise NotImplementedError
 
@@ -114,6 +117,7 @@ def check_evaluators(
                         f"with this split, or remove {name} from evaluation=[...]"
                     )
                 evaluator.check(parts[kind][corpus])
+            evaluator.check_splits(parts[dataset.kind][corpus], {kind: parts[kind][corpus] for kind in evaluator.needs})
 
 
 def split_by_corpus(dataset: ClapDataset) -> dict[str, ClapDataset]:
