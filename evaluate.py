@@ -13,7 +13,8 @@ from clap.config.launch import launch
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.registry import open_corpus
 from clap.evaluation.recorded import read_recorded, store_recorded_options
-from clap.run_folder import METRICS, git_commit, log_summary, read_counts
+from clap.run_folder import METRICS, git_commit, log_summary, read_chance, read_counts
+from clap.tracking.description import NOTE, format_metrics
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
@@ -36,6 +37,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from clap.device import choose_device
     from clap.evaluation.evaluator import build_evaluators, evaluate_split, find_needs, write_reports
     from clap.evaluation.results import merge_metrics, write_results
+    from clap.study.run_description import describe_evaluation
 
     clap = Clap.from_ckpt(cfg.checkpoint).to(choose_device(cfg.device))
     clap.set_windows(cfg.windows)
@@ -45,20 +47,21 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         chosen = replace(settings, exclude=None) if kind == cfg.split else settings  # all clips are evaluated
         loaders[kind] = open_loader(corpus, kind, settings=chosen, training=False, **clap.input_format)
 
-    commit = git_commit(Path(__file__).parent)
-    tags = {"role": "evaluate", "dataset": corpus.name, "checkpoint": cfg.checkpoint, "git_commit": commit}
-    options = {"run_name": f"{corpus.name}-{cfg.split}", "tags": tags, "run_dir": run_dir}
+    run = describe_evaluation(cfg.checkpoint, corpus=corpus.name, split=cfg.split)
+    tags = run.tags | {"git_commit": git_commit(Path(__file__).parent)}
+    options = {"run_name": run.name, "tags": tags, "run_dir": run_dir}
     opened = Tracker(**cfg.tracking, **options) if process_group.is_main() else nullcontext()
     with opened as tracker, process_group.share_failure():
         if tracker is not None:
             tracker.log_inputs(read_config(cfg) | config, [loader.dataset for loader in loaders.values()])
+            tracker.log_params(run.factors)
         results = evaluate_split(clap, loaders[cfg.split], evaluators, other_loaders=loaders)
         metrics = merge_metrics(results)
         if tracker is not None:
             write_results(run_dir / "evaluation", results)
             write_json(run_dir / METRICS, metrics)
             write_reports(run_dir / "evaluation", results, evaluators)
-            tracker.set_tags(read_counts(run_dir))
+            tracker.set_tags(read_counts(run_dir) | {NOTE: run.note(format_metrics(metrics, read_chance(run_dir)))})
             tracker.log_metrics(metrics, step=0)
             tracker.log_artifacts(run_dir, (METRICS, "evaluation"))
             log_summary(run_dir, metrics, tracker.url_hint)

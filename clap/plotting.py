@@ -10,10 +10,17 @@ from matplotlib.ticker import MaxNLocator
 
 from clap.atomic import write_atomic
 
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#2f6db5", "#e08a1e", "#2a8c55", "#c2453d", "#7b5ea7", "#6b7280"
-INK = "#1f2937"
+# Distinct to colour-blind readers: six colors of Okabe and Ito 2008, and a brown of Tol's notes on color schemes.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
+BROWN, INK, GREY = "#661100", "#1f2937", "#6b7280"
+PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BROWN, INK)
 DPI = 120
 SMOOTHING_POINTS = 60  # a noisy curve of at least this many points is drawn pale under its running mean
+
+
+def pick_color(index: int) -> str:
+    """Color of a configuration by its index in a sweep, in MLflow and in figures; that of the first is not reused."""
+    return PALETTE[0 if index == 0 else 1 + (index - 1) % (len(PALETTE) - 1)]
 
 
 def draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, *, color: str, is_noisy: bool) -> None:

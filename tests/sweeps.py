@@ -23,12 +23,14 @@ def train(cfg):
     folder = Path(HydraConfig.get().runtime.output_dir)
     if cfg.lr == 3 and not Path("data").exists():
         raise FileNotFoundError("no data")
-    from clap.study.job import job_tags
+    from clap.study.run_description import describe_run
     from clap.tracking.tracker import Tracker, recorded_run
 
-    name, tags = job_tags()
+    run = describe_run({"seed": cfg.seed})
+    name = run.tags["job"]
     run_id = recorded_run(folder, cfg.tracking.uri)
-    with Tracker(**cfg.tracking, run_name=name, tags=tags, run_id=run_id, run_dir=folder) as tracker:
+    with Tracker(**cfg.tracking, run_name=run.name, tags=run.tags, run_id=run_id, run_dir=folder) as tracker:
+        tracker.log_params(run.factors)
         with open(folder.parent / "starts.txt", "a") as file:
             file.write(f"{name}\\n")
         time.sleep(float(os.environ.get("PAUSE", "0")))

@@ -1,5 +1,6 @@
 """Every picture is written, read back and measured; a warning about its layout is an error."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib.pyplot
@@ -18,11 +19,38 @@ from clap.evaluation.run_plots import (
     shorten,
     wrap,
 )
-from clap.plotting import running_mean
+from clap.plotting import PALETTE, pick_color, running_mean
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
+# Machado et al. 2009, table 1, severity 1.0: linear RGB as seen by readers without one type of cones.
+CONES = {
+    "all": np.eye(3),
+    "no long": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no medium": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "no short": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])  # of sRGB
 LONG_CAPTION = "a dog barks twice for $5 while rain falls on a tin roof " * 5
+
+
+def to_lab(color: str, cones: str) -> np.ndarray:
+    """CIELAB of a color `#rrggbb` as a reader sees it."""
+    values = np.array([int(color[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    x, y, z = np.cbrt(TO_XYZ @ np.clip(np.array(CONES[cones]) @ linear, 1e-3, 1) / TO_XYZ.sum(axis=1))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("cones", CONES)
+def test_colors_of_the_palette_and_white_differ_for_every_reader(cones: str):
+    colors = [to_lab(color, cones) for color in (*PALETTE, "#ffffff")]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(colors, 2)) > 15  # 2.3 is barely visible
+
+
+def test_first_color_is_that_of_the_first_configuration_alone():
+    colors = [pick_color(index) for index in range(15)]
+    assert colors == [*PALETTE, *PALETTE[1:]]
 
 
 def training_history(num_steps: int) -> list[dict]:

@@ -1,6 +1,7 @@
 """Sweeps from the command line, of a train.py that takes milliseconds, and of a study of the real train.py."""
 
 import csv
+import re
 import shlex
 import signal
 import socket
@@ -15,9 +16,11 @@ from script import ROOT, Script
 from sweeps import read_board, read_runs, run, statuses, wait_for
 
 from clap.commands.synthesize import synthesize
+from clap.plotting import PALETTE
 from clap.study.factors import parse_overrides
 from clap.study.job import Job, read_jobs
 from clap.study.sweep import rename_jobs, set_design
+from clap.tracking.description import COLOR, NOTE
 
 
 @pytest.fixture
@@ -98,6 +101,9 @@ def test_two_processes_share_a_sweep(sweep_project: Path, tmp_path: Path):
     assert sorted((sweep / "starts.txt").read_text().split()) == ["lr=1", "lr=2", "lr=4", "lr=5"]
     assert set(statuses(store).values()) == {"FINISHED"}
     assert all("| lr=5 " in output and "| lr=1 " in output for output, _ in ends)
+    runs = {name: run.data for name, run in read_runs(store)[1].items()}
+    assert [runs[f"lr={rate}"].tags[COLOR] for rate in (1, 2, 4, 5)] == list(PALETTE[:4])  # as listed, not as finished
+    assert runs["lr=5"].params == {"lr": "5", "seed": "0"}
 
 
 def test_unreachable_server_stops_a_sweep_before_its_first_job(sweep_project: Path, tmp_path: Path):
@@ -162,6 +168,7 @@ def test_repeated_study_runs_only_the_failed_job(sweep_store: Path, tmp_path: Pa
     assert f"error: not finished: {left} (" in errors.splitlines()[-1]
     parent, children = read_runs(sweep_store)
     assert "are missing" in children[left].data.tags["error"]
+    assert "**Error**: " in children[left].data.tags[NOTE]
     before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/metrics.json")}
     assert len(before) == 2
 
@@ -173,6 +180,12 @@ def test_repeated_study_runs_only_the_failed_job(sweep_store: Path, tmp_path: Pa
     tags = children[kept[1]].data.tags
     expected = {"study": "tiny", "job": kept[1], "optimizer": "adam", "seed": "4", "audio_encoder": "cnn14_nano"}
     assert expected.items() <= tags.items()
+    assert children[kept[1]].info.run_name == "cnn14_nano-gpt2_nano-csv-adam-max_bad_fraction=0.5-s4"
+    params = children[kept[1]].data.params
+    assert (params["audio_encoder"], params["optimizer"], params["dataset"]) == ("cnn14_nano", "adam", "csv")
+    assert {children[name].data.tags[COLOR] for name in (*kept, left)} == {PALETTE[index] for index in (0, 1, 2)}
+    assert "| test/csv/text_to_audio/recall_at_10 |" in tags[NOTE]
+    assert re.search(r"^    python train.py .*experiment=tiny", tags[NOTE], re.MULTILINE)
     assert (parent.info.run_name, parent.data.tags["study"]) == ("tiny", "tiny")
     client = MlflowClient(f"sqlite:///{sweep_store}")
     assert {"leaderboard.csv", "leaderboard.md"} <= {item.path for item in client.list_artifacts(parent.info.run_id)}

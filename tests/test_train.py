@@ -171,7 +171,7 @@ def test_init_from_keeps_the_encoders_and_trains_on_other_data(finished: Path, t
     assert clap.text_encoder.transformer.config.model_type == "roberta"
     assert read_recorded_model(tmp_path / "out") == [
         {"audio_encoder": "Cnn14-0.078M", "text_encoder": "roberta_nano", "fusion": "none"},
-        "Cnn14-0.078M-roberta_nano-none-from-run-s0",
+        "Cnn14-0.078M-roberta_nano-csv-from-run-s0",
     ]
 
 

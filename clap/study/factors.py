@@ -58,10 +58,9 @@ class Study:
                 "put one first where higher is better"
             )
 
-    def cells(self) -> list[dict[str, str]]:
+    def cells(self) -> list[Mapping[str, str]]:
         """All configurations of the study as {factor: level}, the baseline first."""
-        cells = [dict(zip(self.factors, levels, strict=True)) for levels in itertools.product(*self.factors.values())]
-        return one_factor_at_a_time(cells) if self.design == "one_at_a_time" else cells
+        return list_cells(self.factors, self.design)
 
 
 def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study | None:
@@ -98,6 +97,12 @@ def parse_overrides(params: Mapping[str, Any] | None, overrides: Sequence[str] =
     hydra = GlobalHydra.instance().hydra
     parser = OverridesParser.create(config_loader=hydra.config_loader if hydra else None)  # glob(*) needs it
     return list({override.key_or_group: override for override in parser.parse_overrides(lines)}.values())
+
+
+def list_cells(factors: Mapping[str, Sequence[str]], design: str) -> list[Mapping[str, str]]:
+    """All configurations of a design as {factor: level}, that of the first levels first."""
+    cells = [dict(zip(factors, levels, strict=True)) for levels in itertools.product(*factors.values())]
+    return one_factor_at_a_time(cells) if design == "one_at_a_time" else cells
 
 
 def one_factor_at_a_time(cells: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:

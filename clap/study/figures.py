@@ -18,14 +18,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from clap.plotting import (
     BLUE,
-    GREEN,
     GREY,
     INK,
-    ORANGE,
-    PURPLE,
-    RED,
+    PALETTE,
     SMOOTHING_POINTS,
     new_figure,
+    pick_color,
     running_mean,
     style_axes,
 )
@@ -34,8 +32,7 @@ from clap.study.scores import Column, label_metric
 from clap.study.statistics import MIN_SEEDS, Interval, seed_interval
 from clap.study.table import Row, format_half, format_number
 
-TEAL = "#1b9aaa"
-COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, TEAL)  # of cells other than the baseline, which is drawn in INK
+GROUP_SIZE = len(PALETTE) - 1  # cells in a panel besides the baseline, each with a color of its own
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 CAPTIONS = {
     "main_effects": "Main effects: {effect}. {bars}",
@@ -241,8 +238,8 @@ def draw_interaction(axes: Axes, runs: StudyRuns, pair: tuple[str, str], points:
         if known:
             shift = 0.06 * (index - (len(lines) - 1) / 2)
             x = [x + shift for x, _ in known]
-            color, marker = pick_cyclic(COLORS, index), pick_cyclic(MARKERS, index)
-            draw_points(axes, x, [point for _, point in known], color, marker, level)
+            style = choose_style(index)
+            draw_points(axes, x, [point for _, point in known], style.color, style.marker, level)
     style_axes(axes, xlabel=shorten_key(along), ylabel="")
     many = len(places) * max(map(len, places)) > 44
     axes.set_xticks(range(len(places)), places, rotation=25 if many else 0, ha="right" if many else "center")
@@ -269,34 +266,27 @@ def draw_points(
     axes.plot(x, means, linestyle=line, color=color, marker=marker, markersize=6, label=label)
 
 
-def pick_cyclic(values: Sequence[str], index: int) -> str:
-    return values[index % len(values)]
-
-
 def group_cells(runs: StudyRuns) -> list[list[Cell]]:
     """Group the cells other than the baseline: in one group if few, else by the first factor or the varied factor."""
     others = runs.cells[1:]
-    if len(others) <= len(COLORS):
+    if len(others) <= GROUP_SIZE:
         return [others] if others else []
     groups = defaultdict(list)
     for cell in others:
         changed = [factor for factor, level in cell.levels.items() if level != runs.cells[0].levels[factor]]
         groups[next(iter(cell.levels.values())) if runs.is_grid else changed[0]].append(cell)
-    size = len(COLORS)
-    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+    starts = [(group, start) for group in groups.values() for start in range(0, len(group), GROUP_SIZE)]
+    return [group[start : start + GROUP_SIZE] for group, start in starts]
+
+
+def choose_style(index: int) -> Style:
+    """Style of the cell with this index, the baseline's is 0; cells with the same color have different markers."""
+    return Style(pick_color(index), MARKERS[(index + max(index - 1, 0) // GROUP_SIZE) % len(MARKERS)])
 
 
 def choose_styles(runs: StudyRuns) -> dict[str, Style]:
-    """Cell name -> style: the baseline in INK; in a large grid, the color encodes the factors after the first."""
-    groups, styles = group_cells(runs), {runs.name(runs.cells[0]): Style(INK, "o")}
-    rests = list(dict.fromkeys(tuple(cell.levels.values())[1:] for cell in runs.cells))
-    for place, group in enumerate(groups):
-        for index, cell in enumerate(group):
-            if len(groups) > 1 and runs.is_grid:
-                index = rests.index(tuple(cell.levels.values())[1:])
-            marker = pick_cyclic(MARKERS, place if len(groups) > 1 else index + 1)
-            styles[runs.name(cell)] = Style(pick_cyclic(COLORS, index), marker)
-    return styles
+    """Cell name -> style, with the color that the cell has in MLflow."""
+    return {runs.name(cell): choose_style(index) for index, cell in enumerate(runs.cells)}
 
 
 def plot_learning_curves(runs: StudyRuns) -> Figure | None:

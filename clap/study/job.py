@@ -75,31 +75,25 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
 
 def job_tags() -> tuple[str | None, dict[str, str]]:
     """Name and tags of the MLflow run of the current job; (None, {}) outside of a sweep."""
-    hydra = HydraConfig.get()
-    sweep = read_json(Path(hydra.sweep.dir) / SWEEP_FILE) if hydra.mode == RunMode.MULTIRUN else {}
+    hydra, sweep = HydraConfig.get(), read_sweep()
     if not sweep:
         return None, {}
-    swept = {key: value for key, value in job_levels(hydra.overrides.task).items() if key in sweep["swept"]}
+    swept = read_swept_levels()
     name = name_job(swept, groups=hydra.runtime.choices)
     tags = {"mlflow.parentRunId": sweep["run_id"], "study": sweep["study"], "job": name}
     return name, tags | {"folder": Path(hydra.runtime.output_dir).name} | swept
 
 
-def describe_run(
-    seed: int, *, origin: Mapping[str, Sequence[str]], options: Mapping[str, str], init_from: str | None = None
-) -> tuple[str, dict[str, Any]]:
-    """Name and MLflow tags of a training run; outside of a sweep it is named after its model and seed.
+def read_sweep() -> dict[str, Any]:
+    """sweep.json of the sweep of the current job; empty outside of a sweep."""
+    hydra = HydraConfig.get()
+    return read_json(Path(hydra.sweep.dir) / SWEEP_FILE) if hydra.mode == RunMode.MULTIRUN else {}
 
-    Args:
-        origin: commits and machines, in order; more than one if the run was resumed with others.
-        options: the options of the model's encoders and fusion.
-        init_from: checkpoint with the initial weights.
-    """
-    name, tags = job_tags()
-    tags = {"init_from": init_from} | tags | options | {"dataset": HydraConfig.get().runtime.choices["dataset"]}
-    tags |= {"role": "train", "seed": seed} | {key: THEN.join(names) or None for key, names in origin.items()}
-    source = [] if init_from is None else ["from", name_source(init_from)]
-    return name or "-".join([*options.values(), *source, f"s{seed}"]), tags
+
+def read_swept_levels() -> dict[str, str]:
+    """The levels of the current job as {key: value}; empty outside of a sweep."""
+    swept = read_sweep().get("swept", ())
+    return {key: value for key, value in job_levels(HydraConfig.get().overrides.task).items() if key in swept}
 
 
 def name_source(source: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from clap.config.launch import format_error
 from clap.study.job import Job, job_tags
 from clap.study.result_config import has_checkpoint
+from clap.study.run_description import describe_run
+from clap.tracking.description import NOTE, describe_error
 from clap.tracking.store import open_store, resolve_uri
 from clap.tracking.tracker import Tracker, recorded_run
 
@@ -33,10 +35,10 @@ def track_failure(tracking: Mapping[str, Any], job: Job) -> None:
     if recorded_run(job.folder, tracking["uri"]):
         end_run(tracking, job, "FAILED")
         return
-    name, tags = job_tags()
-    tags |= {"role": "train", "error": job.error}
     with contextlib.suppress(ValueError, OSError):  # the store may be the reason of the failure
-        Tracker(**tracking, run_name=name, run_dir=job.folder, tags=tags).finish("FAILED")
+        run = describe_run(job.config)
+        tags = run.tags | {"error": job.error, NOTE: describe_error(run.tags[NOTE], job.error)}
+        Tracker(**tracking, run_name=run.name, run_dir=job.folder, tags=tags).finish("FAILED")
 
 
 def end_run(tracking: Mapping[str, Any], job: Job, status: str) -> None:
@@ -46,9 +48,11 @@ def end_run(tracking: Mapping[str, Any], job: Job, status: str) -> None:
         return
     try:
         client = open_store(resolve_uri(tracking["uri"]))
-        if client.get_run(run_id).info.status == "RUNNING":
+        run = client.get_run(run_id)
+        if run.info.status == "RUNNING":
             if job.error:
                 client.set_tag(run_id, "error", job.error)
+                client.set_tag(run_id, NOTE, describe_error(run.data.tags.get(NOTE, ""), job.error))
             client.set_terminated(run_id, status)
     except Exception as error:  # an MLflow error must not stop the sweep
         log.warning("the run of %s stays open in MLflow: %s", job.name, format_error(error))

@@ -57,7 +57,9 @@ class Run:
     def config_digest(self) -> str:
         """Digest of the settings that change the result, except the seed; equal for all runs of a cell."""
         settings = update_settings(self.params)
-        kept = {key: value for key, value in settings.items() if key != SEED and changes_result(key)}
+        groups = {key.split(".")[0] for key in settings if "." in key}  # a group's option is not a setting
+        ignored = {SEED, *groups}
+        kept = {key: value for key, value in settings.items() if key not in ignored and changes_result(key)}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
 
 

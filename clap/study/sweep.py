@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,22 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from clap.atomic import write_atomic, write_json
+from clap.atomic import read_json, write_atomic, write_json
 from clap.config.launch import format_error
 from clap.config.output_folder import SWEEP_FOLDER, resume_command
 from clap.config.overrides import name_folder
 from clap.config.secrets import hide_secrets
 from clap.config.values import LOCAL_KEYS
 from clap.run_folder import LOCK, SWEEP_FILE, is_running
-from clap.study.factors import find_factors, one_factor_at_a_time, parse_overrides, parse_study
+from clap.study.factors import (
+    REPEATS,
+    find_factors,
+    list_cells,
+    list_levels,
+    one_factor_at_a_time,
+    parse_overrides,
+    parse_study,
+)
 from clap.study.job import job_levels, read_jobs
 from clap.study.job_tracking import end_run
 from clap.study.killed_workers import outlive_killed_workers
@@ -92,7 +100,8 @@ class Sweep(Callback):
         set_design(study.design if study else "grid", sweeper=hydra.sweeper._target_)
         outlive_killed_workers(get_class(hydra.launcher._target_), config.tracking)
         params = hydra.sweeper.get("params")
-        self.swept = swept = list(find_factors(params, lines))
+        factors = find_factors(params, lines)
+        self.swept = swept = list(factors)
         others = [item for item in parse_overrides(params, lines) if item.key_or_group not in {*swept, *UNRECORDED}]
         fixed = sorted(override.input_line for override in others)
         settings = read_result_config(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
@@ -109,10 +118,23 @@ class Sweep(Callback):
                 tags={"role": "sweep", "study": name, "swept": ", ".join(swept), "fixed": " ".join(fixed)},
             )
             values = {"study": name, "run_id": self.tracker.run_id, "swept": swept, "fixed": fixed}
-            write_json(self.folder / SWEEP_FILE, values | {"settings": settings})
+            values |= {"settings": settings, "configurations": self.list_configurations(config, factors)}
+            write_json(self.folder / SWEEP_FILE, values)
         atexit.register(self.close)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the launcher stops its workers
         log.info("sweep folder %s; to resume after a stop: %s", self.folder, self.resume_command())
+
+    def list_configurations(self, config: DictConfig, factors: Mapping[str, Override]) -> list[Mapping[str, str]]:
+        """The configurations of the sweep in order, which gives each its color; those that it had before come first.
+
+        A sweeper that chooses values, and not all combinations, adds a configuration when its first job starts.
+        """
+        known = read_json(self.folder / SWEEP_FILE).get("configurations", [])
+        if config.hydra.sweeper._target_ != BasicSweeperConf._target_:
+            return known
+        levels = {key: list_levels(override) for key, override in factors.items() if key not in REPEATS}
+        design = config.study.design if self.study else "grid"
+        return [*known, *(cell for cell in list_cells(levels, design) if cell not in known)]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Wait for jobs of other processes, then write the leaderboard and close the parent run."""

@@ -7,12 +7,15 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig
 
+from clap.atomic import read_json
 from clap.evaluation.run_plots import plot_run
 from clap.process_group import is_main, share_failure
-from clap.run_folder import COST, HISTORY, METRICS, log_summary
-from clap.study.job import describe_run
+from clap.run_folder import COST, HISTORY, METRICS, log_summary, read_chance
+from clap.study.result_config import read_result_config
+from clap.study.run_description import describe_run
 from clap.study.trained_model import name_options, record_config
-from clap.tracking.tracker import Tracker
+from clap.tracking.description import NOTE, format_metrics
+from clap.tracking.tracker import Tracker, to_params
 from clap.training.trainer import ClapTrainer
 
 
@@ -31,13 +34,16 @@ def track_run(cfg: DictConfig, trainer: ClapTrainer, *, run_id: str | None, run_
             yield
         return
     options = name_options(cfg, trainer.clap)
-    name, tags = describe_run(cfg.seed, origin=trainer.origin, options=options, init_from=cfg.init_from)
-    tracker = Tracker(**cfg.tracking, run_name=name, tags=tags, run_id=run_id, run_dir=run_dir)
+    run = describe_run(read_result_config(cfg), options=options, origin=trainer.origin)
+    tracker = Tracker(**cfg.tracking, run_name=run.name, tags=run.tags, run_id=run_id, run_dir=run_dir)
     with tracker as trainer.tracker, share_failure():
         datasets = [loader.dataset for loader in trainer.loaders.values() if loader is not None]
-        tracker.log_inputs(record_config(cfg, trainer.clap, run_dir), datasets)
+        params = to_params(record_config(cfg, trainer.clap, run_dir))
+        tracker.log_inputs(run.factors | params, datasets)
         tracker.start_system_metrics()
         yield
+        result = format_metrics(read_json(run_dir / METRICS), read_chance(run_dir))
+        tracker.set_tags({NOTE: run.note(result)})
 
 
 def log_results(trainer: ClapTrainer, metrics: Mapping[str, float], run_dir: Path) -> None:

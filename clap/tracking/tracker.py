@@ -19,6 +19,7 @@ from typing import Any
 from clap.atomic import append_json_line, read_json, write_json
 from clap.config.secrets import hide_secrets
 from clap.run_folder import HISTORY, OWNER, RECORD
+from clap.tracking.description import NOTE, describe_error
 from clap.tracking.store import (
     MAX_TAG_LENGTH,
     Metric,
@@ -125,7 +126,8 @@ class Tracker:
             self.finish("FINISHED")
             return
         with suppress(OSError):  # a full disk; `error` is the first one that it caused
-            self.set_tags({"error": f"{kind.__name__}: {error}"})
+            text = f"{kind.__name__}: {error}"
+            self.set_tags({"error": text, NOTE: describe_error(self._record["tags"].get(NOTE, ""), text)})
             self.finish("KILLED" if kind is KeyboardInterrupt else "FAILED")
 
     @property
