@@ -25,7 +25,7 @@ from clap.lora import merge_adapters
 from clap.loss import MAX_LOGIT_SCALE, check_logit_scale
 from clap.parts import build_parts, choose_parts, load_part, model_config, parts_to_rebuild, read_saved_config
 from clap.progress import progress_bar
-from clap.prompts import TEMPLATE, check_prompts, check_texts, fill_templates
+from clap.prompts import TEMPLATES, check_prompts, check_texts, fill_templates
 from clap.published.limits import check_described
 from clap.published.load import apply_overrides, check_keys, load_weights, no_weights, one_line_errors, read_published
 from clap.published.sources import is_published
@@ -370,7 +370,7 @@ class Clap(nn.Module):
         """Scaled cosine similarity, logits_per_audio (audio, text)."""
         return self.logit_scale.detach().exp() * audio_embedding @ text_embedding.T
 
-    def embed_classes(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    def embed_classes(self, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
         """(classes, embed_dim), unit norm: the mean over templates of the prompts' embeddings."""
         embedding = self.get_text_embeddings(fill_templates(class_names, templates))
         embedding = embedding.view(len(class_names), len(templates), -1)
@@ -380,7 +380,7 @@ class Clap(nn.Module):
         self,
         audio: Recording | Iterable[Recording],
         labels: Sequence[str],
-        template: str | Sequence[str] = TEMPLATE,
+        template: str | Sequence[str] = TEMPLATES,
         *,
         sample_rate: int | None = None,
         batch_size: int = 16,

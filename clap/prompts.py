@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-TEMPLATE = "this is a sound of {}."  # as in LAION-CLAP and MS-CLAP
-TEMPLATES = ("the sound of {}",)  # for captions from labels, evaluation and serving
+TEMPLATES = ("the sound of {}",)  # for captions from labels, evaluation, inference and serving
 CLASS_TEMPLATES = (*TEMPLATES, "a recording of {}", "this is a sound of {}", "{}")  # for training on a single label
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # left of a text that was cut, or of bytes that are not UTF-8

@@ -131,6 +131,14 @@ def test_evaluators_build():
     assert all(isinstance(build(node, Evaluator), Evaluator) for node in config["evaluation"].values())
 
 
+@pytest.mark.parametrize("evaluation", options("evaluation"))
+def test_evaluator_has_the_defaults_of_the_yaml(evaluation: str):
+    node = compose_plain([f"evaluation=[{evaluation}]"])["evaluation"][evaluation]
+    parameters = inspect.signature(get_class(node.pop("_target_"))).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    assert node == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+
+
 STUDIES_OF_WEIGHTS = ("encoder_ablation_full", "wu2023_encoders")
 
 

@@ -1,12 +1,20 @@
 """Texts that cannot be captions are named by their position."""
 
+import argparse
+import inspect
+
 import numpy as np
 import pytest
 
+from clap.commands import classify
 from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
-from clap.prompts import check_prompts, check_templates, check_texts, fill_templates
+from clap.dataset.keywords import fill_keyword_templates
+from clap.evaluation.zero_shot import ZeroShot
+from clap.model import Clap
+from clap.prompts import TEMPLATES, check_prompts, check_templates, check_texts, fill_templates
 from clap.tokenizer import Tokenizer
+from clap.tracking.serve import DEFAULT_PARAMS
 
 WRONG = {
     "None": (None, "is None, of type NoneType"),
@@ -42,6 +50,16 @@ def test_wrong_text_is_named_by_position(text: object, message: str):
         Clip("a.wav", ("a dog", text))
     with pytest.raises(ValueError, match=f"^keyword 0 of 1 of clip 'a.wav' {message}"):
         Clip("a.wav", ("a dog",), keywords=(text,))
+
+
+def test_one_list_of_templates_is_the_default_of_python_commands_and_server():
+    parser = argparse.ArgumentParser()
+    classify.add_arguments(parser)
+    signature = inspect.signature(Clap.classify)
+    assert signature.parameters["template"].default == TEMPLATES
+    assert parser.get_default("template") == DEFAULT_PARAMS["templates"] == list(TEMPLATES)
+    assert ZeroShot().templates == list(TEMPLATES)
+    assert fill_keyword_templates(("rain",)) == tuple(fill_templates(["rain"], TEMPLATES))
 
 
 @pytest.mark.parametrize("text", ["a 🐕", "\ufeff.", "nul \0", "line\nbreak", np.str_("rain")])

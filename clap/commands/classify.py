@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clap.commands import inputs, output
-from clap.prompts import TEMPLATE, check_prompts
+from clap.prompts import TEMPLATES, check_prompts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template",
         nargs="+",
-        default=[TEMPLATE],
-        help=f"prompt with {{}} for the label; the embeddings of several prompts are averaged (default: {TEMPLATE!r})",
+        default=list(TEMPLATES),
+        help="prompt with {} for the label; the embeddings of several prompts are averaged "
+        f"(default: {', '.join(map(repr, TEMPLATES))})",
     )
     output.add_output_arguments(parser, "labels")
 

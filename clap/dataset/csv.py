@@ -16,6 +16,7 @@ from typing import Any
 
 from clap.corpus import SPLITS, Clip, Corpus
 from clap.dataset.index import check_name_length, find_file, shorten_repr
+from clap.dataset.keywords import fill_keyword_templates
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ def read_captions(row: Mapping, label: str | None, where: str) -> list[str]:
     """
     columns = find_caption_columns(row)
     if not columns and label:
-        return [f"the sound of {label}"]
+        return list(fill_keyword_templates((label,)))
     if not columns:
         problem = "label is empty" if "label" in row else "no column caption, caption_1 ... caption_n or label"
         raise ValueError(f"{where}: {problem}; the columns are {', '.join(row)}")
