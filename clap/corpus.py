@@ -31,6 +31,7 @@ class Clip:
         source: the published recording that the clip is cut from, `youtube:ID@SECONDS` or `freesound:NUMBER`, if known.
         captions_from_labels: the captions are labels in templates; clips with equal captions are then right answers of
             each other in retrieval.
+        labels: all classes of a clip of a corpus whose clips may have several, for multi-label classification.
 
     Raises:
         ValueError: a caption, keyword or label is not a string, is blank or cannot be encoded; captions is not a tuple.
@@ -43,6 +44,12 @@ class Clip:
     keywords: tuple[str, ...] = ()
     source: str | None = None
     captions_from_labels: bool = False
+    labels: tuple[str, ...] = ()
+
+    @property
+    def all_labels(self) -> tuple[str, ...]:
+        """The labels, or the only one; empty for a clip without."""
+        return self.labels or (() if self.label is None else (self.label,))
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):
@@ -51,8 +58,7 @@ class Clip:
             raise ValueError(f'clip {self.id!r}: captions={self.captions!r} is not a tuple; write ("a dog barks",)')
         check_texts(self.captions, "caption", clip=self.id)
         check_texts(self.keywords, "keyword", clip=self.id)
-        if self.label is not None:
-            check_texts((self.label,), "label", clip=self.id)
+        check_texts(self.all_labels, "label", clip=self.id)
 
 
 class Corpus:

@@ -172,12 +172,13 @@ def test_evaluate_requires_only_a_checkpoint():
 @pytest.mark.parametrize("dataset", options("dataset"))
 def test_dataset_chooses_its_evaluators_unless_they_are_given(dataset: str):
     overrides = [f"dataset={dataset}", *REQUIRED.get(dataset, [])]
-    from_labels = dataset in ("esc50", "urbansound8k")
-    assert list(compose_plain(overrides)["evaluation"]) == ["zero_shot" if from_labels else "retrieval"]
+    own = {"fsd50k": ["retrieval", "multi_label"]} | dict.fromkeys(("esc50", "urbansound8k"), ["zero_shot"])
+    assert list(compose_plain(overrides)["evaluation"]) == own.get(dataset, ["retrieval"])
     given = compose_plain(["checkpoint=x", "evaluation=[zero_shot]", *overrides], name="evaluate")
     assert list(given["evaluation"]) == ["zero_shot"]
     if dataset not in ("csv", "huggingface"):  # own data is evaluated as the checkpoint was
-        assert len(compose_plain(["checkpoint=x", *overrides], name="evaluate")["evaluation"]) == 1
+        evaluated = compose_plain(["checkpoint=x", *overrides], name="evaluate")
+        assert list(evaluated["evaluation"]) == own.get(dataset, ["retrieval"])
 
 
 def test_readme_and_docs_name_every_option():

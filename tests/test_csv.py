@@ -96,6 +96,34 @@ def test_blank_label_is_none(tmp_path):
     assert all_clips(read(tmp_path, "path,caption,label\na.wav,x,\n"))["a.wav"].label is None
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("path,label_1,label_2\na.wav,dog,rain\nb.wav,dog,\nc.wav,,rain\n", "clips.csv"),
+        (
+            '{"path": "a.wav", "label": ["dog", "rain"]}\n{"path": "b.wav", "label": ["dog", "dog"]}\n'
+            '{"path": "c.wav", "label": "rain"}\n',
+            "clips.jsonl",
+        ),
+    ],
+)
+def test_clip_has_several_labels(tmp_path, text, name):
+    clips = all_clips(read(tmp_path, text, name))
+    assert [(clip.label, clip.all_labels) for clip in clips.values()] == [
+        (None, ("dog", "rain")),
+        ("dog", ("dog",)),
+        ("rain", ("rain",)),
+    ]
+    assert clips["a.wav"].captions == ("the sound of dog and rain",) and clips["a.wav"].captions_from_labels
+    assert clips["a.wav"].keywords == ("dog", "rain") and clips["b.wav"].keywords == ()
+
+
+def test_rows_of_one_path_with_other_labels_are_refused(tmp_path):
+    rows = "path,caption,label_1,label_2\na.wav,x,dog,rain\na.wav,y,dog,\n"
+    with pytest.raises(ValueError, match="a.wav has label dog, but dog, rain in .*line 2; choose one"):
+        read(tmp_path, rows)
+
+
 def test_byte_order_mark_is_dropped(tmp_path):
     assert "a.wav" in all_clips(read(tmp_path, "\ufeffpath,caption\na.wav,é\n".encode()))
 

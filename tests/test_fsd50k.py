@@ -27,7 +27,9 @@ def test_captions_name_all_labels(tmp_path: Path):
 
 
 def test_only_a_single_label_is_a_class(tmp_path: Path):
-    assert [clip.label for clip in FSD50K(write_fsd50k(tmp_path)).clips("test")] == ["rain", "wind", None]
+    clips = FSD50K(write_fsd50k(tmp_path)).clips("test")
+    assert [clip.label for clip in clips] == ["rain", "wind", None]
+    assert clips[0].all_labels == ("rain",) and len(clips[2].all_labels) > 1
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,10 @@ def encode(number: int, suffix: str = "wav") -> bytes:
 def save(folder: Path, rows: list[dict], names: list[str] | None = None) -> Path:
     """Two files of Arrow streams and their state.json, as Dataset.save_to_disk writes them."""
     folder.mkdir(parents=True)
-    features = {"label": {"names": names, "_type": "ClassLabel"}} if names else {}
+    label = {"names": names, "_type": "ClassLabel"}
+    if isinstance(rows[0].get("label"), list):
+        label = {"feature": label, "_type": "Sequence"}
+    features = {"label": label} if names else {}
     columns = [pa.field("audio", AUDIO), *pa.Table.from_pylist([{**row, "audio": None} for row in rows]).schema]
     schema = pa.schema([field for i, field in enumerate(columns) if i == 0 or field.name != "audio"])
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -124,6 +127,14 @@ def test_class_labels_have_names(tmp_path: Path):
         ("dog", "the sound of dog"), ("rain", "the sound of rain")
     ]  # fmt: skip
     assert all(clip.captions_from_labels for clip in corpus.clips("train"))
+
+
+def test_clip_with_several_class_labels_has_them_all(tmp_path: Path):
+    rows = [{"audio": row["audio"], "label": [0, 1][: i + 1]} for i, row in enumerate(make_rows(2))]
+    corpus = HuggingFace(save(tmp_path / "data", rows, names=["dog", "rain"]), val_fraction=0, test_fraction=0)
+    one, two = corpus.clips("train")
+    assert (one.label, one.all_labels) == ("dog", ("dog",))
+    assert (two.label, two.all_labels, two.captions) == (None, ("dog", "rain"), ("the sound of dog and rain",))
 
 
 def test_class_that_does_not_exist_names_its_row(tmp_path: Path):

@@ -35,7 +35,7 @@ class IndexEntry:
 
     split: str
     captions: list[str]
-    label: str | None
+    labels: tuple[str, ...]
     where: str
     path: Path
     from_labels: bool
@@ -45,7 +45,8 @@ class CSV(Corpus):
     """Clips from an index with the columns path, caption (repeated rows, or caption_1 ... caption_n), split, label.
 
     Every clip requires a caption or a label; split and label are optional, and caption_1 ... caption_n may be blank
-    except for one. Without a split column a hash of the path assigns the split, so adding a clip moves no other clip.
+    except for one. The columns label_1 ... label_n give a clip several labels. Without a split column a hash of the
+    path assigns the split, so adding a clip moves no other clip.
     Columns that no row fills, and rows without text, are ignored: spreadsheets write such.
 
     A recording is also found if its name differs from the path in spaces at the ends or in Unicode normal form, and if
@@ -56,7 +57,7 @@ class CSV(Corpus):
     Args:
         root: folder that the paths in the index are relative to.
         metadata: one CSV or JSONL; or one for each split, {train: FILE, val: FILE, test: FILE}, which ignores a split
-            column. In a JSONL, `caption` may be a list.
+            column. In a JSONL, `caption` and `label` may be lists.
         name: the corpus in metric names.
         val_fraction, test_fraction: shares of the clips where the index has no split column.
         max_duration: seconds; training reads only this much of a longer clip.
@@ -93,8 +94,8 @@ class CSV(Corpus):
                 name,
                 tuple(dict.fromkeys(entry.captions)),
                 entry.path,
-                entry.label,
                 captions_from_labels=entry.from_labels,
+                **label_clip(entry.labels),
             )
             for name, entry in self.entries.items()
             if entry.split == split
@@ -112,9 +113,9 @@ class CSV(Corpus):
         for where, row in rows:
             name = self.resolve_name(read_text(row, "path", where), where)
             split = file_split or (read_split(row, where) if has_split else assign_split(name, self.fractions))
-            label = read_text(row, "label", where)
-            captions, path = read_captions(row, label, where), self.find_recording(row, name)
-            entry = IndexEntry(split, captions, label, where, path, from_labels=not find_caption_columns(row))
+            labels, path = read_labels(row, where), self.find_recording(row, name)
+            captions, from_labels = read_captions(row, labels, where), not find_columns(row, "caption")
+            entry = IndexEntry(split, captions, labels, where, path, from_labels=from_labels)
             self.merge_row(name, entry)
 
     def merge_row(self, name: str, entry: IndexEntry) -> None:
@@ -127,8 +128,8 @@ class CSV(Corpus):
                 f"{entry.where}: {str(entry.path)!r} and {str(known.path)!r} in {known.where} differ only in "
                 "spaces at the ends; rename one"
             )
-        for column in ("split", "label"):
-            new, old = getattr(entry, column), getattr(known, column)
+        labels = (", ".join(row.labels) or None for row in (entry, known))
+        for column, new, old in (("split", entry.split, known.split), ("label", *labels)):
             if new != old:
                 raise ValueError(f"{entry.where}: {name} has {column} {new}, but {old} in {known.where}; choose one")
         known.captions += entry.captions
@@ -161,8 +162,8 @@ def drop_empty_columns(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
     """The rows without a column split that no row fills, and without such caption columns if there are labels."""
     columns = set().union(*(row for _, row in rows))
     filled = {name for name in columns if any(is_filled(row.get(name)) for _, row in rows)}
-    captions = set(find_caption_columns(columns))
-    empty = ({"split"} & columns) - filled | (captions if "label" in filled and not captions & filled else set())
+    captions, has_labels = set(find_columns(columns, "caption")), bool(find_columns(filled, "label"))
+    empty = ({"split"} & columns) - filled | (captions if has_labels and not captions & filled else set())
     if not empty:
         return rows
     log.warning("%s: no row has a text in %s, which is ignored", path, ", ".join(sorted(empty)))
@@ -207,33 +208,46 @@ def read_split(row: Mapping, where: str) -> str:
     return split
 
 
-def read_captions(row: Mapping, label: str | None, where: str) -> list[str]:
-    """The captions of one row, from caption or caption_1 ... caption_n; without these columns, one from the label.
+def read_labels(row: Mapping, where: str) -> tuple[str, ...]:
+    """The labels of one row, from label or label_1 ... label_n, without blank ones."""
+    return tuple(dict.fromkeys(read_texts(row, find_columns(row, "label"), where)))
+
+
+def label_clip(labels: tuple[str, ...]) -> dict[str, Any]:
+    """The labels as arguments of `Clip`."""
+    return {"label": labels[0]} if len(labels) == 1 else {"labels": labels, "keywords": labels}
+
+
+def read_captions(row: Mapping, labels: Sequence[str], where: str) -> list[str]:
+    """The captions of one row, from caption or caption_1 ... caption_n; without these columns, one from its labels.
 
     Blank captions are skipped if the row has another: corpora with "up to five" captions leave cells empty.
 
     Raises:
         ValueError: the row has neither a caption nor a label.
     """
-    columns = find_caption_columns(row)
-    if not columns and label:
-        return list(fill_keyword_templates((label,)))
+    columns = find_columns(row, "caption")
+    if not columns and labels:
+        return list(fill_keyword_templates(labels))
     if not columns:
         problem = "label is empty" if "label" in row else "no column caption, caption_1 ... caption_n or label"
         raise ValueError(f"{where}: {problem}; the columns are {', '.join(row)}")
-    captions = []
-    for column in columns:
-        values = row[column] if isinstance(row[column], list) else [row[column]]
-        captions += [read_text({column: value}, column, where) for value in values]
-    captions = [caption for caption in captions if caption is not None]
+    captions = read_texts(row, columns, where)
     if not captions:
         raise ValueError(f"{where}: the caption is empty; write one, or delete the row")
     return captions
 
 
-def find_caption_columns(row: Iterable[str]) -> list[str]:
-    """The columns caption and caption_1 ... caption_n of a row; without any, its caption is made from its label."""
-    return [name for name in row if name == "caption" or re.fullmatch(r"caption_\d+", name)]
+def read_texts(row: Mapping, columns: Sequence[str], where: str) -> list[str]:
+    """The texts in columns that may hold lists, without blank ones."""
+    found = [(name, value) for name in columns for value in (row[name] if isinstance(row[name], list) else [row[name]])]
+    texts = [read_text({name: value}, name, where) for name, value in found]
+    return [text for text in texts if text is not None]
+
+
+def find_columns(row: Iterable[str], name: str) -> list[str]:
+    """The columns NAME and NAME_1 ... NAME_n of a row; without caption columns its caption is made from its labels."""
+    return [column for column in row if re.fullmatch(rf"{name}(_\d+)?", column)]
 
 
 def read_text(row: Mapping, column: str, where: str) -> str | None:

@@ -24,8 +24,8 @@ class FSD50K(Corpus):
     """Clips of 0.3 to 30 seconds from Freesound with one or more of 200 labels, all of which are in the captions.
 
     A clip also has the ancestors of its labels in the AudioSet ontology (Electric_guitar: Guitar and Music), so most
-    clips have several correct labels. Only a clip with a single label has `Clip.label`; the others are skipped by
-    zero-shot classification, which counts one class as correct.
+    clips have several correct labels, `Clip.labels`, for multi-label classification. Only a clip with a single label
+    has `Clip.label`; the others are skipped by zero-shot classification, which counts one class as correct.
 
     Layout of root: FSD50K.dev_audio/, FSD50K.eval_audio/ and FSD50K.ground_truth/ with dev.csv and eval.csv.
 
@@ -79,4 +79,5 @@ class FSD50K(Corpus):
         label = words[0] if len(words) == 1 else None
         captions = fill_keyword_templates(words, self.templates)
         source = f"freesound:{number}"
-        return Clip(number, captions, path, label, keywords=words, source=source, captions_from_labels=True)
+        known = {"keywords": words, "source": source, "labels": words}
+        return Clip(number, captions, path, label, **known, captions_from_labels=True)

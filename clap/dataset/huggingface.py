@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clap.corpus import Clip, Corpus, check_split
-from clap.dataset.csv import assign_split, check_fractions, find_caption_columns, read_captions, read_text
+from clap.dataset.csv import assign_split, check_fractions, find_columns, label_clip, read_captions, read_labels
 from clap.dataset.index import find_file, require_root
 from clap.waveform import AudioError, AudioHeader
 
@@ -88,17 +88,19 @@ class HuggingFace(Corpus):
         clips: dict[str, Clip] = {}
         for number, row in enumerate(table.drop_columns([column]).to_pylist()):
             where = f"{folder}, row {number}"
-            if classes and isinstance(row.get("label"), int):
-                row["label"] = name_class(row["label"], classes, where)
-            label = read_text(row, "label", where)
+            if classes and row.get("label") is not None:
+                numbers = row["label"] if isinstance(row["label"], list) else [row["label"]]
+                row["label"] = [name_class(number, classes, where) for number in numbers]
+            labels = read_labels(row, where)
             key = f"{prefix}{self.name_recording(paths[number]) or number}"
             if key in clips and not self.has_same_audio(key, table[column][number]):
                 key = f"{prefix}{number}"
-            captions = tuple(read_captions(row, label, where))
+            captions = tuple(read_captions(row, labels, where))
             if key in clips:
                 captions = tuple(dict.fromkeys(clips[key].captions + captions))
             self.rows.setdefault(key, (folder, number))
-            clips[key] = Clip(key, captions, label=label, captions_from_labels=not find_caption_columns(row))
+            from_labels = not find_columns(row, "caption")
+            clips[key] = Clip(key, captions, captions_from_labels=from_labels, **label_clip(labels))
         return list(clips.values())
 
     def name_recording(self, path: str | None) -> str | None:
@@ -187,9 +189,11 @@ def is_audio(kind: pa.DataType) -> bool:
 
 
 def read_class_names(schema: pa.Schema) -> list[str]:
-    """Class names of a ClassLabel column `label`, from the metadata that `datasets` stores in the schema, or []."""
+    """Class names of a column `label` of ClassLabels or lists of them, from the schema's metadata of `datasets`."""
     metadata: Mapping = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     label = metadata.get("info", {}).get("features", {}).get("label", {})
+    label = label[0] if isinstance(label, list) and label else label  # of datasets below 2.0
+    label = label.get("feature", label) if isinstance(label, Mapping) else label
     return list(label.get("names") or []) if isinstance(label, Mapping) else []
 
 

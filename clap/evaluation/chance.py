@@ -38,14 +38,20 @@ def expected_recall(relevant: np.ndarray, candidates: int, k: int) -> float:
 
 
 def expected_average_precision(relevant: np.ndarray, candidates: int, k: int) -> float:
-    """Expected average precision at k, which is divided by the number m of relevant items, at most k.
+    """Mean over queries of `expected_average_precisions`."""
+    return float(expected_average_precisions(relevant, candidates, k).mean())
+
+
+def expected_average_precisions(relevant: np.ndarray, candidates: int, k: int) -> np.ndarray:
+    """Expected average precision at k of each query, which is divided by the number m of relevant items, at most k.
 
     Rank r holds a relevant item with probability m / n; each of the r - 1 before it is then relevant with (m - 1) /
-    (n - 1).
+    (n - 1): m / n * sum_r (1 + (r - 1) (m - 1) / (n - 1)) / r over the first k ranks.
 
     Args:
         relevant: (queries,) number of relevant items.
     """
     others = (relevant - 1) / max(candidates - 1, 1)
-    precisions = sum((1 + (rank - 1) * others) / rank for rank in range(1, min(k, candidates) + 1))
-    return float((relevant / candidates * precisions / np.minimum(relevant, k)).mean())
+    k = min(k, candidates)
+    harmonic = (1 / np.arange(1, k + 1)).sum()
+    return relevant / candidates * (harmonic + (k - harmonic) * others) / np.minimum(relevant, k)

@@ -1,4 +1,4 @@
-"""recall@k, mAP@10, median rank, accuracy: functions from tensors to per-query values and metrics.
+"""recall@k, mAP, median rank, accuracy: functions from tensors to per-query values and metrics.
 
 A rank starts at 1. A tie with a wrong answer counts against the model, so that equal embeddings earn nothing.
 A clip may have any number of texts (Clotho and the AudioCaps test set have five), a text any number of clips.
@@ -119,6 +119,40 @@ def average_precisions_at(ranks: Tensor, queries: Tensor, k: int) -> Tensor:
     precision = torch.where(ranks[order] <= k, found / ranks[order].double(), 0.0)
     total = precision.new_zeros(len(num_relevant)).index_add(0, queries[order], precision)
     return total / num_relevant.clamp(max=k)
+
+
+def ranked_precisions(audio_embedding: Tensor, class_embedding: Tensor, is_positive: Tensor) -> Tensor:
+    """Average precision of every class over all clips, ranked by their cosine with it.
+
+    With m positive clips at the ranks r_1 < ... < r_m it is 1 / m * sum_i i / r_i. Of clips with equal cosines the
+    negative ones come first.
+
+    Args:
+        audio_embedding: (clips, embed_dim), unit norm.
+        class_embedding: (classes, embed_dim), unit norm.
+        is_positive: (clips, classes) bool, with one or more clips of each class.
+
+    Returns:
+        (classes,) float64 in (0, 1].
+
+    Raises:
+        ValueError: the shapes do not match, a class has no clip, or an embedding is not finite.
+    """
+    if is_positive.shape != (len(audio_embedding), len(class_embedding)) or not is_positive.any(dim=0).all():
+        raise ValueError(
+            f"is_positive is {tuple(is_positive.shape)} for {len(audio_embedding)} clips and {len(class_embedding)} "
+            "classes; give (clips, classes) with one or more clips of each class"
+        )
+    blocks, precisions = range(-(-len(audio_embedding) // BLOCK_SIZE)), []
+    for j, positive in enumerate(is_positive.T.split(BLOCK_SIZE)):  # (block, clips)
+        scores = torch.cat([_score_block(audio_embedding, class_embedding, i, j).T for i in blocks], dim=1)
+        _check_finite(scores.T)
+        order = positive.byte().argsort(stable=True)
+        order = order.gather(1, scores.gather(1, order).argsort(descending=True, stable=True))
+        found = positive.gather(1, order).double()
+        ranks = torch.arange(1, len(audio_embedding) + 1, device=found.device)
+        precisions.append((found * found.cumsum(dim=1) / ranks).sum(dim=1) / found.sum(dim=1))
+    return torch.cat(precisions)
 
 
 def retrieval_metrics(ranks: RetrievalRanks) -> dict[str, float]:
