@@ -13,6 +13,10 @@ class Interval:
     low: float
     high: float
 
+    def clip(self, low: float, high: float) -> "Interval":
+        """The part of the interval between two bounds, such as those of a proportion."""
+        return Interval(max(low, self.low), min(high, self.high))
+
 
 def wilson_interval(proportion: float, count: float, *, level: float = 0.95) -> Interval:
     """Interval of a proportion of `count` independent trials (Wilson 1927); wider than zero, even at 0 and 1."""

@@ -1,5 +1,6 @@
 """Synthetic runs of a study without training: in memory, and in an MLflow store as a sweep logs them."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import torch
 
 from clap.evaluation.metrics import RetrievalRanks, retrieval_metrics, retrieval_scores
 from clap.evaluation.results import Evaluation, RecordedEvaluation, hash_protocol, write_results
-from clap.study.factors import Study
+from clap.study.factors import Repeat, Study
+from clap.study.job import Job, name_job
 from clap.study.runs import Cell, Run, StudyRuns
 from clap.study.scores import RunScores, make_column
 from clap.tracking.tracker import Tracker
@@ -30,8 +32,20 @@ def make_study(name: str, **changes: Any) -> Study:
     return Study(name, minutes=None, folder=f"outputs/sweeps/{name}", **values | changes)
 
 
-def make_results(quality: float, seed: int, protocol: Mapping[str, Any] | None = None) -> dict[str, Evaluation]:
-    """Retrieval results of twenty clips, as an evaluator returns them; `quality` is the share of queries at rank 1."""
+def make_results(
+    quality: float,
+    seed: int,
+    protocol: Mapping[str, Any] | None = None,
+    *,
+    fold: str | None = None,
+    chance: float | None = None,
+) -> dict[str, Evaluation]:
+    """Retrieval results of twenty clips, as an evaluator returns them; `quality` is the share of queries at rank 1.
+
+    Args:
+        fold: the tested fold, which has clips of its own.
+        chance: chance level of the leading metric.
+    """
     generator = np.random.default_rng(seed)
     text_clip = np.arange(NUM_CLIPS).repeat(CAPTIONS_PER_CLIP)
     ranks = [
@@ -57,9 +71,11 @@ def make_results(quality: float, seed: int, protocol: Mapping[str, Any] | None =
         "audio_to_text_rank": ranks.audio_to_text.numpy(),
         "audio_to_text_best_rank": ranks.best_text.numpy(),
     }
-    clip_ids = [f"clip {i}" for i in range(NUM_CLIPS)]
-    protocol = {"hash": hash_protocol(protocol), **protocol}
-    return {"retrieval": Evaluation(metrics, clip_ids, scores, per_query, protocol)}
+    clip_ids = [f"clip {i}" if fold is None else f"clip {fold}-{i}" for i in range(NUM_CLIPS)]
+    protocol |= {} if fold is None else {"audio_manifest": f"audio of fold {fold}"}
+    chances = {} if chance is None else {LEADING: chance}
+    protocol = {"hash": hash_protocol(protocol), "chance": chances, **protocol}
+    return {"retrieval": Evaluation(metrics, clip_ids, scores, per_query, protocol, chances)}
 
 
 def record(result: Evaluation) -> RecordedEvaluation:
@@ -73,7 +89,7 @@ def make_runs(study: Study, *, gap: float = 0.05, without: Mapping[tuple[int, st
     Args:
         without: (index of a cell, seed) -> error of the failed run, or "" for a missing run.
     """
-    cells = [Cell(levels, dict.fromkeys(study.seeds)) for levels in study.cells()]
+    cells = [Cell(levels, dict.fromkeys(map(Repeat, study.seeds))) for levels in study.cells()]
     found: dict[str, Evaluation] = {}
     for place, cell in enumerate(cells):
         for seed in study.seeds:
@@ -81,7 +97,7 @@ def make_runs(study: Study, *, gap: float = 0.05, without: Mapping[tuple[int, st
             if error is None:
                 found[run_id] = make_results(0.3 + gap * place, seed=100 * place + int(seed))["retrieval"]
             if error != "":
-                cell.runs[seed] = make_run(run_id, cell.levels, seed, place, error, found.get(run_id))
+                cell.runs[Repeat(seed)] = make_run(run_id, cell.levels, seed, place, error, found.get(run_id))
     runs = StudyRuns(study, "sweepid", {}, cells, [])
     names = {run.id: run.name for run in runs.finished}
     recorded = {run_id: [record(result)] for run_id, result in found.items()}
@@ -103,7 +119,7 @@ def make_run(
         run_id,
         "-".join([*levels.values(), f"s{seed}"]),
         "FAILED" if error else "FINISHED",
-        seed,
+        Repeat(seed),
         dict(levels),
         error=error,
         commit="0123456789abcdef",
@@ -183,3 +199,29 @@ class StudyStore:
             if step % 10 == 9:
                 name = LEADING.replace("test", "val")
                 tracker.log_metrics({name: quality * step / NUM_STEPS + 0.2 * noise[step]}, step=step)
+
+
+def add_job(
+    sweep: Path,
+    levels: Mapping[str, str],
+    metrics: Mapping[str, float] | None = None,
+    *,
+    results: Mapping[str, Evaluation] | None = None,
+    status: str = "finished",
+    **values: Any,
+) -> Job:
+    """A job in a sweep folder as it is after its end, with metrics or the results of evaluators."""
+    name = name_job(levels, groups=FACTORS)
+    job = Job(sweep / f"folder-{name}", name, status, config={"seed": 0} | dict(levels), **values)
+    (job.folder / ".hydra").mkdir(parents=True)
+    (job.folder / ".hydra" / "overrides.yaml").write_text(
+        "".join(f"- {key}={level}\n" for key, level in levels.items())
+    )
+    job.write()
+    if results:
+        write_results(job.folder / "evaluation", results)
+        metrics = {name: value for result in results.values() for name, value in result.metrics.items()}
+    if metrics:
+        (job.folder / "metrics.json").write_text(json.dumps(metrics))
+        (job.folder / "cost.json").write_text('{"seconds": 90.0}')
+    return job

@@ -60,6 +60,32 @@ def test_leading_metric_of_the_study_sorts(tmp_path: Path):
     assert board.markdown().splitlines()[0].split(" | ")[1] == "x other"
 
 
+def test_own_evaluator_has_a_column_and_can_lead(tmp_path: Path):
+    own = {"val/x/probe/f1": 1.0, "test/x/probe/f1": 0.7, "test/x/probe/accuracy": 0.9}
+    job = add_job(tmp_path, "a", 0.1)
+    (job.folder / "metrics.json").write_text(json.dumps({RECALL: 0.1} | own))
+    assert make_board(tmp_path).metrics == [RECALL, "test/x/probe/f1"]
+    (job.folder / "metrics.json").write_text(json.dumps(own))
+    assert make_board(tmp_path).metrics == ["test/x/probe/f1"]
+
+
+def test_chance_is_the_last_line(tmp_path: Path):
+    job = add_job(tmp_path, "a", 0.25)
+    add_clips(job, "9 of 9", chance={RECALL: 0.125})
+    add_job(tmp_path, "b", 0.5)
+    board = make_board(tmp_path)
+    assert board.markdown().splitlines()[-1].split(" | ")[:2] == ["| chance", "0.125".ljust(27)]
+    assert {row["job"]: row.get(f"{RECALL}/chance") for row in board.rows} == {"a": 0.125, "b": None}
+    assert len(list(csv.DictReader(io.StringIO(board.csv())))) == 2
+
+
+def test_long_table_is_cut_on_request(tmp_path: Path):
+    for number in range(5):
+        add_job(tmp_path, str(number), number / 10)
+    text = make_board(tmp_path).markdown(longest=2)
+    assert "| 4 " in text and "| 2 " not in text and text.endswith("and 3 more in the csv\n")
+
+
 def test_failed_job_has_no_numbers_in_the_table(tmp_path: Path):
     add_job(tmp_path, "a", 0.9, status="failed", error="plots | could not\nbe drawn".replace("\n", " "))
     add_job(tmp_path, "b", 0.1)
@@ -100,9 +126,9 @@ def test_csv_has_every_test_metric_cost_and_folder(tmp_path: Path):
     assert not [name for name in row if name.startswith("val/")]
 
 
-def add_clips(job: Job, clips: str, *, protocol: str = "0123456789ab") -> None:
+def add_clips(job: Job, clips: str, *, protocol: str = "0123456789ab", chance: dict | None = None) -> None:
     (job.folder / "evaluation").mkdir()
-    protocol = {"split": "test", "dataset": "x", "clips": clips, "hash": protocol}
+    protocol = {"split": "test", "dataset": "x", "clips": clips, "hash": protocol, "chance": chance or {}}
     (job.folder / "evaluation" / "protocol.json").write_text(json.dumps({"test-x-retrieval": protocol}))
 
 

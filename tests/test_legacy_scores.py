@@ -64,6 +64,6 @@ def test_older_and_newer_runs_share_a_column(legacy_folder: Callable, tmp_path_f
     folders = {"old": legacy_folder(result, "retrieval"), "new": tmp_path_factory.mktemp("new")}
     write_results(folders["new"], {"retrieval": result})
     runs = {name: RunScores(name, result.metrics[LEADING], read_results(folder)) for name, folder in folders.items()}
-    matrix = make_column(LEADING, runs).matrix(["old", "new"])
+    matrix = make_column(LEADING, runs).matrix([["old"], ["new"]])
     assert_array_equal(matrix[0], matrix[1])
     assert matrix.shape == (2, 20)

@@ -103,7 +103,7 @@ def test_protocol_names_the_training_split(trained: Path):
 def test_study_has_a_column_of_its_scores(trained: Path):
     value = json.loads((trained / "metrics.json").read_text())[METRIC]
     column = make_column(METRIC, {"id": RunScores("job", value, read_results(trained / "evaluation"))})
-    np.testing.assert_array_equal(column.matrix(["id"]), np.ones((1, 8)))
+    np.testing.assert_array_equal(column.matrix([["id"]]), np.ones((1, 8)))
     assert column.label == "centroid accuracy"
     assert column.protocol["evaluator"] == "centroid"
 

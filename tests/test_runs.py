@@ -6,6 +6,7 @@ import pytest
 from mlflow import MlflowClient
 from study_store import FACTORS, LEADING, StudyStore, make_runs, make_study
 
+from clap.study.factors import Repeat
 from clap.study.runs import Run, StudyRuns, read_study_runs, split_overrides
 
 FIRST = {factor: levels[0] for factor, levels in FACTORS.items()}
@@ -35,15 +36,19 @@ def found(store: StudyStore) -> StudyRuns:
 
 def test_runs_are_found_by_their_levels_and_seed(found: StudyRuns) -> None:
     assert [len(cell.finished) for cell in found.cells] == [3, 1, 0, 0]
-    assert {seed: run.name for seed, run in found.cells[0].finished.items()} == {
+    assert {run.repeat.seed: run.name for run in found.cells[0].finished} == {
         seed: f"cnn14_nano-roberta_nano-s{seed}" for seed in ("0", "1", "2")
     }
 
 
 def test_seeds_without_a_result_have_a_reason(found: StudyRuns) -> None:
     assert found.cells[0].gaps == {}
-    assert found.cells[1].gaps == {"1": "failed: ValueError: the loss is nan", "2": "missing"}
-    assert found.cells[2].gaps == {"0": "stopped", "1": "missing", "2": "missing"}
+    assert found.cells[1].gaps == {
+        Repeat("1"): "failed: ValueError: the loss is nan", Repeat("2"): "missing",
+    }  # fmt: skip
+    assert found.cells[2].gaps == {
+        Repeat("0"): "stopped", Repeat("1"): "missing", Repeat("2"): "missing",
+    }  # fmt: skip
     assert set(found.cells[3].gaps.values()) == {"missing"}
 
 
@@ -52,7 +57,7 @@ def test_run_of_no_cell_is_not_counted(found: StudyRuns) -> None:
 
 
 def test_run_has_its_lineage(found: StudyRuns) -> None:
-    run = found.cells[0].finished["0"]
+    run = found.cells[0].finished[0]
     assert run.commit == "0123456789abcdef0123456789abcdef01234567-dirty"
     assert run.machine == "2 CPU cores, torch 2.11.0"
     assert run.data == {"train": "synthetic train0123456789", "test": "synthetic test0123456789"}
@@ -61,7 +66,7 @@ def test_run_has_its_lineage(found: StudyRuns) -> None:
 
 
 def test_scores_and_curves_are_read(found: StudyRuns) -> None:
-    run = found.cells[0].finished["0"]
+    run = found.cells[0].finished[0]
     assert [column.metric for column in found.columns] == found.study.metrics
     assert found.columns[0].scores[run.id].value == run.metrics[LEADING]
     steps, values = found.curves["train/loss"][run.id]
@@ -71,11 +76,16 @@ def test_scores_and_curves_are_read(found: StudyRuns) -> None:
 
 def test_config_digest_ignores_seed_and_local_settings() -> None:
     params = {"seed": "0", "tracking.uri": "a.db", "dataset.root": "a", "optimizer.lr": "0.1"}
-    run = Run("id", "name", "FINISHED", "0", {}, params=params)
+    run = Run("id", "name", "FINISHED", Repeat("0"), {}, params=params)
     same = Run(
-        "id", "name", "FINISHED", "1", {}, params=params | {"seed": "1", "tracking.uri": "b", "dataset.root": ""}
+        "id",
+        "name",
+        "FINISHED",
+        Repeat("1"),
+        {},
+        params=params | {"seed": "1", "tracking.uri": "b", "dataset.root": ""},
     )
-    other = Run("id", "name", "FINISHED", "0", {}, params=params | {"optimizer.lr": "0.2"})
+    other = Run("id", "name", "FINISHED", Repeat("0"), {}, params=params | {"optimizer.lr": "0.2"})
     assert run.config_digest == same.config_digest != other.config_digest
 
 
@@ -84,7 +94,7 @@ def test_config_digest_is_the_same_for_a_class_that_has_moved() -> None:
     now = {"evaluation.retrieval._target_": "clap.evaluation.retrieval.Retrieval"}
     now |= {f"{frontend}._target_": "clap.audio.LogMelSpectrogram"}
     before = now | {"evaluation.retrieval._target_": "clap.evaluation.Retrieval", f"{frontend}.float64": "False"}
-    first, second = (Run("id", "name", "FINISHED", "0", {}, params=params) for params in (before, now))
+    first, second = (Run("id", "name", "FINISHED", Repeat("0"), {}, params=params) for params in (before, now))
     assert first.config_digest == second.config_digest
 
 
@@ -95,7 +105,7 @@ def test_newest_finished_run_of_a_seed_is_used(store: StudyStore) -> None:
     second = store.add_run(sweep_id, FIRST, "0")
     third = store.add_run(sweep_id, FIRST, "0", error="stopped")
     found = read_study_runs(study, store.uri)
-    assert found.cells[0].runs["0"].id == second
+    assert found.cells[0].runs[Repeat("0")].id == second
     assert [run.id for run in found.others] == [first, third]
 
 
@@ -117,7 +127,7 @@ def test_fixed_factor_and_seed_are_read_from_the_sweep(store: StudyStore) -> Non
     sweep_id = store.add_sweep(study, "text_encoder=gpt2_nano seed=1")
     store.add_run(sweep_id, {"audio_encoder": "htsat_nano"}, "1")
     found = read_study_runs(study, store.uri)
-    assert list(found.cells[3].finished) == ["1"] and not found.others
+    assert found.cells[3].complete == ["1"] and not found.others
 
 
 def test_seed_that_is_not_in_the_yaml_is_used(store: StudyStore) -> None:
@@ -125,7 +135,7 @@ def test_seed_that_is_not_in_the_yaml_is_used(store: StudyStore) -> None:
     sweep_id = store.add_sweep(study)
     for seed in ("0", "10", "9"):
         store.add_run(sweep_id, FIRST, seed)
-    assert list(read_study_runs(study, store.uri).cells[0].finished) == ["0", "9", "10"]
+    assert read_study_runs(study, store.uri).cells[0].complete == ["0", "9", "10"]
 
 
 def test_runs_of_two_protocols_are_rejected(store: StudyStore) -> None:

@@ -45,23 +45,23 @@ def test_column_has_no_values_a_clip_where_one_run_lacks_them() -> None:
     runs = {"id0": make_scores("a-s0", 0), "id1": make_scores("a-s1", 1)}
     runs["id1"].evaluations[0].scores = {}
     column = make_column(LEADING, runs)
-    assert column.counts is None
-    assert column.matrix(["id0", "id1"]).tolist() == [run.value for run in runs.values()]
+    assert not column.has_clips
+    assert column.matrix([["id0"], ["id1"]]).tolist() == [run.value for run in runs.values()]
 
 
 def test_column_has_a_row_for_each_run() -> None:
     column = make_column(LEADING, {"id0": make_scores("a-s0", 0), "id1": make_scores("a-s1", 1)})
-    assert column.matrix(["id1", "id0"]).shape == (2, 20)
-    assert column.matrix(["id1"]).mean() == pytest.approx(column.scores["id1"].value)
-    assert column.counts.tolist() == [3] * 20
+    assert column.matrix([["id1"], ["id0"]]).shape == (2, 20)
+    assert column.matrix([["id1"]]).mean() == pytest.approx(column.scores["id1"].value)
+    assert column.weights(["id0"]).tolist() == [3] * 20
 
 
 def test_column_of_a_metric_without_values_a_clip_has_one_number_a_run() -> None:
     metric = "test/synthetic/text_to_audio/median_rank"
     runs = {"id0": replace(make_scores("a-s0", 0), value=4.0), "id1": replace(make_scores("a-s1", 1), value=5.0)}
     column = make_column(metric, runs)
-    assert column.matrix(["id0", "id1"]).tolist() == [4.0, 5.0]
-    assert column.counts is None
+    assert column.matrix([["id0"], ["id1"]]).tolist() == [4.0, 5.0]
+    assert not column.has_clips
 
 
 def test_metric_that_no_evaluator_made_needs_no_protocol() -> None:
@@ -99,7 +99,7 @@ def test_field_that_one_protocol_lacks_is_named() -> None:
 def test_clips_in_another_order_are_paired_by_id() -> None:
     """Two machines list an index in other orders; the numbers of a clip and its queries are the same."""
     runs = {"id0": make_scores("a-s0", 0), "id1": make_scores("b-s0", 1)}
-    expected = make_column(LEADING, runs).matrix(["id0", "id1"])
+    expected = make_column(LEADING, runs).matrix([["id0"], ["id1"]])
     moved = runs["id1"].evaluations[0]
     order = np.random.default_rng(0).permutation(len(moved.clip_ids))
     moved.clip_ids = moved.clip_ids[order]
@@ -107,7 +107,7 @@ def test_clips_in_another_order_are_paired_by_id() -> None:
         name: QueryScores(scores.values[::-1], order.argsort()[scores.clips][::-1])
         for name, scores in moved.scores.items()
     }
-    np.testing.assert_allclose(make_column(LEADING, runs).matrix(["id0", "id1"]), expected)
+    np.testing.assert_allclose(make_column(LEADING, runs).matrix([["id0"], ["id1"]]), expected)
 
 
 def test_other_clips_are_refused() -> None:

@@ -102,23 +102,23 @@ def test_unfinished_study_is_drawn() -> None:
 def test_main_effect_is_the_mean_over_other_factors() -> None:
     runs = make_runs(make_study("a"))
     column, found = runs.columns[0], average_levels(runs, ["text_encoder"])
-    scores = [column.matrix(runs.cells[place].ids()) for place in (0, 2)]
+    scores = [column.matrix(runs.cells[place].replicates()) for place in (0, 2)]
     point = found.points[("roberta_nano",)]
     assert point.mean == pytest.approx(np.mean(scores))
-    assert point.interval == seed_interval(np.mean(scores, axis=0), column.counts)
+    assert point.interval == seed_interval(np.mean(scores, axis=0), column.weights(["id00"]))
 
 
 def test_levels_are_averaged_over_common_combinations() -> None:
     runs = make_runs(make_study("a"), without={(3, seed): "" for seed in "012"})
     found = average_levels(runs, ["audio_encoder"])
     assert (found.used, found.total) == (1, 2)
-    expected = runs.columns[0].matrix(runs.cells[0].ids()).mean()
+    expected = runs.columns[0].matrix(runs.cells[0].replicates()).mean()
     assert found.points[("cnn14_nano",)].mean == pytest.approx(expected)
 
 
 def test_levels_are_averaged_over_common_seeds() -> None:
     runs = make_runs(make_study("a", seeds=["0", "1", "2", "3"]), without={(2, "0"): "no memory"})
-    scores = [runs.columns[0].matrix(runs.cells[place].ids(["1", "2", "3"])) for place in (0, 2)]
+    scores = [runs.columns[0].matrix(runs.cells[place].replicates(["1", "2", "3"])) for place in (0, 2)]
     assert average_levels(runs, ["text_encoder"]).points[("roberta_nano",)].mean == pytest.approx(np.mean(scores))
 
 

@@ -8,13 +8,13 @@ from study_store import LEADING, make_runs, make_study
 
 from clap.study.note import BEGIN, END, format_command, make_block, make_note, read_question, replace_block, wrap_lines
 from clap.study.runs import StudyRuns
-from clap.study.table import compute_clip_intervals, make_rows
+from clap.study.table import make_rows
 
 NOTE = Path("experiments/grid.md")
 
 
 def write_block(runs: StudyRuns) -> str:
-    within = {column.metric: compute_clip_intervals(column) for column in runs.columns}
+    within = {column.metric: column.clip_intervals() for column in runs.columns}
     return make_block(runs, make_rows(runs), within, ["main_effects"])
 
 
@@ -108,8 +108,8 @@ def test_runs_of_a_cell_on_other_data_are_reported() -> None:
     runs = make_runs(make_study("grid"))
     assert "more than the seed" not in as_line(write_block(runs))
     cell = runs.cells[1]
-    seed, first = next(iter(cell.finished.items()))
-    cell.runs = cell.runs | {seed: replace(first, data={**first.data, "train": "csv 0123"})}
+    first = cell.finished[0]
+    cell.runs = cell.runs | {first.repeat: replace(first, data={**first.data, "train": "csv 0123"})}
     found = f"differ in more than the seed, see `config` and `data` in the lineage: {runs.name(cell)}. "
     assert found in as_line(write_block(runs))
 

@@ -9,7 +9,6 @@ from study_store import LEADING, METRICS, make_runs, make_study
 
 from clap.study.statistics import clip_interval, compare, holm, seed_interval
 from clap.study.table import (
-    compute_clip_intervals,
     describe_gaps,
     escape_latex,
     format_cost,
@@ -37,11 +36,12 @@ def test_numbers_are_those_of_the_statistics_module() -> None:
     runs = make_runs(make_study("grid"))
     rows = make_rows(runs)
     for column in runs.columns:
-        scores = [column.matrix(cell.ids()) for cell in runs.cells]
+        scores = [column.matrix(cell.replicates()) for cell in runs.cells]
+        weights = column.weights(runs.cells[0].replicates()[0])
         results = [row.results[column.metric] for row in rows]
-        assert [result.mean for result in results] == pytest.approx([values.mean() for values in scores])
-        assert results[2].interval == seed_interval(scores[2], column.counts)
-        assert results[2].comparison == compare(scores[0], scores[2], column.counts)
+        assert [result.estimate.mean for result in results] == pytest.approx([values.mean() for values in scores])
+        assert results[2].estimate.interval == seed_interval(scores[2], weights)
+        assert results[2].comparison == compare(scores[0], scores[2], weights)
         assert results[0].comparison is None
 
 
@@ -55,14 +55,15 @@ def test_all_tests_of_a_table_are_corrected_together() -> None:
 def test_two_seeds_have_no_interval_and_no_test() -> None:
     rows = make_rows(make_runs(make_study("grid", seeds=["0", "1"])))
     result = rows[1].results[LEADING]
-    assert result.interval is None and result.adjusted is None
-    assert result.comparison.difference == pytest.approx(result.mean - rows[0].results[LEADING].mean)
+    assert result.estimate.interval is None and result.adjusted is None
+    assert result.comparison.difference == pytest.approx(result.estimate.mean - rows[0].results[LEADING].estimate.mean)
 
 
 def test_difference_pairs_common_seeds() -> None:
     runs = make_runs(make_study("grid", seeds=["0", "1", "2", "3"]), without={(0, "0"): "", (1, "3"): "no memory"})
     column, (baseline, cell) = runs.columns[0], runs.cells[:2]
-    expected = compare(column.matrix(baseline.ids(["1", "2"])), column.matrix(cell.ids(["1", "2"])), column.counts)
+    sides = (column.matrix(side.replicates(["1", "2"])) for side in (baseline, cell))
+    expected = compare(*sides, column.weights(cell.replicates()[0]))
     assert make_rows(runs)[1].results[LEADING].comparison == expected
 
 
@@ -106,8 +107,8 @@ def test_csv_has_full_precision() -> None:
     rows = make_rows(runs)
     records = read_csv(to_csv(make_cell_records(runs, rows)))
     for record, row in zip(records, rows, strict=True):
-        assert float(record[LEADING]) == row.results[LEADING].mean
-        assert float(record[f"{LEADING}/ci_low"]) == row.results[LEADING].interval.low
+        assert float(record[LEADING]) == row.results[LEADING].estimate.mean
+        assert float(record[f"{LEADING}/ci_low"]) == row.results[LEADING].estimate.interval.low
         assert float(record["cost/seconds"]) == row.cost["cost/seconds"]
     assert float(records[1][f"{LEADING}/p_holm"]) == rows[1].results[LEADING].adjusted
     assert records[0][f"{LEADING}/protocol"] == runs.columns[0].protocol["hash"]
@@ -116,7 +117,7 @@ def test_csv_has_full_precision() -> None:
 
 def test_csv_of_runs_has_intervals_over_clips() -> None:
     runs = make_runs(make_study("grid"), without=UNFINISHED)
-    within = {column.metric: compute_clip_intervals(column) for column in runs.columns}
+    within = {column.metric: column.clip_intervals() for column in runs.columns}
     records = read_csv(to_csv(make_run_records(runs, within)))
     score = runs.columns[0].scores["id00"]
     expected = clip_interval(score.totals, score.counts)
@@ -137,9 +138,9 @@ def test_metric_without_per_clip_values_is_compared_over_seeds() -> None:
     metric = "test/synthetic/text_to_audio/median_rank"
     runs = make_runs(make_study("rank", metrics=[LEADING, metric]))
     column = runs.columns[1]
-    baseline, other = (np.array([column.scores[run_id].value for run_id in cell.ids()]) for cell in runs.cells[:2])
+    baseline, other = (np.array([column.value(own) for own in cell.replicates()]) for cell in runs.cells[:2])
     assert make_rows(runs)[1].results[metric].comparison == compare(baseline, other)
-    assert compute_clip_intervals(column) == {}
+    assert column.clip_intervals() == {}
 
 
 def test_header_has_every_metric_and_cost() -> None:

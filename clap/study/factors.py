@@ -2,8 +2,8 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -22,6 +22,13 @@ FOLD = "dataset.test_fold"
 REPEATS = (SEED, FOLD)  # keys that repeat a configuration: other seeds, and the parts of a cross-validation
 
 
+class Repeat(NamedTuple):
+    """What tells the runs of a configuration apart; fold is None without cross-validation."""
+
+    seed: str
+    fold: str | None = None
+
+
 @dataclass(frozen=True)
 class Study:
     """The configurations that a study compares, and the metrics.
@@ -32,6 +39,7 @@ class Study:
         design: `grid` runs every combination; `one_at_a_time` varies one factor and keeps the others at the baseline.
         minutes: budget for all jobs on two CPU cores, or None.
         folder: folder of the sweep.
+        folds: folds of a cross-validation, which are parts of one number; empty without one.
     """
 
     name: str
@@ -41,6 +49,7 @@ class Study:
     design: str
     minutes: float | None
     folder: str
+    folds: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.design not in DESIGNS:
@@ -75,12 +84,13 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study | No
     factors = {key: list_levels(override) for key, override in swept.items()}
     return Study(
         name,
-        factors={key: values for key, values in factors.items() if key != SEED},
+        factors={key: values for key, values in factors.items() if key not in REPEATS},
         seeds=factors.get(SEED, [str(config.seed)]),
         metrics=list(config.study.get("metrics") or []),
         design=config.study.get("design"),
         minutes=config.study.get("minutes"),
         folder=config.hydra.sweep.dir,
+        folds=factors.get(FOLD, []),
     )
 
 

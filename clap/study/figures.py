@@ -28,34 +28,22 @@ from clap.plotting import (
     style_axes,
 )
 from clap.study.runs import TRAIN_LOSS, Cell, StudyRuns, shorten_key
-from clap.study.scores import Column, label_metric
-from clap.study.statistics import MIN_SEEDS, Interval, seed_interval
-from clap.study.table import Row, format_half, format_number
+from clap.study.scores import Column, Estimate, label_metric
+from clap.study.statistics import MIN_FOLDS, MIN_SEEDS
+from clap.study.table import Row, format_estimate
 
 GROUP_SIZE = len(PALETTE) - 1  # cells in a panel besides the baseline, each with a color of its own
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 CAPTIONS = {
     "main_effects": "Main effects: {effect}. {bars}",
     "interaction": "Interaction: means of pairs of levels; without interaction, the lines are parallel. {bars}",
-    "learning_curves": "Learning curves: mean over seeds, with a band from the lowest to the highest seed. {smoothed}",
-    "cost_quality": "Cost against quality: means over seeds. By these means, no cell is both faster and better than "
-    "one on the Pareto front. {bars}",
+    "learning_curves": "Learning curves: mean over {repeats}, with a band from the lowest to the highest {run}. "
+    "{smoothed}",
+    "cost_quality": "Cost against quality: means over {repeats}. By these means, no cell is both faster and better "
+    "than one on the Pareto front. {bars}",
 }
 CURVES_WIDTH = 9.5  # inches
 WIDE_RANGE = 10.0  # ratio of largest to smallest cost above which the axis is logarithmic
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean, and its confidence interval if known."""
-
-    mean: float
-    interval: Interval | None
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Lower and upper end of the error bar; the mean twice without an interval."""
-        return (self.interval.low, self.interval.high) if self.interval else (self.mean, self.mean)
 
 
 @dataclass(frozen=True)
@@ -96,14 +84,19 @@ def describe_figure(name: str, runs: StudyRuns) -> str:
     others = " over the other factors" if len(runs.study.factors) > 1 else ""
     effect = f"mean of each level{others}" if runs.is_grid else "paired differences from the baseline"
     smoothed = any(len(steps) >= SMOOTHING_POINTS for steps, _ in runs.curves[TRAIN_LOSS].values())
-    clips = "" if runs.columns[0].counts is None else " and clips"
-    bars = f"Error bars are 95 % intervals over seeds{clips}, without correction for multiple comparisons."
+    clips = " and clips" if runs.columns[0].has_clips else ""
+    over = f"seeds{clips}" if any(len(cell.complete) >= MIN_SEEDS for cell in runs.cells) else ""
+    over = over or ("folds" if runs.num_folds >= MIN_FOLDS else "")
+    bars = f"Error bars are 95 % intervals over {over}, without correction for multiple comparisons."
+    repeats = "seeds and folds" if runs.has_folds else "seeds"
     return (
         CAPTIONS[name]
         .format(
             effect=effect,
             smoothed="The training loss of each seed is smoothed by a running mean." if smoothed else "",
-            bars=bars if any(len(cell.finished) >= MIN_SEEDS for cell in runs.cells) else "",
+            bars=bars if over else "",
+            repeats=repeats,
+            run="run" if runs.has_folds else "seed",
         )
         .strip()
     )
@@ -120,7 +113,7 @@ def average_levels(runs: StudyRuns, factors: Sequence[str]) -> Averages:
     """Average the leading metric per level of `factors` over the combinations of other factors that all levels have."""
     groups: dict[tuple, dict[tuple, Cell]] = defaultdict(dict)
     for cell in runs.cells:
-        if cell.finished:
+        if cell.complete:
             rest = tuple(level for factor, level in cell.levels.items() if factor not in factors)
             groups[tuple(cell.levels[factor] for factor in factors)][rest] = cell
     others = [levels for factor, levels in runs.study.factors.items() if factor not in factors]
@@ -135,13 +128,15 @@ def estimate_mean(column: Column, cells: Sequence[Cell]) -> Estimate | None:
     """Mean over cells, with its interval over the seeds that all cells have."""
     if not cells:
         return None
-    seeds = [seed for seed in cells[0].finished if all(seed in cell.finished for cell in cells)]
-    values = [[column.scores[run_id].value for run_id in cell.ids(seeds or None)] for cell in cells]
-    mean = float(np.mean([np.mean(numbers) for numbers in values]))
-    if not seeds:
-        return Estimate(mean, None)
-    scores = np.mean([column.matrix(cell.ids(seeds)) for cell in cells], axis=0)
-    return Estimate(mean, seed_interval(scores, column.counts))
+    seeds = [seed for seed in cells[0].complete if all(seed in cell.complete for cell in cells)]
+    if seeds:
+        return column.estimate(*(cell.replicates(seeds) for cell in cells))
+    return Estimate(float(np.mean([column.estimate(cell.replicates()).mean for cell in cells])))
+
+
+def bounds(point: Estimate) -> tuple[float, float]:
+    """Lower and upper end of an error bar; the mean twice without an interval."""
+    return (point.interval.low, point.interval.high) if point.interval else (point.mean, point.mean)
 
 
 def plot_main_effects(runs: StudyRuns) -> Figure:
@@ -189,9 +184,9 @@ def draw_rows(axes: Axes, names: Sequence[str], points: Sequence[Estimate | None
     """One row per name, the first on top: a point with its error bar, and the number next to it."""
     for place, point in enumerate(points):
         if point is not None:
-            axes.plot(point.bounds, [place, place], color=BLUE, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
+            axes.plot(bounds(point), [place, place], color=BLUE, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
             axes.plot(point.mean, place, color=BLUE, marker="o", markersize=7)
-        words = "no result" if point is None else format_number(point.mean, sign) + format_half(point.interval)
+        words = "no result" if point is None else format_estimate(point.mean, point.interval, sign)
         axes.text(1.02, place, words, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=INK)
     style_axes(axes, xlabel="", ylabel="")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
@@ -260,7 +255,7 @@ def draw_points(
     axes: Axes, x: Sequence[float], points: Sequence[Estimate], color: str, marker: str, label: str
 ) -> None:
     """A line through means with error bars."""
-    axes.vlines(x, *zip(*(point.bounds for point in points), strict=True), color=color, alpha=0.5, linewidth=2.2)
+    axes.vlines(x, *zip(*(bounds(point) for point in points), strict=True), color=color, alpha=0.5, linewidth=2.2)
     line = "-" if len(points) > 1 else "none"
     means = [point.mean for point in points]
     axes.plot(x, means, linestyle=line, color=color, marker=marker, markersize=6, label=label)
@@ -295,7 +290,7 @@ def plot_learning_curves(runs: StudyRuns) -> Figure | None:
     if not metrics:
         return None
     groups = [[runs.cells[0], *group] for group in group_cells(runs)] or [runs.cells[:1]]
-    groups = [[cell for cell in group if cell.finished] for group in groups]
+    groups = [[cell for cell in group if cell.complete] for group in groups]
     groups = [group for group in groups if group]
     columns = count_legend_columns([legend_name(runs, cell) for group in groups for cell in group])
     heights = [height for group in groups for height in (0.25 * -(-len(group) // columns), 3.0)]
@@ -326,7 +321,9 @@ def count_legend_columns(names: Sequence[str]) -> int:
 
 def draw_band(axes: Axes, runs: StudyRuns, cell: Cell, metric: str, color: str) -> None:
     """Mean and range over seeds, at the steps that all seeds have; a noisy loss is smoothed first."""
-    curves = [dict(zip(*runs.curves[metric][run_id], strict=True)) for run_id in cell.ids()]
+    curves = [
+        dict(zip(*runs.curves[metric][run_id], strict=True)) for replicate in cell.replicates() for run_id in replicate
+    ]
     steps = sorted(set.intersection(*map(set, curves)))
     if not steps:
         return
@@ -348,9 +345,9 @@ def plot_cost(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
     rows = [row for row in rows if "cost/seconds" in row.cost]
     if not rows:
         return None
-    rows.sort(key=lambda row: row.results[column.metric].mean, reverse=True)
+    rows.sort(key=lambda row: row.results[column.metric].estimate.mean, reverse=True)
     minutes = [row.cost["cost/seconds"] / 60 for row in rows]
-    points = [Estimate(row.results[column.metric].mean, row.results[column.metric].interval) for row in rows]
+    points = [row.results[column.metric].estimate for row in rows]
     figure = new_figure(9.0, max(4.4, 1.2 + 0.26 * len(rows)), title="Cost against quality")
     axes = figure.add_subplot()
     front = find_pareto_front(minutes, [point.mean for point in points])

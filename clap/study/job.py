@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
@@ -114,6 +115,12 @@ def job_levels(overrides: Sequence[str]) -> dict[str, str]:
     """The overrides of a job as {key: value}, fold and seed last."""
     values = dict(line.split("=", 1) for line in overrides)
     return {key: values[key] for key in sorted(values, key=lambda key: (key in REPEATS, key == SEED))}
+
+
+def read_overrides(folder: Path) -> list[str]:
+    """The overrides of the job in a folder, as Hydra recorded them; empty before it started."""
+    path = folder / ".hydra" / "overrides.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def name_job(levels: Mapping[str, str], *, groups: Collection[str]) -> str:

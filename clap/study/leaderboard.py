@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from clap.atomic import read_json
-from clap.run_folder import COST, METRICS, PROTOCOL, read_counts
+from clap.run_folder import COST, METRICS, PROTOCOL, read_chance, read_counts
 from clap.study.job import THEN, Job, shorten_commit
 
 COSTS = ("seconds", "clips_per_second", "peak_memory_bytes", "parameters")
-DEFAULT_METRICS = (  # last parts of the metrics in the table, unless a study sets its own
+DEFAULT_METRICS = (  # last parts of the first metrics in the table, unless a study sets its own
     "zero_shot/accuracy",
     "text_to_audio/recall_at_1",
     "text_to_audio/recall_at_10",
@@ -25,9 +25,10 @@ class Leaderboard:
     """The jobs of a sweep sorted by the leading metric, ties by name, jobs without a result last.
 
     Args:
-        metrics: columns of the Markdown table, the leading one first (default: DEFAULT_METRICS that the jobs have).
+        metrics: columns of the Markdown table, the leading one first (default: see `choose_metrics`).
 
     Attributes:
+        chance: metric -> its chance level, of metrics in the table that have one; the mean where jobs differ.
         counts: names of clip counts, of the splits where some job did not use all clips.
     """
 
@@ -36,15 +37,19 @@ class Leaderboard:
         names = sorted({name for values in quality for name in values})
         split = "test/" if any(name.startswith("test/") for name in names) else ""
         known = [name for name in names if name.startswith(split)]
-        self.metrics = list(metrics) or [name for ending in DEFAULT_METRICS for name in known if name.endswith(ending)]
+        self.metrics = list(metrics) or choose_metrics([name for values in quality for name in values if name in known])
         counts = [{} if job.problem else read_counts(job.folder) for job in jobs]
         counted = sorted({name for own in counts for name in own if name.startswith(split)})
         self.counts = [name for name in counted if not all(uses_all_clips(own.get(name)) for own in counts)]
+        chances = [{} if job.problem else read_chance(job.folder) for job in jobs]
+        levels = {name: {own[name] for own in chances if name in own} for name in self.metrics}
+        self.chance = {name: sum(found) / len(found) for name, found in levels.items() if found}
         self.rows = []
-        for job, values, own in zip(jobs, quality, counts, strict=True):
+        for job, values, own, chance in zip(jobs, quality, counts, chances, strict=True):
             cost = read_json(job.folder / COST)
             row = {"job": job.name, "status": job.status}
             row |= {name: values.get(name) for name in [*self.metrics, *known]}
+            row |= {f"{name}/chance": chance.get(name) for name in self.chance}
             row |= {name: own.get(name) for name in counted}
             row |= {name: cost.get(name) for name in COSTS}
             row |= {"protocol": "" if job.problem else list_protocols(job.folder, split)}
@@ -64,22 +69,42 @@ class Leaderboard:
         writer.writerows(self.rows)
         return text.getvalue()
 
-    def markdown(self) -> str:
-        """A table of jobs: metrics, minutes, protocols and commits if they differ, and why a job has no result."""
+    def markdown(self, *, longest: int | None = None) -> str:
+        """A table of jobs, of at most `longest`, and the chance level.
+
+        It has metrics, minutes, protocols and commits if they differ, and why a job has no result.
+        """
         commits = {row["commit"] for row in self.rows if not row["problem"]}
         extra = ["protocol"] if len({row["protocol"] for row in self.rows if not row["problem"]}) > 1 else []
         extra += ["commit"] if len(commits) > 1 or any(THEN in commit for commit in commits) else []
         extra += ["problem"] if any(row["problem"] for row in self.rows) else []
         table = [["job", *(format_heading(name) for name in [*self.metrics, *self.counts]), "minutes", *extra]]
-        for row in self.rows:
+        for row in self.rows[:longest]:
             minutes = None if row["seconds"] is None else row["seconds"] / 60
             numbers = [format_decimals(row[name], digits=3) for name in self.metrics]
             numbers += [*(row[name] or "-" for name in self.counts), format_decimals(minutes, digits=1)]
             table.append([row["job"], *numbers, *((row[name] or "").replace("|", "\\|") for name in extra)])
+        if self.chance:
+            levels = [format_decimals(self.chance.get(name), digits=3) for name in self.metrics]
+            table.append(["chance", *levels, *["-"] * (len(self.counts) + 1), *["" for _ in extra]])
         widths = [min(40, max(map(len, column))) for column in zip(*table, strict=True)]  # error messages overflow it
         table.insert(1, ["-" * width for width in widths])
         lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines) + describe_cut(self.rows, longest)
+
+
+def describe_cut(rows: Sequence[Any], longest: int | None) -> str:
+    """A line that counts the rows below the first `longest` of a table."""
+    rest = 0 if longest is None else len(rows) - longest
+    return f"and {rest} more in the csv\n" if rest > 0 else ""
+
+
+def choose_metrics(names: Sequence[str]) -> list[str]:
+    """Of the metrics of jobs, those of DEFAULT_METRICS, then the first of each further evaluator or task."""
+    chosen = [name for ending in DEFAULT_METRICS for name in sorted(set(names)) if name.endswith(ending)]
+    tasks = {name.rpartition("/")[0] for name in chosen}
+    first = {name.rpartition("/")[0]: name for name in reversed(names)}
+    return [*chosen, *(name for task, name in reversed(first.items()) if task not in tasks)]
 
 
 def uses_all_clips(count: str | None) -> bool:

@@ -14,7 +14,7 @@ def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) 
     """Read the runs of a study and write its report; return the table and the paths of the files as text."""
     runs = read_study_runs(study, uri, sweep_id=sweep_id)
     rows = table.make_rows(runs)
-    clip_intervals = {column.metric: table.compute_clip_intervals(column) for column in runs.columns}
+    clip_intervals = {column.metric: column.clip_intervals() for column in runs.columns}
     drawn = figures.draw_study(runs, rows)
     block = note.make_block(runs, rows, clip_intervals, list(drawn))
     path, folder = output / f"{study.name}.md", output / study.name
@@ -23,7 +23,7 @@ def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) 
     else:
         text = note.make_note(runs, block, note.read_question(find_conf_dir() / "experiment" / f"{study.name}.yaml"))
     lines = table.format_table(runs, rows)
-    comment = [note.describe_tests(rows), *map(note.describe_protocol, note.group_by_protocol(runs.columns))]
+    comment = [note.describe_tests(runs, rows), *map(note.describe_protocol, note.group_by_protocol(runs.columns))]
     protocols = {column.metric: column.protocol for column in runs.columns}
     files = {
         "table.tex": table.to_latex(lines, len(study.factors), comment="\n".join(comment)),

@@ -12,7 +12,7 @@ import numpy as np
 from clap.config.result_settings import changes_result, update_settings
 from clap.config.secrets import hide_secrets
 from clap.evaluation.results import RecordedEvaluation, read_results
-from clap.study.factors import SEED, Study
+from clap.study.factors import FOLD, REPEATS, SEED, Repeat, Study
 from clap.study.scores import Column, RunScores, make_column
 from clap.tracking.store import MlflowClient, MlflowException, error_summary, open_store, resolve_uri, store_path
 from clap.tracking.store import Run as MlflowRun
@@ -37,7 +37,7 @@ class Run:
     id: str
     name: str
     status: str
-    seed: str
+    repeat: Repeat
     levels: dict[str, str]
     error: str | None = None
     commit: str | None = None
@@ -55,10 +55,10 @@ class Run:
 
     @property
     def config_digest(self) -> str:
-        """Digest of the settings that change the result, except the seed; equal for all runs of a cell."""
+        """Digest of the settings that change the result, except seed and fold; equal for all runs of a cell."""
         settings = update_settings(self.params)
         groups = {key.split(".")[0] for key in settings if "." in key}  # a group's option is not a setting
-        ignored = {SEED, *groups}
+        ignored = {*REPEATS, *groups}
         kept = {key: value for key, value in settings.items() if key not in ignored and changes_result(key)}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
 
@@ -68,26 +68,39 @@ class Cell:
     """One configuration of a study.
 
     Attributes:
-        runs: seed -> its newest finished run, else its newest run, None if there is none.
+        runs: seed and fold -> its newest finished run, else its newest run, None if there is none.
     """
 
     levels: dict[str, str]
-    runs: dict[str, Run | None]
+    runs: dict[Repeat, Run | None]
 
     @property
-    def finished(self) -> dict[str, Run]:
-        """Seed -> finished run."""
-        return {seed: run for seed, run in self.runs.items() if run is not None and run.status == FINISHED}
+    def finished(self) -> list[Run]:
+        """The finished runs."""
+        return [run for run in self.runs.values() if run is not None and run.status == FINISHED]
 
     @property
-    def gaps(self) -> dict[str, str]:
-        """Seed -> why it has no result, for seeds without one."""
-        outcomes = {seed: "missing" if run is None else run.outcome for seed, run in self.runs.items()}
-        return {seed: outcome for seed, outcome in outcomes.items() if seed not in self.finished}
+    def seeds(self) -> list[str]:
+        """All seeds."""
+        return list(dict.fromkeys(repeat.seed for repeat in self.runs))
 
-    def ids(self, seeds: Sequence[str] | None = None) -> list[str]:
-        """Ids of the finished runs, of the given seeds or of all."""
-        return [run.id for seed, run in self.finished.items() if seeds is None or seed in seeds]
+    @property
+    def complete(self) -> list[str]:
+        """Seeds with a result: all of their folds are finished."""
+        lacking = {repeat.seed for repeat in self.gaps}
+        return [seed for seed in self.seeds if seed not in lacking]
+
+    @property
+    def gaps(self) -> dict[Repeat, str]:
+        """Seed and fold -> why it has no result, for those without one."""
+        outcomes = {repeat: "missing" if run is None else run.outcome for repeat, run in self.runs.items()}
+        finished = {run.repeat for run in self.finished}
+        return {repeat: outcome for repeat, outcome in outcomes.items() if repeat not in finished}
+
+    def replicates(self, seeds: Sequence[str] | None = None) -> list[list[str]]:
+        """Ids of the runs of each complete seed, one for each fold; of the given seeds or of all."""
+        chosen = [seed for seed in self.complete if seeds is None or seed in seeds]
+        return [[run.id for run in self.finished if run.repeat.seed == seed] for seed in chosen]
 
 
 @dataclass
@@ -113,7 +126,17 @@ class StudyRuns:
     @property
     def finished(self) -> list[Run]:
         """The finished runs of all cells."""
-        return [run for cell in self.cells for run in cell.finished.values()]
+        return [run for cell in self.cells for run in cell.finished]
+
+    @property
+    def num_folds(self) -> int:
+        """Number of folds of a cross-validation; 0 without one."""
+        return len({repeat.fold for cell in self.cells for repeat in cell.runs} - {None})
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether each number is that of a cross-validation."""
+        return self.num_folds > 0
 
     @property
     def is_grid(self) -> bool:
@@ -159,7 +182,9 @@ def add_scores(client: MlflowClient, runs: StudyRuns) -> StudyRuns:
         recorded = {run.id: read_evaluations(client, run, Path(folder) / run.id) for run in runs.finished}
     for metric in metrics:
         check_metric_logged(metric, runs.finished)
-        scores = {run.id: RunScores(run.name, run.metrics[metric], recorded[run.id]) for run in runs.finished}
+        scores = {
+            run.id: RunScores(run.name, run.metrics[metric], recorded[run.id], run.repeat.fold) for run in runs.finished
+        }
         runs.columns.append(make_column(metric, scores))
     for metric in (TRAIN_LOSS, metrics[0].replace("test/", "val/", 1)):
         runs.curves[metric] = {run.id: read_curve(client, run.id, metric) for run in runs.finished}
@@ -182,13 +207,21 @@ def find_runs(client: MlflowClient, study: Study, *, uri: str, sweep_id: str | N
     parent = find_sweep(client, study.name, uri=uri, sweep_id=sweep_id)
     fixed = split_overrides(parent.data.tags.get("fixed", ""))
     found = search_all_runs(client, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.role = 'train'")
-    runs = [make_run(run, study, fixed=fixed) for run in found]
-    extra = {run.seed for run in runs} - set(study.seeds)
-    seeds = [*study.seeds, *sorted(extra, key=lambda seed: (len(seed), seed))]
-    cells = [Cell(levels, choose_runs(runs, levels, seeds)) for levels in study.cells()]
+    has_folds = FOLD in parent.data.tags.get("swept", "").split(", ")
+    runs = [make_run(run, study, fixed=fixed, has_folds=has_folds) for run in found]
+    seeds = add_found(study.seeds, [run.repeat.seed for run in runs])
+    folds = parent.data.tags.get("folds", ", ".join(study.folds)).split(", ")
+    folds = add_found(folds, [run.repeat.fold for run in runs]) if has_folds else [None]
+    repeats = [Repeat(seed, fold) for seed in seeds for fold in folds]
+    cells = [Cell(levels, choose_runs(runs, levels, repeats)) for levels in study.cells()]
     counted = {run.id for cell in cells for run in cell.runs.values() if run is not None}
     others = [run for run in runs if run.id not in counted]
     return StudyRuns(study, parent.info.run_id, fixed, cells, others)
+
+
+def add_found(declared: Sequence[str], found: Sequence[str]) -> list[str]:
+    """The seeds or folds of a yaml, and those that only the runs have."""
+    return [*declared, *sorted(set(found) - set(declared), key=lambda number: (len(number), number))]
 
 
 def find_sweep(client: MlflowClient, study: str, *, uri: str, sweep_id: str | None) -> MlflowRun:
@@ -226,7 +259,7 @@ def split_overrides(line: str) -> dict[str, str]:
     return {key: value for key, _, value in (word.partition("=") for word in words)}
 
 
-def make_run(run: MlflowRun, study: Study, *, fixed: Mapping[str, str]) -> Run:
+def make_run(run: MlflowRun, study: Study, *, fixed: Mapping[str, str], has_folds: bool) -> Run:
     """Convert a run of MLflow; keys that the sweep did not vary come from its fixed overrides or its config."""
     tags, params = run.data.tags, run.data.params
     known = {**params, **fixed, **tags}
@@ -238,7 +271,7 @@ def make_run(run: MlflowRun, study: Study, *, fixed: Mapping[str, str]) -> Run:
         run.info.run_id,
         tags.get("job") or run.info.run_name,
         run.info.status,
-        seed=known.get(SEED, study.seeds[0]),
+        Repeat(known.get(SEED, study.seeds[0]), known.get(FOLD) if has_folds else None),
         levels={factor: known.get(factor, "?") for factor in study.factors},
         error=" ".join(tags["error"].split()) if "error" in tags else None,
         commit=tags.get("git_commit"),
@@ -250,21 +283,22 @@ def make_run(run: MlflowRun, study: Study, *, fixed: Mapping[str, str]) -> Run:
     )
 
 
-def choose_runs(runs: Sequence[Run], levels: Mapping[str, str], seeds: Sequence[str]) -> dict[str, Run | None]:
-    """Seed -> the newest finished run of a cell, else its newest run; `runs` are sorted with the newest last."""
+def choose_runs(runs: Sequence[Run], levels: Mapping[str, str], repeats: Sequence[Repeat]) -> dict[Repeat, Run | None]:
+    """Seed and fold -> the newest finished run of a cell, else its newest run; `runs` are sorted, the newest last."""
     own = [run for run in runs if run.levels == levels]
-    best = {run.seed: run for run in sorted(own, key=lambda run: run.status == FINISHED)}  # sorting is stable
-    return {seed: best.get(seed) for seed in seeds}
+    best = {run.repeat: run for run in sorted(own, key=lambda run: run.status == FINISHED)}  # sorting is stable
+    return {repeat: best.get(repeat) for repeat in repeats}
 
 
 def check_finished(runs: StudyRuns) -> None:
-    """Reject a sweep without a finished run."""
-    if runs.finished:
+    """Reject a sweep without a finished run, or in a cross-validation without a seed whose folds are all finished."""
+    if any(cell.complete for cell in runs.cells):
         return
     outcomes = [outcome for cell in runs.cells for outcome in cell.gaps.values() if outcome != "missing"]
     first = f", the first {outcomes[0]}" if outcomes else ""
+    what = "configuration with a finished run of every fold" if runs.finished else "finished run that matches its yaml"
     raise ValueError(
-        f"sweep {runs.sweep_id} of {runs.study.name} has no finished run that matches its yaml ({len(outcomes)} "
+        f"sweep {runs.sweep_id} of {runs.study.name} has no {what} ({len(outcomes)} "
         f"unfinished{first}); resume it, or choose another with --sweep RUN_ID"
     )
 

@@ -1,15 +1,36 @@
-"""Scores of runs side by side: one metric under one protocol, and the scores of each clip behind a run's number."""
+"""Scores of runs side by side: one metric under one protocol, and the scores of each clip behind a run's number.
 
+A replicate is one training of a configuration: a run, or in a cross-validation the runs of all folds with one seed,
+whose value is the unweighted mean over folds.
+"""
+
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from clap.evaluation.results import NOT_IN_HASH, TOLERANCE, RecordedEvaluation, is_earlier
+from clap.evaluation.results import NOT_IN_HASH, TOLERANCE, RecordedEvaluation, hash_protocol, is_earlier
+from clap.study.statistics import (
+    MIN_SEEDS,
+    Comparison,
+    Interval,
+    clip_interval,
+    compare,
+    compare_folds,
+    fold_interval,
+    seed_interval,
+)
 
+Replicate = Sequence[str]  # run ids, one for each fold; a single one without folds
+CLIP_COUNTS = ("published_clips", "clips_with_label")  # keys of a protocol, to be added up over folds
+CLIP_KEYS = (  # keys of a protocol in which the folds of a cross-validation may differ
+    *("clips", "clip_manifest", "audio_manifest", "left_out", "cached_in_16_bits", "other_splits"),
+    *(*CLIP_COUNTS, "captions_of_several_clips"),
+)
 SHOWN_RUNS, SHOWN_CHARACTERS = 3, 60  # in an error about protocols
 
 
@@ -20,11 +41,13 @@ class RunScores:
     Attributes:
         name: of the run, for messages.
         value: of the metric in MLflow.
+        fold: the tested fold of a cross-validation.
     """
 
     name: str
     value: float
     evaluations: Sequence[RecordedEvaluation]
+    fold: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,18 +64,36 @@ class Score:
     counts: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """The number of a configuration.
+
+    Attributes:
+        interval: of 95 %, over seeds or folds; None if there are fewer than three of both.
+        deviation: standard deviation over folds, or over seeds without folds; None for a single number.
+    """
+
+    mean: float
+    interval: Interval | None = None
+    deviation: float | None = None
+
+
 @dataclass
 class Column:
-    """One metric over all finished runs, all under one protocol.
+    """One metric over all finished runs, all under one protocol, or one for each fold.
 
     Attributes:
         protocol: of the evaluation; None for a metric that no evaluator computes, such as train/loss.
         scores: run id -> score.
+        chance: chance level of the metric, the mean over folds; None if it has none.
+        is_proportion: whether all per-query scores are from 0 to 1; intervals then stay in this range.
     """
 
     metric: str
     protocol: dict[str, Any] | None
     scores: dict[str, Score]
+    chance: float | None = None
+    is_proportion: bool = False
 
     @property
     def label(self) -> str:
@@ -60,16 +101,93 @@ class Column:
         return label_metric(self.metric)
 
     @property
-    def counts(self) -> np.ndarray | None:
-        """(clips,) queries of each clip, the same for all runs; None without per-query scores."""
-        return next(iter(self.scores.values())).counts
+    def has_clips(self) -> bool:
+        """Whether the runs have per-query scores."""
+        return all(score.counts is not None for score in self.scores.values())
 
-    def matrix(self, run_ids: Sequence[str]) -> np.ndarray:
-        """(runs, clips) mean score of a clip's queries, or (runs,) for a metric without per-query scores."""
-        scores = [self.scores[run_id] for run_id in run_ids]
-        if self.counts is None:
-            return np.array([score.value for score in scores])
-        return np.stack([score.totals / score.counts for score in scores])
+    def value(self, replicate: Replicate) -> float:
+        """The number of a replicate."""
+        return float(self.fold_values([replicate]).mean())
+
+    def fold_values(self, replicates: Sequence[Replicate]) -> np.ndarray:
+        """(replicates, folds) numbers of the runs."""
+        return np.array([[self.scores[run_id].value for run_id in replicate] for replicate in replicates])
+
+    def matrix(self, replicates: Sequence[Replicate]) -> np.ndarray:
+        """(replicates, clips) mean score of a clip's queries, or (replicates,) for a metric without per-query scores.
+
+        The clips of a cross-validation are those of all folds.
+        """
+        if not self.has_clips:
+            return self.fold_values(replicates).mean(axis=1)
+        scores = [[self.scores[run_id] for run_id in replicate] for replicate in replicates]
+        return np.stack([np.concatenate([fold.totals / fold.counts for fold in folds]) for folds in scores])
+
+    def weights(self, replicate: Replicate) -> np.ndarray | None:
+        """(clips,) weight of each clip: its queries, so that all folds have equal weight; None without clips."""
+        if not self.has_clips:
+            return None
+        counts = [self.scores[run_id].counts for run_id in replicate]
+        return counts[0] if len(counts) == 1 else np.concatenate([fold / fold.sum() for fold in counts])
+
+    def estimate(self, *configurations: Sequence[Replicate]) -> Estimate:
+        """The number of a configuration, or the mean over several that have the same seeds."""
+        folds = np.mean([self.fold_values(replicates) for replicates in configurations], axis=0)  # (seeds, folds)
+        interval = None
+        if len(folds) >= MIN_SEEDS:
+            matrix = np.mean([self.matrix(replicates) for replicates in configurations], axis=0)
+            interval = seed_interval(matrix, self.weights(configurations[0][0]))
+        elif folds.shape[1] > 1:
+            interval = fold_interval(folds.mean(axis=0))
+        if interval and self.is_proportion:
+            interval = interval.clip(0.0, 1.0)
+        parts = folds.mean(axis=0) if folds.shape[1] > 1 else folds[:, 0]
+        return Estimate(float(folds.mean()), interval, float(parts.std(ddof=1)) if len(parts) > 1 else None)
+
+    def compare(self, baseline: Sequence[Replicate], other: Sequence[Replicate]) -> Comparison:
+        """Difference of two configurations, paired by seed and clip, or below three seeds by fold."""
+        if len(baseline) < MIN_SEEDS and len(baseline[0]) > 1:
+            found = compare_folds(*(self.fold_values(replicates).mean(axis=0) for replicates in (baseline, other)))
+        else:
+            found = compare(self.matrix(baseline), self.matrix(other), self.weights(baseline[0]))
+        return (
+            replace(found, interval=found.interval.clip(-1.0, 1.0)) if found.interval and self.is_proportion else found
+        )
+
+    def is_above_chance(self, replicates: Sequence[Replicate]) -> bool | None:
+        """Whether the interval of a configuration, or without one that of any run over clips, is above chance.
+
+        None if there is no chance level or no interval.
+        """
+        if self.chance is None:
+            return None
+        if interval := self.estimate(replicates).interval:
+            return interval.low > self.chance
+        scores = [self.scores[run_id] for replicate in replicates for run_id in replicate]
+        lows = [clip_interval(score.totals, score.counts).low for score in scores if score.counts is not None]
+        return any(low > self.chance for low in lows) if lows else None
+
+    def clip_intervals(self) -> dict[str, Interval]:
+        """Run id -> interval of its score over clips; empty for a metric without per-query scores."""
+        if not self.has_clips:
+            return {}
+        return {run_id: clip_interval(score.totals, score.counts) for run_id, score in self.scores.items()}
+
+
+def describe_chance(numbers: Sequence[tuple[Column, Sequence[Replicate]]]) -> str:
+    """A warning if no configuration is above the chance level of a metric; empty otherwise.
+
+    Args:
+        numbers: column and replicates of each configuration.
+    """
+    if not numbers or any(column.is_above_chance(own) is not False for column, own in numbers):
+        return ""
+    column = numbers[0][0]
+    which = "No configuration is" if len(numbers) > 1 else "The configuration is not"
+    return (
+        f"{which} above chance: every 95 % interval of {column.label} begins at or below the chance level of "
+        f"{column.chance:.3f}, so these numbers rank nothing."
+    )
 
 
 def label_metric(metric: str) -> str:
@@ -91,14 +209,56 @@ def make_column(metric: str, runs: Mapping[str, RunScores]) -> Column:
     if metric.split("/")[0] not in ("test", "val"):
         return Column(metric, None, {run_id: Score(run.value) for run_id, run in runs.items()})
     found = {run.name: find_evaluation(metric, run) for run in runs.values()}
-    assert len(found) == len(runs), "a job's name holds its levels and seed, so no two runs share one"
-    check_protocols(metric, {name: evaluation.protocol for name, evaluation in found.items()})
-    check_clips(metric, found)
-    order = {clip_id: row for row, clip_id in enumerate(next(iter(found.values())).clip_ids.tolist())}
-    scores = {run_id: sum_by_clip(metric, run, found[run.name], order) for run_id, run in runs.items()}
+    assert len(found) == len(runs), "a job's name holds its levels, fold and seed, so no two runs share one"
+    scores, protocols = {}, {}
+    for fold in dict.fromkeys(run.fold for run in runs.values()):
+        own = {run_id: run for run_id, run in runs.items() if run.fold == fold}
+        evaluations = {run.name: found[run.name] for run in own.values()}
+        check_protocols(metric, {name: evaluation.protocol for name, evaluation in evaluations.items()})
+        check_clips(metric, evaluations)
+        first = next(iter(evaluations.values()))
+        order = {clip_id: row for row, clip_id in enumerate(first.clip_ids.tolist())}
+        scores |= {run_id: sum_by_clip(metric, run, found[run.name], order) for run_id, run in own.items()}
+        protocols[fold] = first.protocol
     if any(score.counts is None for score in scores.values()):
         scores = {run_id: Score(score.value) for run_id, score in scores.items()}
-    return Column(metric, next(iter(found.values())).protocol, scores)
+    chances = [protocol.get("chance", {}).get(metric) for protocol in protocols.values()]
+    values = [found[run.name].scores[metric].values for run in runs.values() if metric in found[run.name].scores]
+    return Column(
+        metric,
+        combine_protocols(metric, protocols),
+        {run_id: scores[run_id] for run_id in runs},
+        chance=None if None in chances else sum(chances) / len(chances),
+        is_proportion=bool(values) and all(0 <= own.min() and own.max() <= 1 for own in values),
+    )
+
+
+def combine_protocols(metric: str, protocols: Mapping[str | None, Mapping[str, Any]]) -> dict[str, Any]:
+    """The protocol of a cross-validation, with a hash of its own and those of the folds; that of a single fold is kept.
+
+    Args:
+        protocols: fold -> protocol.
+
+    Raises:
+        ValueError: the folds differ in more than their clips.
+    """
+    if len(protocols) == 1:
+        return dict(next(iter(protocols.values())))
+    common = {
+        f"fold {fold}": {key: value for key, value in protocol.items() if key not in ("hash", *CLIP_KEYS)}
+        for fold, protocol in protocols.items()
+    }
+    check_protocols(metric, {name: {"hash": hash_protocol(own), **own} for name, own in common.items()})
+    clips = np.array([[int(number) for number in own["clips"].split(" of ")] for own in protocols.values()]).sum(axis=0)
+    known = [key for key in CLIP_COUNTS if all(key in protocol for protocol in protocols.values())]
+    hashes = " ".join(sorted(protocol["hash"] for protocol in protocols.values()))
+    return {
+        "hash": hashlib.sha256(hashes.encode()).hexdigest()[:12],
+        **next(iter(common.values())),
+        "clips": f"{clips[0]} of {clips[1]}",
+        **{key: sum(protocol[key] for protocol in protocols.values()) for key in known},
+        "folds": protocols,
+    }
 
 
 def find_evaluation(metric: str, run: RunScores) -> RecordedEvaluation:

@@ -2,8 +2,9 @@
 
 Within a run, `clip_interval` estimates how much the score varies with the clips, but not with the training run. Between
 configurations the unit is the seed: `seed_interval` and `compare` use Student's t over training runs, widened by the
-variance between clips, and return no interval below three seeds. `holm` corrects the tests of one table. Coverage and
-false positives are measured in experiments/benchmarks/calibration.py.
+variance between clips, and return no interval below three seeds. In a cross-validation with fewer seeds the unit is the
+fold: `fold_interval` and `compare_folds` use Student's t corrected for training sets that overlap. `holm` corrects the
+tests of one table. Coverage and false positives are measured in experiments/benchmarks/calibration.py.
 """
 
 from collections.abc import Sequence
@@ -11,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from clap.proportion import Interval, check_level, wilson_interval
 
 MIN_SEEDS = 3  # two seeds have one degree of freedom, where t is 12.7
+MIN_FOLDS = 3
 MIN_HITS = 10  # the bootstrap covers 60 to 90 % instead of 95 % below three hits, 93 to 96 % at ten
 ROUNDING = 1e-12  # a standard error below this fraction of the largest score is rounding error
 
@@ -114,6 +116,35 @@ def compare(
     return _over_seeds(differences, weights, level)
 
 
+def fold_interval(scores: ArrayLike, *, level: float = 0.95) -> Interval | None:
+    """Interval of the score of a configuration in cross-validation, around the mean over folds.
+
+    See `corrected_t` for the formula and what it assumes.
+
+    Args:
+        scores: (folds,) score on each fold, each clip being in one fold.
+
+    Returns:
+        None below three folds, and if the scores do not vary.
+    """
+    return _over_folds(_check_folds(scores, "scores"), level).interval
+
+
+def compare_folds(baseline: ArrayLike, other: ArrayLike, *, level: float = 0.95) -> Comparison:
+    """Comparison of two configurations in cross-validation, paired by fold: `corrected_t` on other - baseline.
+
+    Args:
+        baseline, other: (folds,) score on each fold, in the same order.
+
+    Returns:
+        No interval and p value below three folds, and if the difference is equal on all folds.
+    """
+    baseline, other = _check_folds(baseline, "baseline"), _check_folds(other, "other")
+    if baseline.shape != other.shape:
+        raise ValueError(f"baseline {baseline.shape} and other {other.shape} differ in shape; give the same folds")
+    return _over_folds(other - baseline, level)
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Adjust the p values of one table to control the family-wise error rate (Holm 1979).
 
@@ -159,8 +190,53 @@ def student_t(scores: np.ndarray, weights: np.ndarray, *, level: float) -> tuple
         variance = variance + num_clips / (num_clips - 1) * (deviations**2).sum(-1)
     error = np.sqrt(variance)
     error = np.where(error > ROUNDING * np.abs(scores).max((-2, -1)), error, np.nan)
-    half = stats.t.ppf((1 + level) / 2, num_seeds - 1) * error
-    return mean, half, 2 * stats.t.sf(np.abs(mean) / error, num_seeds - 1)
+    half = stdtrit(num_seeds - 1, (1 + level) / 2) * error
+    return mean, half, 2 * stdtr(num_seeds - 1, -np.abs(mean) / error)
+
+
+def corrected_t(scores: np.ndarray, *, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Student's t over folds with the variance of Nadeau & Bengio (2003), used by `fold_interval` and `compare_folds`.
+
+        error^2 = var(scores of folds) * (1 / folds + 1 / (folds - 1))
+
+    with folds - 1 degrees of freedom. 1 / (folds - 1) is their ratio of test to training clips, which stands for the
+    correlation between folds whose training sets overlap (their section 5): var / folds alone is too small. It assumes
+    folds of similar size and difficulty. The variance between seeds is included as far as it differs from fold to fold.
+
+    Args:
+        scores: (..., folds), with leading batch axes.
+
+    Returns:
+        mean, half width of the interval and two-sided p value against a mean of 0, each (...); the last two are nan
+        if the scores do not vary.
+    """
+    folds = scores.shape[-1]
+    mean = scores.mean(-1)
+    error = np.sqrt(scores.var(-1, ddof=1) * (1 / folds + 1 / (folds - 1)))
+    error = np.where(error > ROUNDING * np.abs(scores).max(-1), error, np.nan)
+    half = stdtrit(folds - 1, (1 + level) / 2) * error
+    return mean, half, 2 * stdtr(folds - 1, -np.abs(mean) / error)
+
+
+def _over_folds(scores: np.ndarray, level: float) -> Comparison:
+    """Mean of (folds,) against 0; no interval and p value if the noise cannot be estimated."""
+    check_level(level)
+    if len(scores) < MIN_FOLDS:
+        return Comparison(float(scores.mean()), None, None)
+    return _make_comparison(*corrected_t(scores, level=level))
+
+
+def _make_comparison(mean: np.ndarray | float, half: np.ndarray, p_value: np.ndarray) -> Comparison:
+    if np.isnan(half):
+        return Comparison(float(mean), None, None)
+    return Comparison(float(mean), Interval(float(mean - half), float(mean + half)), float(p_value))
+
+
+def _check_folds(scores: ArrayLike, name: str) -> np.ndarray:
+    scores = _as_finite(scores, name)
+    if scores.ndim != 1 or not scores.size:
+        raise ValueError(f"{name} has shape {scores.shape}; give (folds,), one number for each fold")
+    return scores
 
 
 def _over_seeds(scores: np.ndarray, weights: np.ndarray, level: float) -> Comparison:
@@ -169,10 +245,7 @@ def _over_seeds(scores: np.ndarray, weights: np.ndarray, level: float) -> Compar
     mean = float((scores @ weights).mean())
     if len(scores) < MIN_SEEDS:
         return Comparison(mean, None, None)
-    _, half, p_value = student_t(scores, weights, level=level)
-    if np.isnan(half):
-        return Comparison(mean, None, None)
-    return Comparison(mean, Interval(float(mean - half), float(mean + half)), float(p_value))
+    return _make_comparison(mean, *student_t(scores, weights, level=level)[1:])
 
 
 def _check_scores(scores: np.ndarray, counts: ArrayLike | None, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.override_parser.types import Override
@@ -43,16 +42,18 @@ from clap.study.factors import (
     parse_overrides,
     parse_study,
 )
-from clap.study.job import job_levels, read_jobs
+from clap.study.job import job_levels, read_jobs, read_overrides
 from clap.study.job_tracking import end_run
 from clap.study.killed_workers import outlive_killed_workers
 from clap.study.leaderboard import Leaderboard
+from clap.study.means import Means
 from clap.study.result_config import check_fixed_overrides, check_settings_unchanged, read_result_config
 from clap.tracking.store import DEFAULT_STORE
 from clap.tracking.tracker import Tracker, recorded_run
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
+LONGEST_TABLE = 20  # rows of a table on the screen
 UNRECORDED = (*LOCAL_KEYS, "dataset.metadata")  # not among the fixed overrides of a sweep; may change when it resumes
 split_grid = BasicSweeper.split_arguments  # parsed overrides -> batches of jobs, a job is a list of key=value
 
@@ -101,7 +102,8 @@ class Sweep(Callback):
         outlive_killed_workers(get_class(hydra.launcher._target_), config.tracking)
         params = hydra.sweeper.get("params")
         factors = find_factors(params, lines)
-        self.swept = swept = list(factors)
+        self.groups, self.swept = list(hydra.runtime.choices), list(factors)
+        swept = self.swept
         others = [item for item in parse_overrides(params, lines) if item.key_or_group not in {*swept, *UNRECORDED}]
         fixed = sorted(override.input_line for override in others)
         settings = read_result_config(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
@@ -115,7 +117,8 @@ class Sweep(Callback):
                 run_name=name or f"sweep {self.folder.parent.name} {self.folder.name}",
                 run_id=recorded_run(self.folder, config.tracking.uri),
                 run_dir=self.folder,
-                tags={"role": "sweep", "study": name, "swept": ", ".join(swept), "fixed": " ".join(fixed)},
+                tags={"role": "sweep", "study": name, "swept": ", ".join(swept), "fixed": " ".join(fixed)}
+                | ({"folds": ", ".join(study.folds)} if study and study.folds else {}),
             )
             values = {"study": name, "run_id": self.tracker.run_id, "swept": swept, "fixed": fixed}
             values |= {"settings": settings, "configurations": self.list_configurations(config, factors)}
@@ -153,14 +156,20 @@ class Sweep(Callback):
     def finish(self) -> None:
         jobs = read_jobs(self.folder)
         board = Leaderboard(jobs, self.metrics)
+        means = Means(jobs, metrics=board.metrics, swept=self.swept, groups=self.groups)
+        tables = {"leaderboard.csv": board.csv(), "leaderboard.md": board.markdown()}
+        tables |= {"means.csv": means.csv(), "means.md": means.markdown()} if means.rows else {}
         with FileLock(self.folder / LOCK):
-            for name, text in (("leaderboard.csv", board.csv()), ("leaderboard.md", board.markdown())):
+            for name, text in tables.items():
                 write_atomic(self.folder / name, text.encode())
                 self.tracker.log_artifact(self.folder / name)
             self.tracker.log_view(swept=[*self.swept, *board.counts], metrics=board.metrics)
             self.end_runs("FAILED" if any(job.problem for job in jobs) else "FINISHED")
         self.ended = True
-        print(f"\n{board.markdown()}\n{self.folder / 'leaderboard.csv'}\n{self.tracker.view_hint}")
+        print("", board.markdown(longest=LONGEST_TABLE), sep="\n")
+        if means.rows:
+            print(means.markdown(longest=LONGEST_TABLE))
+        print(self.folder / "leaderboard.csv", self.tracker.view_hint, sep="\n")
         if self.study and self.tracker.uri:
             print(f"table, figures and lineage: {self.report_command()}")
         if failures := self.failures():
@@ -207,9 +216,8 @@ def set_design(design: str, *, sweeper: str) -> None:
 def rename_jobs(folder: Path, swept: Collection[str]) -> None:
     """Name the job folders of an earlier version, which had all overrides in their names, by what is swept."""
     for job in read_jobs(folder):
-        overrides = job.folder / ".hydra" / "overrides.yaml"
-        lines = yaml.safe_load(overrides.read_text(encoding="utf-8")) if overrides.is_file() else []
-        named = sorted(item.input_line for item in parse_overrides(None, lines) if item.key_or_group in swept)
+        overrides = parse_overrides(None, read_overrides(job.folder))
+        named = sorted(item.input_line for item in overrides if item.key_or_group in swept)
         target = folder / name_folder(",".join(named))
         if named and target != job.folder and not target.exists() and not is_running(job.folder):
             log.info("%s is renamed to %s", job.folder, target.name)

@@ -7,10 +7,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from clap.run_folder import describe_clips
+from clap.study.factors import Repeat
 from clap.study.runs import Cell, Run, StudyRuns, shorten_key
-from clap.study.scores import Column, cut
-from clap.study.statistics import Comparison, Interval, clip_interval, compare, holm, seed_interval
+from clap.study.scores import Column, Estimate, cut
+from clap.study.statistics import Comparison, Interval, holm
 
 COSTS = {  # shown if logged: name -> heading, divisor, unit
     "cost/parameters": ("parameters", 1e6, " M"),
@@ -21,6 +24,7 @@ COSTS = {  # shown if logged: name -> heading, divisor, unit
     "cost/peak_gpu_memory_bytes": ("peak GPU memory", 1e9, " GB"),
 }
 EMPTY = "–"
+SYMMETRIC = 0.0005  # difference of the two sides of an interval that three decimals do not show
 WIDEST = 40  # characters to which a column is padded; error messages overflow it
 LONGEST_GAP = 200  # characters of an error message below the table
 LATEX = {
@@ -44,15 +48,14 @@ class Result:
         adjusted: p value with Holm's correction over the table.
     """
 
-    mean: float
-    interval: Interval | None
+    estimate: Estimate
     comparison: Comparison | None = None
     adjusted: float | None = None
 
 
 @dataclass
 class Row:
-    """One cell: metric -> result, and cost -> mean over runs; both empty without a finished run."""
+    """One cell: metric -> result, and cost -> mean over runs; both empty without a result."""
 
     cell: Cell
     results: dict[str, Result]
@@ -64,7 +67,7 @@ def make_rows(runs: StudyRuns) -> list[Row]:
     baseline = runs.cells[0]
     rows = [
         Row(cell, {column.metric: summarize_cell(column, cell, baseline) for column in runs.columns}, mean_cost(cell))
-        if cell.finished
+        if cell.complete
         else Row(cell, {}, {})
         for cell in runs.cells
     ]
@@ -76,58 +79,61 @@ def make_rows(runs: StudyRuns) -> list[Row]:
 
 
 def summarize_cell(column: Column, cell: Cell, baseline: Cell) -> Result:
-    """Mean and interval over the seeds of a cell, and its difference from the baseline over their common seeds."""
-    values = [column.scores[run_id].value for run_id in cell.ids()]
-    result = Result(sum(values) / len(values), seed_interval(column.matrix(cell.ids()), column.counts))
-    both = [seed for seed in cell.finished if seed in baseline.finished]
+    """The number of a cell, and its difference from the baseline over their common seeds."""
+    result = Result(column.estimate(cell.replicates()))
+    both = [seed for seed in cell.complete if seed in baseline.complete]
     if both and cell is not baseline:
-        pair = (column.matrix(side.ids(both)) for side in (baseline, cell))
-        result.comparison = compare(*pair, column.counts)
+        result.comparison = column.compare(*(side.replicates(both) for side in (baseline, cell)))
     return result
 
 
 def mean_cost(cell: Cell) -> dict[str, float]:
     """Mean of each cost metric over the finished runs."""
     costs = defaultdict(list)
-    for run in cell.finished.values():
+    for run in cell.finished:
         for name, value in run.metrics.items():
             if name.startswith("cost/"):
                 costs[name].append(value)
     return {name: sum(values) / len(values) for name, values in sorted(costs.items())}
 
 
-def compute_clip_intervals(column: Column) -> dict[str, Interval]:
-    """Run id -> interval of its score over clips; empty for a metric without per-clip values."""
-    if column.counts is None:
-        return {}
-    return {run_id: clip_interval(score.totals, score.counts) for run_id, score in column.scores.items()}
-
-
 def format_table(runs: StudyRuns, rows: Sequence[Row]) -> list[list[str]]:
-    """The table as rows of strings, the header first: factors, metrics with differences, seeds, costs."""
+    """The table as rows of strings, the header first: factors, metrics with differences, seeds, costs, chance."""
     costs = [name for name in COSTS if any(name in row.cost for row in rows)]
-    metrics = [heading for column in runs.columns for heading in (column.label, "to baseline")]
-    header = [*map(shorten_key, runs.study.factors), *metrics, "seeds", *(COSTS[name][0] for name in costs)]
+    deviation, folds = (["SD over folds"], ["folds"]) if runs.has_folds else ([], [])
+    metrics = [heading for column in runs.columns for heading in (column.label, *deviation, "to baseline")]
+    header = [*map(shorten_key, runs.study.factors), *metrics, "seeds", *folds, *(COSTS[name][0] for name in costs)]
     lines = [header]
     for row in rows:
         cell = row.cell
         if row.results:
-            quality = [word for result in row.results.values() for word in format_result(result, row is rows[0])]
+            quality = [
+                word for found in row.results.values() for word in format_result(found, row is rows[0], *deviation)
+            ]
         else:
             quality = [describe_empty(cell), *[EMPTY] * (len(metrics) - 1)]
+        counts = [f"{len(cell.complete)}/{len(cell.seeds)}", *(f"{len(cell.finished)}/{len(cell.runs)}" for _ in folds)]
         prices = [format_cost(name, row.cost.get(name)) for name in costs]
-        lines.append([*cell.levels.values(), *quality, f"{len(cell.finished)}/{len(cell.runs)}", *prices])
+        lines.append([*cell.levels.values(), *quality, *counts, *prices])
+    if any(column.chance is not None for column in runs.columns):
+        levels = [EMPTY if column.chance is None else format_number(column.chance) for column in runs.columns]
+        quality = [word for level in levels for word in (level, *[EMPTY] * (1 + len(deviation)))]
+        lines.append(["chance", *[EMPTY] * (len(runs.study.factors) - 1), *quality])
+        lines[-1] += [EMPTY] * (len(header) - len(lines[-1]))
     return lines
 
 
-def format_result(result: Result, is_baseline: bool) -> tuple[str, str]:
-    """`0.456 ± 0.044` and `+0.034 ± 0.052 (p = 0.21)`."""
-    mean = format_number(result.mean) + format_half(result.interval)
+def format_result(result: Result, is_baseline: bool, *deviation: str) -> list[str]:
+    """`0.456 ± 0.044`, its standard deviation if asked for, and `+0.034 ± 0.052 (p = 0.21)`."""
+    words = [format_estimate(result.estimate.mean, result.estimate.interval)]
+    words += [
+        EMPTY if result.estimate.deviation is None else format_number(result.estimate.deviation) for _ in deviation
+    ]
     if is_baseline or result.comparison is None:
-        return mean, "baseline" if is_baseline else EMPTY
+        return [*words, "baseline" if is_baseline else EMPTY]
     difference = result.comparison
     p_value = f" ({format_p(result.adjusted)})" if result.adjusted is not None else ""
-    return mean, f"{format_number(difference.difference, '+')}{format_half(difference.interval)}{p_value}"
+    return [*words, f"{format_estimate(difference.difference, difference.interval, '+')}{p_value}"]
 
 
 def format_number(value: float, sign: str = "") -> str:
@@ -136,9 +142,21 @@ def format_number(value: float, sign: str = "") -> str:
     return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"
 
 
-def format_half(interval: Interval | None) -> str:
-    """` ± ` and half the width of an interval, which is symmetric around its mean."""
-    return f" ± {format_number((interval.high - interval.low) / 2)}" if interval else ""
+def format_estimate(mean: float, interval: Interval | None, sign: str = "") -> str:
+    """`0.456 ± 0.044`, or `0.980 (0.930 to 1.000)` for an interval that is not symmetric around the mean."""
+    number = format_number(mean, sign)
+    if interval is None:
+        return number
+    if np.isclose(interval.high - mean, mean - interval.low, rtol=1e-6, atol=SYMMETRIC):
+        return f"{number} ± {format_number((interval.high - interval.low) / 2)}"
+    return f"{number} ({format_interval(interval, sign)})"
+
+
+def format_interval(interval: Interval | None, sign: str = "") -> str:
+    """`0.930 to 1.000`."""
+    if interval is None:
+        return EMPTY
+    return f"{format_number(interval.low, sign)} to {format_number(interval.high, sign)}"
 
 
 def format_p(value: float) -> str:
@@ -161,14 +179,25 @@ def describe_empty(cell: Cell) -> str:
 
 
 def describe_gaps(cell: Cell) -> str:
-    """`3 of 5 seeds; seed 3 failed: no memory; seeds 4, 5 missing`."""
-    seeds = defaultdict(list)
-    for seed, outcome in cell.gaps.items():
-        seeds[outcome].append(seed)
-    parts = [
-        f"seed{'s' * (len(some) > 1)} {', '.join(some)} {cut(outcome, LONGEST_GAP)}" for outcome, some in seeds.items()
-    ]
-    return "; ".join([f"{len(cell.finished)} of {len(cell.runs)} seeds", *parts])
+    """`3 of 5 seeds; seed 3 failed: no memory; seeds 4, 5 missing`, or `0 of 1 seeds; seed 0, fold 3 missing`."""
+    repeats = defaultdict(list)
+    for repeat, outcome in cell.gaps.items():
+        repeats[outcome].append(repeat)
+    parts = [f"{name_repeats(some)} {cut(outcome, LONGEST_GAP)}" for outcome, some in repeats.items()]
+    return "; ".join([f"{len(cell.complete)} of {len(cell.seeds)} seeds", *parts])
+
+
+def name_repeats(repeats: Sequence[Repeat]) -> str:
+    """`seeds 4, 5`, or `seed 0, folds 2, 3 and seed 1, fold 3`."""
+    if repeats[0].fold is None:
+        return name_several("seed", [repeat.seed for repeat in repeats])
+    seeds = dict.fromkeys(repeat.seed for repeat in repeats)
+    folds = {seed: [repeat.fold for repeat in repeats if repeat.seed == seed] for seed in seeds}
+    return " and ".join(f"seed {seed}, {name_several('fold', own)}" for seed, own in folds.items())
+
+
+def name_several(what: str, names: Sequence[str]) -> str:
+    return f"{what}{'s' * (len(names) > 1)} {', '.join(names)}"
 
 
 def to_markdown(lines: Sequence[Sequence[str]], num_text_columns: int) -> str:
@@ -212,21 +241,30 @@ def make_cell_records(runs: StudyRuns, rows: Sequence[Row]) -> list[dict[str, ob
     """One record per cell, with all numbers of the table in full precision."""
     records = []
     for row in rows:
-        record: dict[str, object] = {**row.cell.levels, "seeds": len(row.cell.finished), "of": len(row.cell.runs)}
+        cell = row.cell
+        record: dict[str, object] = {**cell.levels, "seeds": len(cell.complete), "of": len(cell.seeds)}
+        record |= {"folds": len(cell.finished), "of folds": len(cell.runs)} if runs.has_folds else {}
         for column in runs.columns if row.results else ():
             record |= make_result_columns(column.metric, row.results[column.metric])
+            record[f"{column.metric}/chance"] = column.chance
             record[f"{column.metric}/clips"] = column.protocol and describe_clips(column.protocol)
             record[f"{column.metric}/protocol"] = column.protocol and column.protocol["hash"]
-        records.append(record | row.cost | {"gaps": describe_gaps(row.cell) if row.cell.gaps else None})
+        records.append(record | row.cost | {"gaps": describe_gaps(cell) if cell.gaps else None})
     return records
 
 
 def make_result_columns(metric: str, result: Result) -> dict[str, float | None]:
-    """Mean, interval and difference, under the name of the metric."""
+    """Mean, standard deviation, interval and difference, under the name of the metric."""
     compared, name = result.comparison, f"{metric}/difference"
-    record = {metric: result.mean, **record_bounds(metric, result.interval)}
+    record = record_estimate(metric, result.estimate)
     record |= {name: compared and compared.difference, **record_bounds(name, compared and compared.interval)}
     return record | {f"{metric}/p": compared and compared.p_value, f"{metric}/p_holm": result.adjusted}
+
+
+def record_estimate(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    """Mean, standard deviation and interval under a name."""
+    estimate = estimate or Estimate(None)
+    return {name: estimate.mean, f"{name}/sd": estimate.deviation, **record_bounds(name, estimate.interval)}
 
 
 def record_bounds(name: str, interval: Interval | None) -> dict[str, float | None]:
@@ -238,16 +276,17 @@ def make_run_records(runs: StudyRuns, clip_intervals: Mapping[str, Mapping[str, 
     """One record per run: metrics, their intervals over clips, costs and lineage.
 
     Args:
-        clip_intervals: metric -> run id -> interval from `compute_clip_intervals`.
+        clip_intervals: metric -> run id -> interval from `Column.clip_intervals`.
     """
     records = []
     for cell in runs.cells:
-        for seed, run in cell.runs.items():
-            record: dict[str, object] = {**cell.levels, "seed": seed}
+        for repeat, run in cell.runs.items():
+            record: dict[str, object] = {**cell.levels, "seed": repeat.seed}
+            record |= {"fold": repeat.fold} if runs.has_folds else {}
             if run is None:
                 records.append(record | {"outcome": "missing"})
                 continue
-            for column in runs.columns if run.id in cell.ids() else ():
+            for column in runs.columns if run in cell.finished else ():
                 record[column.metric] = column.scores[run.id].value
                 record |= record_bounds(f"{column.metric}/clips", clip_intervals[column.metric].get(run.id))
             record |= {name: value for name, value in sorted(run.metrics.items()) if name.startswith("cost/")}
@@ -269,10 +308,11 @@ def record_origin(run: Run) -> dict[str, str | None]:
 
 def format_lineage(runs: StudyRuns) -> str:
     """Markdown table with one row per run: cell, commit, digests of config and data, folder."""
-    lines = [["cell", "seed", "outcome", "run", "run id", "commit", "config", "data", "folder"]]
+    names = ["seed", *["fold"] * runs.has_folds]
+    lines = [["cell", *names, "outcome", "run", "run id", "commit", "config", "data", "folder"]]
     for cell in runs.cells:
-        lines += [[runs.name(cell), seed, *format_origin(run)] for seed, run in cell.runs.items()]
-    lines += [["not counted", run.seed, *format_origin(run)] for run in runs.others]
+        lines += [[runs.name(cell), *repeat[: len(names)], *format_origin(run)] for repeat, run in cell.runs.items()]
+    lines += [["not counted", *run.repeat[: len(names)], *format_origin(run)] for run in runs.others]
     return to_markdown(lines, len(lines[0]))
 
 
