@@ -1,5 +1,6 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=FOLDER [key=value ...], the keys are in conf/evaluate.yaml."""
 
+import logging
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,11 @@ from clap.config.launch import launch
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.registry import open_corpus
 from clap.evaluation.recorded import read_recorded, store_recorded_options
-from clap.run_folder import METRICS, git_commit, log_summary, read_chance, read_counts
+from clap.log_lines import align_rows
+from clap.run_folder import METRICS, git_commit, log_summary, read_chance, read_counts, show_path
 from clap.tracking.description import NOTE, format_metrics
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
@@ -34,7 +38,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
     # These imports take seconds; mistakes in the command line and in the dataset are reported before them.
     from clap import Clap, Tracker, open_loader, process_group
-    from clap.device import choose_device
+    from clap.device import choose_device, describe_machine
     from clap.evaluation.evaluator import build_evaluators, evaluate_split, find_needs, write_reports
     from clap.evaluation.results import merge_metrics, write_results
     from clap.study.run_description import describe_evaluation
@@ -53,6 +57,15 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     opened = Tracker(**cfg.tracking, **options) if process_group.is_main() else nullcontext()
     with opened as tracker, process_group.share_failure():
         if tracker is not None:
+            rows = {
+                "run": run.name,
+                "checkpoint": cfg.checkpoint,
+                "device": describe_machine(clap.device),
+                "data": f"{corpus.name}, {len(loaders[cfg.split].dataset.clips)} {cfg.split} clips",
+                "evaluation": ", ".join(evaluators),
+                "window": clap.audio_encoder.describe_window(),
+            }
+            log.info("%s", align_rows(rows))
             tracker.log_inputs(read_config(cfg) | config, [loader.dataset for loader in loaders.values()])
             tracker.log_params(run.factors)
         results = evaluate_split(clap, loaders[cfg.split], evaluators, other_loaders=loaders)
@@ -64,7 +77,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
             tracker.set_tags(read_counts(run_dir) | {NOTE: run.note(format_metrics(metrics, read_chance(run_dir)))})
             tracker.log_metrics(metrics, step=0)
             tracker.log_artifacts(run_dir, (METRICS, "evaluation"))
-            log_summary(run_dir, metrics, tracker.url_hint)
+            log_summary(run_dir, metrics, {"folder": show_path(run_dir), "MLflow": tracker.url_hint})
     return metrics
 
 

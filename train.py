@@ -32,7 +32,6 @@ def train(cfg: DictConfig) -> float:
     from clap.training.sharding import distribute_model
     from clap.training.state import extend_origin, find_resumable_run
 
-    process_group.log_batch_size(data.batch_size)
     resume_from, run_id = process_group.on_main(lambda: find_resumable_run(cfg.resume, run_dir, uri=cfg.tracking.uri))
     set_seed(cfg.seed)
     clap = open_model(config, resume_from=resume_from, overrides=HydraConfig.get().overrides.task)

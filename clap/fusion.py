@@ -44,6 +44,7 @@ class OneWindow(nn.Module):
     num_views = 1
     whole_clip = False
     merge = None
+    description = "one window, random in training and the middle one in evaluation"
 
     def forward(self, waveform: Tensor, lengths: Tensor, frontend: LogMelSpectrogram) -> Views:
         if waveform.shape[1] > frontend.num_samples:
@@ -70,6 +71,7 @@ class MeanOfWindows(nn.Module):
     num_views = 1
     whole_clip = True
     merge = None
+    description = "evenly spaced windows, whose outputs are averaged"
 
     def forward(self, waveform: Tensor, lengths: Tensor, frontend: LogMelSpectrogram) -> Views:
         cuts, rows = [], []
@@ -102,6 +104,12 @@ class GlobalAndLocal(nn.Module):
     def __init__(self, merge: Callable[[int], nn.Module] | None = None) -> None:
         super().__init__()
         self.merge = merge
+
+    @property
+    def description(self) -> str:
+        name = getattr(getattr(self.merge, "func", self.merge), "__name__", None)
+        how = f"whose features {name} merges" if name else "as input channels"
+        return f"a shrunken global view and three local windows, {how}"
 
     def forward(self, waveform: Tensor, lengths: Tensor, frontend: LogMelSpectrogram) -> Views:
         # A clip longer by less than one hop has as many frames as the window and is not fused.

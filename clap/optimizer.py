@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from clap.config.values import SCHEDULES, check_learning_rates
 
@@ -116,3 +116,20 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, sche
         return 1.0
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def describe_learning_rate(optimizer: Optimizer, scheduler: LRScheduler | None) -> str:
+    """`0.0005, audio_encoder 0.0001; warmup 20 steps, then cosine to 5e-06`, for the log."""
+    peaks: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        peaks.setdefault(group.get("name", "").partition("/")[0], group.get("initial_lr", group["lr"]))
+    highest = max(peaks.values())
+    others = [f"{part or 'another group'} {peak:g}" for part, peak in peaks.items() if peak != highest]
+    factor = scheduler.lr_lambdas[0] if isinstance(scheduler, LambdaLR) else None
+    if isinstance(factor, partial) and factor.func is learning_rate_factor:
+        shape = factor.keywords
+        end = f"cosine to {shape.get('floor', 0.0) * highest:g}" if shape["schedule"] == "cosine" else shape["schedule"]
+        course = f"warmup {shape['warmup_steps']} steps, then {end}"
+    else:
+        course = "constant" if scheduler is None else type(scheduler).__name__
+    return f"{', '.join([f'{highest:g}', *others])}; {course}"

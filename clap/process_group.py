@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clap.processes import PeerError, Processes, check_batch_size, ignore_signals
+from clap.processes import PeerError, Processes, ignore_signals
 
 log = logging.getLogger(__name__)
 # How long a process waits for the others: in a collective, whose work may be a validation on rank 0, and at the start.
@@ -238,10 +238,3 @@ def set_threads(processes: Processes) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(cores // processes.local_world_size, 1))
     return torch.get_num_threads()
-
-
-def log_batch_size(batch_size: int) -> None:
-    """Log how dataset.batch_size is divided over the processes; ValueError if they do not divide it."""
-    check_batch_size(batch_size, world_size())
-    if is_distributed():
-        log.info("batch %d = %d x %d clips", batch_size, world_size(), batch_size // world_size())

@@ -1,10 +1,14 @@
-"""Progress bars: on a terminal only, and only in one of the processes that share it."""
+"""Progress bars: on a terminal only, and only in one of the processes that share it; log lines go above them."""
 
+import logging
 import multiprocessing
+import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from clap.processes import read_processes
 
@@ -18,3 +22,9 @@ def progress_bar(items: Iterable | None = None, *, hidden: bool = False, **optio
     """
     is_worker = multiprocessing.current_process().name != "MainProcess" or read_processes().rank > 0
     return tqdm(items, disable=hidden or is_worker or None, **options)  # None: disabled unless stderr is a terminal
+
+
+def log_above_bars() -> AbstractContextManager[None]:
+    """Print the log lines of the body above progress bars; without logging to the console nothing changes."""
+    streams = [getattr(handler, "stream", None) for handler in logging.getLogger().handlers]
+    return logging_redirect_tqdm() if sys.stdout in streams or sys.stderr in streams else nullcontext()

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import subprocess
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from clap.atomic import PARTIAL, read_json, read_json_lines, write_json
+from clap.atomic import PARTIAL, append_json_line, read_json, read_json_lines, write_json
+from clap.log_lines import align_columns, align_rows
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,14 @@ def can_resume(folder: Path, found: Iterable[str], resume: str | Path | None) ->
     return bool(is_inside) and is_whole and SWEEP_FILE not in found
 
 
+def append_history(run_dir: Path, metrics: Mapping[str, float], *, step: int) -> dict[str, Any]:
+    """Append the metrics of a step to metrics.jsonl; returns the entry, with its time in seconds."""
+    values = {name: float(value) for name, value in metrics.items()}
+    entry = {"step": step, "time": time.time(), "metrics": values}
+    append_json_line(run_dir / HISTORY, entry)
+    return entry
+
+
 def read_history(path: Path) -> list[dict]:
     """metrics.jsonl -> [{"step": int, "metrics": {name: value}}] by step; later values of a step win."""
     merged: dict[int, dict[str, float]] = {}
@@ -142,12 +152,24 @@ def find_count(metric: str, counts: Mapping[str, str]) -> str:
     return next((text for name, text in counts.items() if metric.startswith(name.removesuffix("clips"))), "")
 
 
-def log_summary(run_dir: Path, metrics: Mapping[str, float], hint: str) -> None:
-    """Log the metrics of a run with the clips behind each, its folder, and how to view it."""
-    counts = read_counts(run_dir)
+def log_summary(run_dir: Path, metrics: Mapping[str, float], rows: Mapping[str, str]) -> None:
+    """Log the metrics of a run in a table, with the chance level and the clips of each, then further rows.
+
+    Args:
+        rows: what else a reader wants to know at the end, by name.
+    """
+    counts, chance = read_counts(run_dir), read_chance(run_dir)
+    table = [("metric", "value", "chance", "clips")]
     for name, value in metrics.items():
-        log.info("%-60s %.4f  %s", name, value, find_count(name, counts))
-    log.info("run folder %s; to see it: %s", run_dir, hint)
+        level = f"{chance[name]:.4f}" if name in chance else ""
+        table.append((name, f"{value:.4f}", level, find_count(name, counts).removesuffix(" clips")))
+    log.info("%s\n%s", align_columns(table, numbers=(1, 2)), align_rows(rows))
+
+
+def show_path(path: Path) -> str:
+    """A path for a reader: relative to the working directory if it is inside."""
+    path = Path(path).resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def find_outside(folder: Path, path: Path) -> Path | None:

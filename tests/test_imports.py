@@ -29,7 +29,7 @@ ROWS = (
     ("clap.fusion", "clap.tokenizer", "clap.config.launch"),
     ("clap.audio", "clap.waveform", "clap.checkpoint", "clap.device", "clap.config.output_folder", "clap.config.ranks"),
     ("clap.run_folder", "clap.fetch", "clap.plotting", "clap.audio_formats", "clap.prompts", "clap.containers"),
-    ("clap.atomic", "clap.config", "clap.progress", "clap.process_group", "clap.proportion"),
+    ("clap.atomic", "clap.config", "clap.log_lines", "clap.process_group", "clap.progress", "clap.proportion"),
     ("clap.processes",),
 )
 ROOMS = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

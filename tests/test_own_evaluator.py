@@ -92,6 +92,7 @@ def test_training_reports_the_metric_of_validation_and_test(trained: Path):
     metrics = json.loads((trained / "metrics.json").read_text())
     assert {"val/csv/centroid/accuracy", METRIC, "test/csv/text_to_audio/recall_at_1"} <= metrics.keys()
     assert metrics[METRIC] == 1.0  # two tones three octaves apart
+    assert "centroid accuracy 1.000" in (trained / "train.log").read_text()  # in the line of the validation
 
 
 def test_protocol_names_the_training_split(trained: Path):

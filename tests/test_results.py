@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 from study_store import make_results
 
 from clap.evaluation.query_scores import QueryScores
-from clap.evaluation.results import Evaluation, merge_metrics, read_results, write_results
+from clap.evaluation.results import Evaluation, label_metric, merge_metrics, read_results, write_results
 
 METRIC = "test/tones/probe/accuracy"
 PROTOCOL = {"split": "test", "dataset": "tones", "hash": "0"}
@@ -71,3 +71,11 @@ def test_metrics_of_all_evaluators_are_merged() -> None:
 def test_scores_of_another_metric_or_other_clips_are_refused(scores: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_evaluation(scores=scores)
+
+
+def test_metrics_are_named_in_a_readers_words() -> None:
+    assert label_metric("test/synthetic/text_to_audio/recall_at_1") == "text-to-audio recall@1"
+    assert label_metric("test/clotho/audio_to_text/mean_average_precision_at_10") == "audio-to-text mAP@10"
+    assert label_metric("test/esc50/zero_shot/accuracy") == "zero-shot accuracy"
+    assert label_metric("val/esc50/linear_probe/shots_4/accuracy") == "linear-probe shots-4 accuracy"
+    assert label_metric("cost/seconds") == "cost seconds"

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
+from clap.log_lines import LineFormatter
 from clap.run_folder import is_running
 from clap.study.job import read_job
 from clap.study.run_job import name_log_lines, run_job
@@ -149,14 +150,14 @@ def test_local_settings_may_change(job: DictConfig):
     assert run_job(refuse, job) == 0.5
 
 
-def test_lines_on_the_screen_begin_with_the_name_of_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_lines_on_the_screen_have_the_name_of_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stdout", screen)
     handlers = [logging.StreamHandler(screen), logging.FileHandler(tmp_path / "train.log")]
     monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
+        handler.setFormatter(LineFormatter("at noon %(message)s"))
     name_log_lines("lr=10%-s0")
-    logging.getLogger("clap").warning("skipped")
-    assert screen.getvalue() == "[lr=10%-s0][WARNING] skipped\n"
-    assert (tmp_path / "train.log").read_text() == "[WARNING] skipped\n"
+    logging.getLogger("clap").warning("%s", "one\ntwo")
+    assert screen.getvalue() == "at noon [lr=10%-s0] WARNING: one\nat noon [lr=10%-s0] WARNING: two\n"
+    assert (tmp_path / "train.log").read_text() == "at noon WARNING: one\nat noon WARNING: two\n"

@@ -8,7 +8,7 @@ from study_store import LEADING, make_results, record
 
 from clap.evaluation.metrics import RETRIEVAL_METRICS
 from clap.evaluation.query_scores import QueryScores
-from clap.study.scores import RunScores, check_protocols, label_metric, make_column, sum_by_clip
+from clap.study.scores import RunScores, check_protocols, make_column, sum_by_clip
 
 RESULT = make_results(0.5, seed=0)["retrieval"]
 ORDER = {clip_id: row for row, clip_id in enumerate(RESULT.clip_ids)}
@@ -134,9 +134,3 @@ def test_metric_of_another_evaluation_than_its_file_is_refused() -> None:
 def test_metric_without_queries_is_refused() -> None:
     with pytest.raises(ValueError, match="run a-s0 has the metric test/esc50/zero_shot/accuracy, but none of its"):
         make_column("test/esc50/zero_shot/accuracy", {"id0": make_scores("a-s0", 0)})
-
-
-def test_metrics_are_named_in_a_readers_words() -> None:
-    assert label_metric(LEADING) == "text-to-audio recall@1"
-    assert label_metric("test/clotho/audio_to_text/mean_average_precision_at_10") == "audio-to-text mAP@10"
-    assert label_metric("test/esc50/zero_shot/accuracy") == "zero-shot accuracy"

@@ -106,7 +106,12 @@ def test_test_split_without_labels_is_refused_before_training(make_trainer: Call
 def test_tracker_gets_the_numbers_of_clips_as_tags(make_trainer: Callable, tmp_path: Path):
     trainer, tags = make_trainer(epochs=1), {}
     trainer.tracker = SimpleNamespace(
-        set_tags=tags.update, log_metrics=lambda *_, **__: None, flush=lambda: None, run_id=""
+        set_tags=tags.update,
+        log_metrics=lambda *_, **__: None,
+        flush=lambda: None,
+        run_id="",
+        run_name="",
+        url_hint="",
     )
     trainer.train_and_eval(tmp_path)
     sizes = {"train": "12 of 12", "val": "6 of 6", "test": "6 of 6"}

@@ -35,6 +35,14 @@ class AudioEncoder(nn.Module):
     takes_fusion = False
     loads_weights = False
 
+    def describe_window(self) -> str:
+        """The window, and what the encoder sees of a longer clip, for the log."""
+        return f"{self.window:g} s; of a longer clip {self.describe_longer()}"
+
+    def describe_longer(self) -> str:
+        """What the encoder sees of a clip longer than its window."""
+        return "all of it" if self.whole_clip else OneWindow.description
+
     def set_windows(self, windows: str | None) -> None:
         """Average evenly spaced windows of longer clips (`mean`), or None.
 
@@ -108,6 +116,10 @@ class LogMelEncoder(AudioEncoder):
     @property
     def whole_clip(self) -> bool:
         return self.windows == "mean" or self.fusion.whole_clip
+
+    def describe_longer(self) -> str:
+        policy = MeanOfWindows if self.windows == "mean" else self.fusion
+        return getattr(policy, "description", type(self.fusion).__name__)
 
     def set_windows(self, windows: str | None) -> None:
         """`mean`: average evenly spaced windows of longer clips, regardless of the fusion; None: use the fusion."""

@@ -23,7 +23,6 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from clap.atomic import is_full_disk
 from clap.config.history import restore_config
@@ -38,7 +37,9 @@ from clap.config.output_folder import (
 )
 from clap.config.overrides import VERSION_BASE, check_overrides
 from clap.config.secrets import hide_secrets, move_logins
+from clap.log_lines import log_warnings
 from clap.processes import PeerError, raise_first_signal, read_processes, watch_parent
+from clap.progress import log_above_bars
 from clap.run_folder import own_folder
 
 if TYPE_CHECKING:  # imports torch
@@ -161,7 +162,7 @@ def _report_failure(task: Task, run_job: RunJob | None, *, show_traceback: bool)
     def run(task: Task, config: DictConfig) -> Any:
         job = HydraConfig.get()
         try:
-            with logging_redirect_tqdm():  # log lines are printed above a progress bar
+            with log_warnings(), log_above_bars():
                 if run_job and job.mode == RunMode.MULTIRUN and job.callbacks:
                     return run_job(task, config)
                 key = RUN_FOLDER if job.mode == RunMode.RUN else SWEEP_FOLDER

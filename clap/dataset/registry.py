@@ -71,9 +71,8 @@ def find_class(name: str) -> type[Corpus] | None:
 
 
 def find_splits(corpus: Corpus) -> dict[str, list[str]]:
-    """Split -> names of the corpora with clips in it, without empty evaluation splits; logs the numbers of clips."""
+    """Split -> names of the corpora with clips in it, without empty evaluation splits."""
     counts = {split: {part.name: len(part.clips(split)) for part, _ in corpus.parts} for split in SPLITS}
-    log.info("%s: %s", corpus.name, ", ".join(f"{sum(count.values())} {split}" for split, count in counts.items()))
     found = {split: [name for name, number in count.items() if number] for split, count in counts.items()}
     return {split: names for split, names in found.items() if names or split == "train"}
 

@@ -15,6 +15,7 @@ from clap import process_group
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import Batch, EpochSampler, make_loader
+from clap.progress import progress_bar
 from clap.recordings import MINUTE, plan_batches
 from clap.waveform import AudioError, AudioHeader
 
@@ -133,7 +134,7 @@ def embed_batches(clap: "Clap", loader: DataLoader, dataset: ClapDataset) -> Emb
     embeddings, index, problems = [torch.empty(0, clap.embed_dim, device=clap.device)], [], {}
     is_cached = [torch.empty(0, dtype=torch.bool)]
     with clap.inference():
-        for batch in loader:
+        for batch in progress_bar(loader, desc=f"{dataset.kind} split", unit="batch", leave=False):
             problems |= batch.problems
             if len(batch):
                 index += batch.index.tolist()

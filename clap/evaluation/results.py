@@ -79,6 +79,13 @@ def merge_metrics(results: Mapping[str, Evaluation]) -> dict[str, float]:
     return {name: value for result in results.values() for name, value in result.metrics.items()}
 
 
+def label_metric(metric: str) -> str:
+    """`test/clotho/text_to_audio/recall_at_1` -> `text-to-audio recall@1`: a metric in a reader's words."""
+    *tasks, name = metric.split("/")[2:] or metric.split("/")
+    name = name.replace("mean_average_precision", "mAP").replace("_at_", "@").replace("_", " ")
+    return " ".join([*(task.replace("_", "-") for task in tasks), name])
+
+
 def write_results(folder: Path, results: Mapping[str, Evaluation]) -> None:
     """Write the .npz of each evaluation, and protocol.json, which keeps the protocols of other splits."""
     folder.mkdir(parents=True, exist_ok=True)

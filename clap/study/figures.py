@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from clap.evaluation.results import label_metric
 from clap.plotting import (
     BLUE,
     GREY,
@@ -28,7 +29,7 @@ from clap.plotting import (
     style_axes,
 )
 from clap.study.runs import TRAIN_LOSS, Cell, StudyRuns, shorten_key
-from clap.study.scores import Column, Estimate, label_metric
+from clap.study.scores import Column, Estimate
 from clap.study.statistics import MIN_FOLDS, MIN_SEEDS
 from clap.study.table import Row, format_estimate
 

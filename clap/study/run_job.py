@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clap.config.launch import format_error
 from clap.config.output_folder import SWEEP_FOLDER
+from clap.log_lines import name_job
 from clap.run_folder import append_changed, git_commit, own_folder
 from clap.study.job import Job, job_tags, read_job
 from clap.study.result_config import (
@@ -61,9 +62,8 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
 def name_log_lines(job: str) -> None:
     """Put the name of a job in front of its lines on the screen, which the launcher's processes share."""
     for handler in logging.getLogger().handlers:
-        if getattr(handler, "stream", None) in (sys.stdout, sys.stderr) and handler.formatter is not None:
-            layout = handler.formatter._fmt
-            handler.setFormatter(logging.Formatter(f"[{job.replace('%', '%%')}]{layout}"))
+        if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+            name_job(job, handler)
 
 
 def run_locked(task: Callable[[DictConfig], Any], config: DictConfig, job: Job) -> float | None:

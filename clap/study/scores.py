@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from clap.evaluation.results import NOT_IN_HASH, TOLERANCE, RecordedEvaluation, hash_protocol, is_earlier
+from clap.evaluation.results import (
+    NOT_IN_HASH,
+    TOLERANCE,
+    RecordedEvaluation,
+    hash_protocol,
+    is_earlier,
+    label_metric,
+)
 from clap.study.statistics import (
     MIN_SEEDS,
     Comparison,
@@ -188,13 +195,6 @@ def describe_chance(numbers: Sequence[tuple[Column, Sequence[Replicate]]]) -> st
         f"{which} above chance: every 95 % interval of {column.label} begins at or below the chance level of "
         f"{column.chance:.3f}, so these numbers rank nothing."
     )
-
-
-def label_metric(metric: str) -> str:
-    """`test/clotho/text_to_audio/recall_at_1` -> `text-to-audio recall@1`."""
-    *_, task, name = ["", *metric.split("/")]
-    name = name.replace("mean_average_precision", "mAP").replace("_at_", "@").replace("_", " ")
-    return f"{task.replace('_', '-')} {name}".strip()
 
 
 def make_column(metric: str, runs: Mapping[str, RunScores]) -> Column:

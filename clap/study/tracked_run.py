@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from clap.atomic import read_json
 from clap.evaluation.run_plots import plot_run
 from clap.process_group import is_main, share_failure
-from clap.run_folder import COST, HISTORY, METRICS, log_summary, read_chance
+from clap.run_folder import COST, HISTORY, METRICS, read_chance
 from clap.study.result_config import read_result_config
 from clap.study.run_description import describe_run
 from clap.study.trained_model import name_options, record_config
@@ -58,4 +58,3 @@ def log_results(trainer: ClapTrainer, metrics: Mapping[str, float], run_dir: Pat
             plot_run(Path(folder), trainer.clap, loader.dataset)
     if trainer.tracker is not None:
         trainer.tracker.log_artifacts(run_dir, (".hydra", METRICS, COST, "evaluation", "plots"))
-        log_summary(run_dir, metrics, trainer.tracker.url_hint)

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from clap.atomic import append_json_line, read_json, write_json
+from clap.atomic import read_json, write_json
 from clap.config.secrets import hide_secrets
-from clap.run_folder import HISTORY, OWNER, RECORD
+from clap.run_folder import HISTORY, OWNER, RECORD, append_history
 from clap.tracking.description import NOTE, describe_error
 from clap.tracking.store import (
     MAX_TAG_LENGTH,
@@ -58,6 +58,7 @@ class Tracker:
         uri: `outputs/mlflow.db` or another SQLite file (with its artifacts in `mlartifacts` next to it), or the address
             of an MLflow server; None or "none" turns MLflow off, metrics.jsonl is still written.
         experiment: MLflow experiment, created if it does not exist.
+        run_name: shown by MLflow.
         tags: set when the run is created.
         run_id: run to resume; None starts a new one.
         run_dir: folder of the run, with metrics.jsonl and mlflow.json, the record of everything sent except metrics.
@@ -78,7 +79,7 @@ class Tracker:
         run_dir: Path,
     ):
         self.uri = resolve_uri(uri)
-        self.run_id = run_id
+        self.run_id, self.run_name = run_id, run_name
         self.history_path = Path(run_dir) / HISTORY
         self.history_path.parent.mkdir(parents=True, exist_ok=True)
         self.experiment_id: str | None = None
@@ -196,9 +197,9 @@ class Tracker:
                 f"metric name {refused[0]!r} is refused by MLflow; use letters, digits and _ - . : with single slashes "
                 "between parts, as in val/clotho/text_to_audio/recall_at_1"
             )
-        values, now = {name: float(value) for name, value in metrics.items()}, time.time()
-        append_json_line(self.history_path, {"step": step, "time": now, "metrics": values})
-        self._metrics += [Metric(name, value, int(now * 1000), step) for name, value in values.items()]
+        entry = append_history(self.history_path.parent, metrics, step=step)
+        timestamp = int(1000 * entry["time"])
+        self._metrics += [Metric(name, value, timestamp, step) for name, value in entry["metrics"].items()]
         if len(self._metrics) >= FLUSH_SIZE or time.monotonic() - self._last_flush >= FLUSH_SECONDS:
             self.flush()
 

@@ -1,5 +1,6 @@
-"""What training has processed so far, and its speed: between two log lines, and as a whole."""
+"""What training has processed so far, and its speed: between two logged steps or lines, and as a whole."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,12 +15,24 @@ from clap.training.trainer_settings import TrainerSettings
 from clap.training.utilization import Utilization
 
 
+@dataclass
+class LineTotals:
+    """The steps and clips since a line of the log, the sum of their losses (), and the clocks at that line."""
+
+    fit_seconds: float = 0.0
+    train_seconds: float = 0.0
+    loss: Tensor | float = 0.0
+    steps: int = 0
+    clips: int = 0
+
+
 class Meter:
     """Counts steps, clips and seconds of a training over all its resumes and processes.
 
     Attributes:
         fit_time: of everything. train_time: of steps and waiting for data. clock: of the parts of steps.
         unlogged: loss, norm of the gradients and number of clips of each step since the last logged one.
+        line: what the next line of an epoch or validation describes.
         clips_seen, samples_seen: clips that were trained on, and their samples.
         peaks: of memory, before a resume.
     """
@@ -29,6 +42,7 @@ class Meter:
         self.fit_time, self.train_time, self.clock = Stopwatch(), Stopwatch(), StepClock(clap.device)
         self.unlogged: list[tuple[Tensor, Tensor, int]] = []
         self.logged_time, self.logged_parts = 0.0, dict.fromkeys(PARTS, 0.0)  # until the last logged step
+        self.line = LineTotals()
         self.clips_seen, self.samples_seen = 0, 0
         self.peaks: dict[str, int] = {}
 
@@ -42,6 +56,8 @@ class Meter:
         self.clips_seen += clips
         self.samples_seen += samples
         self.unlogged.append((loss.detach(), norm.detach(), clips))
+        self.line.loss = self.line.loss + loss.detach()
+        self.line.steps, self.line.clips = self.line.steps + 1, self.line.clips + clips
         self.utilization.add(batch)
 
     def read(self) -> dict[str, float]:
@@ -60,6 +76,20 @@ class Meter:
         with self.train_time.paused():  # of the first batch, arithmetic is counted
             metrics |= self.utilization.read(speed)
         return {f"train/{name}": value for name, value in metrics.items()}
+
+    def read_line(self) -> dict[str, float]:
+        """Mean loss, seconds with validation and saving, and clips/s since the last call, in this process; collective.
+
+        Empty before the first step.
+        """
+        line, self.line = self.line, LineTotals(self.fit_time.seconds, self.train_time.seconds)
+        if not line.steps:
+            return {}
+        return {
+            "loss": mean_over_ranks(line.loss / line.steps).item(),
+            "seconds": self.fit_time.seconds - line.fit_seconds,
+            "clips_per_second": line.clips / max(self.train_time.seconds - line.train_seconds, 1e-9),
+        }
 
     def read_ranks(self) -> tuple[dict[str, float], dict[str, int]]:
         """Seconds of the parts of all steps, their mean over the ranks, and the highest peaks of memory; collective."""
@@ -107,6 +137,7 @@ class Meter:
         self.unlogged = [(torch.tensor(a, device=device), torch.tensor(b, device=device), n) for a, b, n in unlogged]
         self.logged_time, self.peaks = state["logged_time"], state["peaks"]
         self.logged_parts |= state["logged_parts"]
+        self.line = LineTotals(self.fit_time.before, self.train_time.before)
 
 
 def mean_of_finite(values: Tensor) -> float:

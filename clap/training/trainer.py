@@ -25,8 +25,8 @@ from clap.evaluation.retrieval import Retrieval
 from clap.lora import merge_weights, with_adapters
 from clap.model import Clap
 from clap.process_group import any_rank, is_main, wait_for_all
-from clap.progress import progress_bar
-from clap.run_folder import COST, METRICS, read_counts
+from clap.progress import log_above_bars, progress_bar
+from clap.run_folder import COST, METRICS, append_history, read_counts
 from clap.tracking.tracker import Tracker
 from clap.training.acceleration import matmul_precision, prepare
 from clap.training.comparison import digest_dataset
@@ -42,6 +42,7 @@ from clap.training.parallel import GlobalStep, average_statistics, seed_rank
 from clap.training.precision import make_autocast
 from clap.training.preflight import check_trainer
 from clap.training.profile import profile_steps
+from clap.training.run_log import RunLog
 from clap.training.sharding import clip_gradients, gather_full, load_weights, total_norm
 from clap.training.skipped_clips import SkippedClips
 from clap.training.state import collect_state, own_run_folder, restore_state, write_state
@@ -106,6 +107,7 @@ class ClapTrainer:
         self.evaluations = Interval(steps=self.settings.eval_every_steps, minutes=self.settings.eval_every_minutes)
         self.saves = Interval(steps=self.settings.save_every, minutes=self.settings.save_every_minutes)
         self.kept, self.ema = KeptCheckpoints(self.settings), WeightAverage(clap, self.settings.ema_decay)
+        self.run_log = RunLog(self)
         self.origin: dict[str, list[str]] = {}  # commits and machines, more than one if the run was resumed with others
         self.validation_pending = False
         self.checkpoints, self.resumed_from = Path("checkpoints"), None
@@ -134,12 +136,14 @@ class ClapTrainer:
         if self.resumed_from is None and not is_main():  # all have built the model with the random numbers of rank 0
             seed_rank(torch.initial_seed())
         with (
+            log_above_bars(),
             own_run_folder(self, Path(out_path)),
             closing_workers(self.train_loader),
             stop_on_signal() as stop_requested,
             profile_steps(self),
             self.meter.fit_time.running(),
         ):
+            self.run_log.log_header()
             if self.validation_pending:
                 self.validate()
             while not self.finished():
@@ -151,8 +155,8 @@ class ClapTrainer:
 
     def train_epoch(self, stop_requested: list[int]) -> None:
         self.clap.train()
-        steps, done = len(self.train_loader), self.step_in_epoch
-        with progress_bar(total=steps, initial=done, desc=f"epoch {self.epoch + 1}/{self.epochs}", unit="step") as bar:
+        steps, done, name = len(self.train_loader), self.step_in_epoch, f"epoch {self.epoch + 1}/{self.epochs}"
+        with progress_bar(total=steps, initial=done, desc=name, unit="step", leave=False) as bar:
             self.meter.clock.restart()
             for batch in self.batches():
                 elapsed = (self.evaluations.has_elapsed(), self.saves.has_elapsed())
@@ -225,6 +229,8 @@ class ClapTrainer:
         self.save("last")
         if self.validation_pending:
             self.validate()
+        else:
+            self.run_log.log_epoch()
         if self.tracker is not None:
             self.tracker.flush()
 
@@ -242,8 +248,9 @@ class ClapTrainer:
         """
         results = self.evaluate(self.val_loader)
         self.log_metrics(merge_metrics(results))
-        is_best = self.validation.update_best(results, where=f"epoch {self.epoch}, step {self.step}")
+        is_best = self.validation.update_best(results)
         is_kept = self.kept.add_validation(self.validation.metric, self.step)
+        self.run_log.log_epoch(results, is_best=is_best)
         if is_best:
             self.write_evaluations(results)
         if is_kept:
@@ -317,6 +324,7 @@ class ClapTrainer:
             write_json(out_path / METRICS, metrics)
             write_json(out_path / COST, cost)
         self.log_metrics({f"cost/{name}": value for name, value in cost.items()})
+        self.run_log.log_end(metrics, cost)
         return metrics
 
     def cost(self) -> dict[str, float]:
@@ -354,17 +362,20 @@ class ClapTrainer:
         return lambda: f"at {place}: {', '.join(clips[i].id for i in index.tolist())}, ...)"
 
     def log_training(self, bar: tqdm) -> None:
-        """Log means since the last time, and show loss and speed at the progress bar."""
+        """Log means since the last time, and show the progress."""
         self.guard.check()
         metrics = self.meter.read()
-        bar.set_postfix_str("loss {train/loss:.3f}, {train/clips_per_second:.0f} clips/s".format(**metrics))
+        self.run_log.log_progress(metrics, bar)
         metrics["train/learning_rate"] = self.learning_rate
         metrics["train/logit_scale"] = self.clap.logit_scale.exp().item()
         self.log_metrics(metrics)
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Append metrics to metrics.jsonl in the run folder, and send them to MLflow if there is a tracker."""
         if self.tracker is not None:
             self.tracker.log_metrics(metrics, step=self.step)
+        elif is_main():
+            append_history(self.checkpoints.parent, metrics, step=self.step)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         if self.tracker is not None:

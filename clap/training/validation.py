@@ -1,6 +1,5 @@
 """Validation in training: which metrics choose the best checkpoint, and whether a validation is the best so far."""
 
-import logging
 import math
 from collections.abc import Mapping
 
@@ -11,10 +10,7 @@ from clap.evaluation.evaluator import Evaluator, check_evaluators, evaluate_spli
 from clap.evaluation.results import Evaluation, merge_metrics
 from clap.model import Clap
 from clap.process_group import broadcast_object
-from clap.run_folder import count_clips, find_count
 from clap.training.trainer_settings import TrainerSettings
-
-log = logging.getLogger(__name__)
 
 
 class Validation:
@@ -48,24 +44,43 @@ class Validation:
     def evaluate(self, loader: DataLoader) -> dict[str, Evaluation]:
         return evaluate_split(self.clap, loader, self.evaluators, other_loaders=self.other_loaders)
 
-    def update_best(self, results: Mapping[str, Evaluation], *, where: str) -> bool:
-        """Log the monitors of a validation; whether it is the best so far, of equal ones the later, longer trained.
+    def update_best(self, results: Mapping[str, Evaluation]) -> bool:
+        """Whether a validation is the best so far, of equal ones the later, longer trained.
 
         Collective: all ranks act on the metrics of rank 0, from which those of another device may differ by rounding.
-
-        Args:
-            where: epoch and step, for the log.
         """
         metrics = broadcast_object(merge_metrics(results))
         self.metric = value = sum(metrics[name] for name in self.monitors) / len(self.monitors)
-        counts = count_clips(result.protocol for result in results.values())
-        clips = ", ".join(dict.fromkeys(find_count(name, counts) for name in self.monitors))
-        log.info("%s: %s %.4f, %s", where, " and ".join(self.monitors), value, clips)
         self.since_best = 0 if value > self.best_metric else self.since_best + 1
         if value < self.best_metric:
             return False
         self.best_metric, self.best_metrics = value, metrics
         return True
+
+    def choose_shown(self, results: Mapping[str, Evaluation], *, count: int) -> list[str]:
+        """The metrics of a validation that a short line shows, by their full names.
+
+        The monitors come first, then the first metric of each other evaluator and corpus; then metrics that have a
+        chance level, one of each task (`audio_to_text/...`) before a second one.
+        """
+        names = [name for result in results.values() for name in self.order_metrics(result)]
+        leading = [
+            self.order_metrics(result)[0] for result in results.values() if not result.metrics.keys() & {*self.monitors}
+        ]
+        chance = {name for result in results.values() for name in result.chance}
+        chosen = list(dict.fromkeys([*self.monitors, *leading]))
+        others = [name for name in names if name in chance] + [name for name in names if name not in chance]
+        tasks = {name.rpartition("/")[0] for name in chosen}
+        for name in others:
+            if (task := name.rpartition("/")[0]) not in tasks:
+                tasks.add(task)
+                chosen.append(name)
+        return list(dict.fromkeys([*chosen, *others]))[:count]
+
+    def order_metrics(self, result: Evaluation) -> list[str]:
+        """The metrics of an evaluation in the order of `metric_names`, the leading one first."""
+        evaluator, corpus = self.evaluators[result.protocol["evaluator"]], result.protocol["dataset"]
+        return name_metrics(result.protocol["split"], [corpus], {"": evaluator})
 
 
 def open_other_loaders(
