@@ -283,6 +283,7 @@ def test_root_can_be_the_working_folder(tmp_path, monkeypatch):
         (b"path,caption\na.wav,x\nb.wav,caf\xe9\n", "metadata.csv, line 3: not UTF-8"),
         ("path,caption,split\na.wav,x,train\na.wav,y,test\n", "line 3: a.wav has split test, but train in"),
         ("path,caption,label\na.wav,x,dog\na.wav,y,cat\n", "line 3: a.wav has label cat, but dog in"),
+        ("path,caption,recording\na.wav,x,r1\na.wav,y,\n", "line 3: a.wav has recording None, but r1 in"),
     ],
 )
 def test_invalid_csv_names_file_and_line(tmp_path, text, message):

@@ -36,6 +36,7 @@ class IndexEntry:
     split: str
     captions: list[str]
     labels: tuple[str, ...]
+    recording: str | None
     where: str
     path: Path
     from_labels: bool
@@ -44,18 +45,15 @@ class IndexEntry:
 class CSV(Corpus):
     """Clips from an index with the columns path, caption (repeated rows, or caption_1 ... caption_n), split, label.
 
-    Every clip requires a caption or a label; split and label are optional, and caption_1 ... caption_n may be blank
-    except for one. The columns label_1 ... label_n give a clip several labels. Without a split column a hash of the
-    path assigns the split, so adding a clip moves no other clip.
-    Columns that no row fills, and rows without text, are ignored: spreadsheets write such.
+    Every clip requires a caption or a label; of caption_1 ... caption_n all but one may be blank. label_1 ... label_n
+    give a clip several labels, recording names what it is cut from. Without a column split a hash of the path assigns
+    the split, so adding a clip moves no other. Columns that no row fills, and rows without text, are ignored.
 
     A recording is also found if its name differs from the path in spaces at the ends or in Unicode normal form, and if
     the path is written with \\. The id of a clip is its path as written, without spaces at the ends and with /.
 
-    Layout of root: recordings in any subfolders; the index may be in root or elsewhere.
-
     Args:
-        root: folder that the paths in the index are relative to.
+        root: folder that the paths in the index are relative to, with recordings in any subfolders.
         metadata: one CSV or JSONL; or one for each split, {train: FILE, val: FILE, test: FILE}, which ignores a split
             column. In a JSONL, `caption` and `label` may be lists.
         name: the corpus in metric names.
@@ -94,6 +92,7 @@ class CSV(Corpus):
                 name,
                 tuple(dict.fromkeys(entry.captions)),
                 entry.path,
+                source=entry.recording,
                 captions_from_labels=entry.from_labels,
                 **label_clip(entry.labels),
             )
@@ -115,11 +114,11 @@ class CSV(Corpus):
             split = file_split or (read_split(row, where) if has_split else assign_split(name, self.fractions))
             labels, path = read_labels(row, where), self.find_recording(row, name)
             captions, from_labels = read_captions(row, labels, where), not find_columns(row, "caption")
-            entry = IndexEntry(split, captions, labels, where, path, from_labels=from_labels)
+            entry = IndexEntry(split, captions, labels, read_text(row, "recording", where), where, path, from_labels)
             self.merge_row(name, entry)
 
     def merge_row(self, name: str, entry: IndexEntry) -> None:
-        """Append the captions of a row to those of earlier rows of the path; split and label must be equal."""
+        """Append the captions of a row to those of earlier rows of the path; split, label, recording must be equal."""
         known = self.entries.setdefault(name, entry)
         if known is entry:
             return
@@ -129,7 +128,8 @@ class CSV(Corpus):
                 "spaces at the ends; rename one"
             )
         labels = (", ".join(row.labels) or None for row in (entry, known))
-        for column, new, old in (("split", entry.split, known.split), ("label", *labels)):
+        others = ("split", entry.split, known.split), ("recording", entry.recording, known.recording)
+        for column, new, old in (*others, ("label", *labels)):
             if new != old:
                 raise ValueError(f"{entry.where}: {name} has {column} {new}, but {old} in {known.where}; choose one")
         known.captions += entry.captions
