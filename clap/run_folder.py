@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 RECORD = "mlflow.json"  # what the MLflow store should have of this run
 HISTORY = "metrics.jsonl"
 JOB_FILE, SWEEP_FILE, LOCK = "job.json", "sweep.json", ".lock"
+TRIAL = "trial.json"  # the trial of a search that a job runs
 METRICS, COST, PROTOCOL = "metrics.json", "cost.json", "evaluation/protocol.json"
 OWNER = "run.json"  # id of the run, and the process that writes it
 RESULTS = ("checkpoints", "evaluation", METRICS, HISTORY, RECORD, JOB_FILE, SWEEP_FILE)  # a folder with one holds a run

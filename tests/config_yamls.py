@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+SWEEPER = Path(__file__).parents[1] / "conf" / "hydra" / "sweeper" / "optuna.yaml"
 YAMLS = {
     "config": """
         defaults:
@@ -26,6 +27,7 @@ YAMLS = {
         hydra:
           output_subdir: null
     """,
+    "hydra/sweeper/optuna": SWEEPER.read_text(),
     "audio_encoder/tiny": "width: ${embed_dim}\ndepths: [2, 2]\npretrained: false\nspec_augment: {time_mask: 1}",
     "audio_encoder/large": "width: 64\npretrained: false\nspec_augment: null",
     "dataset/tones": "root: data\nmax_clips: null",

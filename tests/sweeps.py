@@ -1,6 +1,7 @@
 """Sweeps of a train.py that takes milliseconds, and their results in MLflow and in the sweep folder."""
 
 import csv
+import shutil
 import time
 from pathlib import Path
 
@@ -50,7 +51,7 @@ if __name__ == "__main__":
 def write_project(folder: Path) -> Path:
     """A train.py that trains in milliseconds, with the sweep settings of conf/config.yaml."""
     (folder / "train.py").write_text(TASK)
-    (folder / "conf").mkdir()
+    shutil.copytree(ROOT / "conf" / "hydra", folder / "conf" / "hydra")
     hydra = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())["hydra"]
     config = {
         "lr": 1, "seed": 0, "resume": None, "study": None,

@@ -117,7 +117,7 @@ def test_nano_options_take_a_training_step(audio_encoder: str, text_encoder: str
 
 def test_keys_without_a_value_have_a_type():
     for path in sorted(CONF.rglob("*.yaml")):
-        group = path.parent.name if path.parent != CONF and path.parent.name != "experiment" else ""
+        group = ".".join(path.parent.relative_to(CONF).parts).removeprefix("experiment")
         for key, value in flatten(OmegaConf.to_container(OmegaConf.load(path)), group):
             if value in (None, "???") and "defaults" not in key:
                 names = {key, key.rpartition(".")[2]}

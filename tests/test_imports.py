@@ -33,7 +33,7 @@ ROWS = (
     ("clap.processes",),
 )
 ROOMS = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
-MOST_LATE_IMPORTS = 22
+MOST_LATE_IMPORTS = 23
 HYDRA_ROOMS = ("train", "evaluate", "clap.config", "clap.study")
 
 

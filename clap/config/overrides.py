@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clap.config import flatten
 from clap.config.required import MISSING
+from clap.config.search_space import check_sweep, read_interval
 from clap.config.secrets import check_no_secrets
 from clap.config.values import check_value, check_yaml_values, shell_override, suggest, suggest_key
 
@@ -91,6 +92,8 @@ def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> l
         if not composes_only:
             main.check_given([line.removesuffix(f"={MISSING}") for line in study if line.endswith(f"={MISSING}")])
         groups, values = configs.split(configs.parse(study) + overrides)
+        first = configs.compose([*hydra_lines, *(_lines(override)[0] for override in groups)]).config
+        check_sweep([*groups, *values], main.sweeper, lambda key: resolve_value(first, key))
     else:
         _check_single(overrides)
     checked = []
@@ -109,7 +112,7 @@ def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> l
 
 @dataclass
 class ComposedJob:
-    """A composed config; of its `hydra` node only the mode, the sweep and the option of each group.
+    """A composed config; of its `hydra` node only the mode, the sweeper and the option of each group.
 
     Attributes:
         required: dotted key -> the option and the file that require it.
@@ -118,8 +121,13 @@ class ComposedJob:
     config: DictConfig
     choices: dict[str, str]
     mode: RunMode | None
-    sweep: dict[str, Any]
+    sweeper: dict[str, Any]
     required: dict[str, tuple[str, Path]]
+
+    @property
+    def sweep(self) -> dict[str, Any]:
+        """The overrides of the sweeper's parameters."""
+        return self.sweeper.get("params") or {}
 
     def keys(self) -> dict[str, Any]:
         """Dotted key -> unresolved value, for mappings and for their items."""
@@ -213,9 +221,9 @@ class Configs:
         config = self.loader.load_configuration(self.name, lines, RunMode.MULTIRUN)
         with open_dict(config):
             settings = config.pop("hydra")
-        sweep = OmegaConf.to_container(settings.sweeper).get("params") or {}
+        sweeper = OmegaConf.to_container(settings.sweeper)
         choices, required = dict(settings.runtime.choices), self.loader.required
-        job = ComposedJob(config, choices, mode=settings.mode, sweep=sweep, required=required)
+        job = ComposedJob(config, choices, mode=settings.mode, sweeper=sweeper, required=required)
         return self.composed.setdefault(tuple(lines), job)
 
 
@@ -275,7 +283,8 @@ def _check_single(overrides: list[Override]) -> None:
             key, text = override.key_or_group, override.get_value_string()
             other = f", or write a list as {shlex.quote(f'{key}=[{text}]')} or a string as {shell_override(key, text)}"
             simple = override.value_type == ValueType.SIMPLE_CHOICE_SWEEP
-            raise ValueError(f"{override.input_line}: several values are a sweep; add -m{other if simple else ''}")
+            search = " hydra/sweeper=optuna" if override.is_interval_sweep() else ""
+            raise ValueError(f"{override.input_line}: several values are a sweep; add -m{search}{other * simple}")
 
 
 def _set_values(job: ComposedJob, overrides: list[Override], index: int) -> DictConfig:
@@ -284,6 +293,9 @@ def _set_values(job: ComposedJob, overrides: list[Override], index: int) -> Dict
     references = []
     for override in overrides:
         value, typed = _choose(list_values(override), index), _choose(_typed_values(override), index)
+        if override.is_interval_sweep():
+            numbers = read_interval(override, resolve_value(job.config, override.key_or_group))
+            value, typed = _choose([numbers.low, numbers.high], index), None
         for key, item in _leaves(override.key_or_group, value, keys):
             _check_key(override, key, keys, job)
             if "${" in str(item):

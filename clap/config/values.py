@@ -47,6 +47,10 @@ TYPES: dict[str, tuple[type, ...]] = {
     "dataset.max_clips": (int, type(None)),
     "dataset.cache": (str, type(None)),
     "dataset.exclude": (str, type(None)),
+    "hydra.sweeper.n_jobs": (int, type(None)),
+    "hydra.sweeper.storage": (str, type(None)),
+    "hydra.sweeper.study_name": (str, type(None)),
+    "hydra.sweeper.params": (dict, type(None)),
 }
 # Keys that set where a run reads, writes and computes; they do not change its result.
 LOCAL_KEYS = (
@@ -74,6 +78,8 @@ WINDOW_POLICIES = ("mean", None)
 POOLINGS = ("first", "last", "mean", "pooler")
 FILL_MODES = ("repeat_pad", "repeat", "pad")
 MEL_SCALES = ("slaney", "htk")
+SAMPLERS = ("tpe", "random", "cmaes")
+PRUNERS = (None, "median", "hyperband")
 # Keys with a fixed set of values, by full name or last part; the class that receives a value checks it as well.
 CHOICES = {
     "trainer.precision": PRECISIONS,
@@ -88,6 +94,8 @@ CHOICES = {
     "pooling": (*POOLINGS, None),
     "fill": FILL_MODES,
     "mel_scale": MEL_SCALES,
+    "hydra.sweeper.sampler": SAMPLERS,
+    "hydra.sweeper.pruner": PRUNERS,
 }
 PLAIN_TEXT = re.compile(r"(\.{0,2}/|[A-Za-z_])[A-Za-z0-9_/.+-]*")  # Hydra reads it as text without quotes
 # Smallest values of numbers, by full name; the class that receives a value checks it as well.
@@ -101,6 +109,9 @@ MINIMA = {
     "optimizer.weight_decay": 0,
     "optimizer.warmup_steps": 0,
     "optimizer.min_lr": 0,
+    "hydra.sweeper.n_trials": 1,
+    "hydra.sweeper.n_jobs": 1,
+    "hydra.sweeper.seed": 0,
 }
 NAME = re.compile(r"\w([\w .-]*[\w-])?", re.ASCII)  # accepted by MLflow and by file systems
 LONGEST_NAME = 100

@@ -1,7 +1,9 @@
 """A job of a sweep: its record in job.json, its name and its MLflow tags."""
 
+import logging
 import os
 import re
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +17,10 @@ from hydra.types import RunMode
 from clap import checkpoint
 from clap.atomic import read_json, write_json
 from clap.published.sources import FOLDER_FILES, SUFFIXES
-from clap.run_folder import JOB_FILE, SWEEP_FILE
+from clap.run_folder import JOB_FILE, LOCK, SWEEP_FILE, is_running
 from clap.study.factors import FOLD, REPEATS, SEED
+
+log = logging.getLogger(__name__)
 
 # The last parts of a path to a checkpoint that do not identify it.
 UNNAMED = ("checkpoints", "best", "last", "ema", checkpoint.HUGGING_FACE, *FOLDER_FILES)
@@ -24,6 +28,20 @@ STEP = r"step-\d+"  # a kept checkpoint of a run
 TIME = r"\d\d-\d\d-\d\d"  # begins the name of a run folder
 COMMIT_LENGTH = 12
 THEN = ", then "  # between the commits or machines of a resumed run
+FINISHED, PRUNED = "finished", "pruned"  # status of a job that is not run again
+POLL_SECONDS = 2.0
+
+
+class Pruned(Exception):
+    """A search has ended a job early, because others are better.
+
+    Args:
+        value: the metric of its last validation.
+    """
+
+    def __init__(self, reason: str, *, value: float) -> None:
+        super().__init__(reason)
+        self.value = value
 
 
 @dataclass
@@ -31,7 +49,7 @@ class Job:
     """The state of one job of a sweep.
 
     Args:
-        status: `running` (also after a kill), `finished` or `failed`.
+        status: `running` (also after a kill), `finished`, `failed`, or `pruned` by the search that it is a trial of.
         config: the settings that its result depends on, {dotted key: value}.
         value: its return value, the metric that selects the best checkpoint.
         data: split -> number of clips and their digest, see `digest_data`.
@@ -53,7 +71,12 @@ class Job:
     @property
     def problem(self) -> str | None:
         """Why the job has no valid result; None if it has one."""
-        return self.error or (None if self.status == "finished" else "stopped")
+        return self.error or {FINISHED: None, PRUNED: PRUNED}.get(self.status, "stopped")
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the same command runs the job again."""
+        return self.problem not in (None, PRUNED)
 
 
 def shorten_commit(commit: str | None) -> str:
@@ -72,6 +95,16 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     """All started jobs of a sweep, sorted by name."""
     jobs = [read_job(path.parent) for path in sorted(sweep_dir.glob(f"*/{JOB_FILE}"))]
     return sorted((job for job in jobs if job), key=lambda job: job.name)
+
+
+def wait_for_jobs(sweep_dir: Path) -> None:
+    """Wait for the jobs of a sweep that other processes run."""
+    waited: list[str] = []
+    while held := sorted(path.parent.name for path in sweep_dir.glob(f"*/{LOCK}") if is_running(path.parent)):
+        if held != waited:
+            log.info("waiting for jobs of another process: %s", ", ".join(held))
+        waited = held
+        time.sleep(POLL_SECONDS)
 
 
 def job_tags() -> tuple[str | None, dict[str, str]]:

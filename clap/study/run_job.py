@@ -18,7 +18,7 @@ from clap.config.launch import format_error
 from clap.config.output_folder import SWEEP_FOLDER
 from clap.log_lines import name_job
 from clap.run_folder import append_changed, git_commit, own_folder
-from clap.study.job import Job, job_tags, read_job
+from clap.study.job import FINISHED, PRUNED, Job, Pruned, job_tags, read_job
 from clap.study.result_config import (
     check_job_unchanged,
     check_same_data,
@@ -46,14 +46,14 @@ def run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> float | No
             return math.nan
         job = Job(folder, job_tags()[0] or folder.name, status="running", config=read_result_config(config))
         before, earlier = read_job(folder), []
-        is_finished = before is not None and before.status == "finished"
+        is_finished = before is not None and before.status in (FINISHED, PRUNED)
         job.data = digest_data(config, reread=not is_finished)
         if before and (is_finished or has_checkpoint(folder)):
             check_job_unchanged(before, job)
             earlier = before.commits or ["unknown"]
         if is_finished:
             unknown = "" if before.data else "; its data was not recorded, and is not compared"
-            log.info("%s: skipped, already finished%s", job.name, unknown)
+            log.info("%s: skipped, already %s%s", job.name, before.status, unknown)
             return before.value
         job.commits = append_changed(earlier, git_commit(Path(__file__).parent))
         return run_locked(task, config, job)
@@ -78,7 +78,10 @@ def run_locked(task: Callable[[DictConfig], Any], config: DictConfig, job: Job) 
         check_same_data(job)
         delete_lost_runs(config.tracking, job.folder)
         job.value = task(config)
-        job.status = "finished"
+        job.status = FINISHED
+    except Pruned as error:
+        job.status, job.value = PRUNED, error.value
+        log.info("%s: pruned %s", job.name, error)
     except Exception as error:
         job.status, job.error = "failed", format_error(error)
         track_failure(config.tracking, job)

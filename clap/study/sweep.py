@@ -10,14 +10,13 @@ import logging
 import shlex
 import signal
 import sys
-import time
 import traceback
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -30,9 +29,10 @@ from clap.atomic import read_json, write_atomic, write_json
 from clap.config.launch import format_error
 from clap.config.output_folder import SWEEP_FOLDER, resume_command
 from clap.config.overrides import name_folder
+from clap.config.search_space import SWEEPER
 from clap.config.secrets import hide_secrets
 from clap.config.values import LOCAL_KEYS
-from clap.run_folder import LOCK, SWEEP_FILE, is_running
+from clap.run_folder import LOCK, LOCK_SECONDS, SWEEP_FILE, is_running
 from clap.study.factors import (
     REPEATS,
     find_factors,
@@ -42,7 +42,7 @@ from clap.study.factors import (
     parse_overrides,
     parse_study,
 )
-from clap.study.job import job_levels, read_jobs, read_overrides
+from clap.study.job import Job, job_levels, read_jobs, read_overrides, wait_for_jobs
 from clap.study.job_tracking import end_run
 from clap.study.killed_workers import outlive_killed_workers
 from clap.study.leaderboard import Leaderboard
@@ -52,8 +52,8 @@ from clap.tracking.store import DEFAULT_STORE
 from clap.tracking.tracker import Tracker, recorded_run
 
 log = logging.getLogger(__name__)
-POLL_SECONDS = 2.0
 LONGEST_TABLE = 20  # rows of a table on the screen
+SEARCH_LOCK = "search.lock"
 UNRECORDED = (*LOCAL_KEYS, "dataset.metadata")  # not among the fixed overrides of a sweep; may change when it resumes
 split_grid = BasicSweeper.split_arguments  # parsed overrides -> batches of jobs, a job is a list of key=value
 
@@ -95,6 +95,10 @@ class Sweep(Callback):
         hydra, lines = config.hydra, list(config.hydra.overrides.task)
         self.folder, self.tracking = Path(hydra.sweep.dir), config.tracking
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.is_search = hydra.sweeper._target_ == SWEEPER
+        if self.is_search:
+            check_search(config, lines)
+            self.lock = own_search(self.folder)
         study = parse_study(config, lines)
         self.study = name = study.name if study else None
         self.metrics = study.metrics if study else []
@@ -142,16 +146,8 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Wait for jobs of other processes, then write the leaderboard and close the parent run."""
         with exit_on_error():
-            self.wait_for_others()
+            wait_for_jobs(self.folder)
             self.finish()
-
-    def wait_for_others(self) -> None:
-        waited: list[str] = []
-        while held := sorted(path.parent.name for path in self.folder.glob(f"*/{LOCK}") if is_running(path.parent)):
-            if held != waited:
-                log.info("waiting for jobs of another process: %s", ", ".join(held))
-            waited = held
-            time.sleep(POLL_SECONDS)
 
     def finish(self) -> None:
         jobs = read_jobs(self.folder)
@@ -164,7 +160,7 @@ class Sweep(Callback):
                 write_atomic(self.folder / name, text.encode())
                 self.tracker.log_artifact(self.folder / name)
             self.tracker.log_view(swept=[*self.swept, *board.counts], metrics=board.metrics)
-            self.end_runs("FAILED" if any(job.problem for job in jobs) else "FINISHED")
+            self.end_runs("FAILED" if self.has_failed(jobs) else "FINISHED")
         self.ended = True
         print("", board.markdown(longest=LONGEST_TABLE), sep="\n")
         if means.rows:
@@ -173,7 +169,12 @@ class Sweep(Callback):
         if self.study and self.tracker.uri:
             print(f"table, figures and lineage: {self.report_command()}")
         if failures := self.failures():
-            sys.exit(f"error: not finished: {', '.join(failures)}; the same command runs only the unfinished jobs")
+            message = f"not finished: {', '.join(failures)}; the same command runs only the unfinished jobs"
+            sys.exit(f"error: {message}") if self.has_failed(jobs) else log.warning(message)
+
+    def has_failed(self, jobs: Sequence[Job]) -> bool:
+        """Whether a job has failed, in a search whether all have: some of its configurations may be impossible."""
+        return (all if self.is_search else any)(job.is_unfinished for job in jobs)
 
     def close(self) -> None:
         """At exit, if the sweep is not finished: close its open runs and print the command that resumes it."""
@@ -201,9 +202,38 @@ class Sweep(Callback):
         """Unfinished jobs and their problems; jobs with the same problem in one item."""
         names = defaultdict(list)
         for job in read_jobs(self.folder):
-            if job.problem:
+            if job.is_unfinished:
                 names[job.problem].append(job.name)
         return [f"{', '.join(some)} ({problem})" for problem, some in names.items()]
+
+
+def check_search(config: DictConfig, lines: Sequence[str]) -> None:
+    """Reject a study, and repeats of a training, in a search."""
+    if config.get("study") is not None:
+        raise ValueError(
+            "a study compares the configurations that it lists, and hydra/sweeper=optuna draws its own; remove one"
+        )
+    for override in parse_overrides(config.hydra.sweeper.get("params"), lines):
+        if override.key_or_group in REPEATS and override.is_sweep_override():
+            raise ValueError(
+                f"{override.input_line}: a search would choose the {override.key_or_group} with the best luck; "
+                "give one value, and repeat the best trial in a sweep"
+            )
+
+
+def own_search(folder: Path) -> BaseFileLock:
+    """Lock a folder for the search of this process, until it ends.
+
+    Raises:
+        BlockingIOError: another process runs the search of this folder.
+    """
+    try:
+        return FileLock(folder / SEARCH_LOCK).acquire(timeout=LOCK_SECONDS).lock
+    except Timeout:
+        raise BlockingIOError(
+            f"{folder}: another process runs this search; wait for it, or run several trials at once with "
+            "hydra/launcher=joblib"
+        ) from None
 
 
 def set_design(design: str, *, sweeper: str) -> None:

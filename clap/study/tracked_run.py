@@ -11,9 +11,11 @@ from clap.atomic import read_json
 from clap.evaluation.run_plots import plot_run
 from clap.process_group import is_main, share_failure
 from clap.run_folder import COST, HISTORY, METRICS, read_chance
+from clap.study.job import PRUNED, Pruned
 from clap.study.result_config import read_result_config
 from clap.study.run_description import describe_run
 from clap.study.trained_model import name_options, record_config
+from clap.study.trial import follow_trial
 from clap.tracking.description import NOTE, format_metrics
 from clap.tracking.tracker import Tracker, to_params
 from clap.training.trainer import ClapTrainer
@@ -21,7 +23,7 @@ from clap.training.trainer import ClapTrainer
 
 @contextmanager
 def track_run(cfg: DictConfig, trainer: ClapTrainer, *, run_id: str | None, run_dir: Path) -> Iterator[None]:
-    """Set the tracker of a trainer on rank 0, and log its config and datasets.
+    """Set the tracker of a trainer on rank 0, and log its config and datasets; in a search, report its validations.
 
     Args:
         run_id: of the MLflow run that is resumed; None starts a new one.
@@ -29,6 +31,7 @@ def track_run(cfg: DictConfig, trainer: ClapTrainer, *, run_id: str | None, run_
     Raises:
         PeerError: another rank has failed; the MLflow run has its error.
     """
+    trainer.after_validation = follow_trial(run_dir)
     if not is_main():
         with share_failure():
             yield
@@ -41,7 +44,12 @@ def track_run(cfg: DictConfig, trainer: ClapTrainer, *, run_id: str | None, run_
         params = to_params(record_config(cfg, trainer.clap, run_dir))
         tracker.log_inputs(run.factors | params, datasets)
         tracker.start_system_metrics()
-        yield
+        try:
+            yield
+        except Pruned as error:
+            tracker.set_tags({PRUNED: error, NOTE: run.note(f"pruned {error}")})
+            tracker.finish("KILLED")  # as MLflow's own integration of Optuna records it
+            raise
         result = format_metrics(read_json(run_dir / METRICS), read_chance(run_dir))
         tracker.set_tags({NOTE: run.note(result)})
 

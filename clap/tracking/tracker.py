@@ -122,7 +122,9 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        """Close the run: KILLED after Ctrl-C, FAILED after any other exception."""
+        """Close the run, unless the body has: KILLED after Ctrl-C, FAILED after any other exception."""
+        if self._record["status"] != "RUNNING":
+            return
         if error is None:
             self.finish("FINISHED")
             return

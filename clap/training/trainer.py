@@ -110,6 +110,7 @@ class ClapTrainer:
         self.run_log = RunLog(self)
         self.origin: dict[str, list[str]] = {}  # commits and machines, more than one if the run was resumed with others
         self.validation_pending = False
+        self.after_validation: Callable[..., None] | None = None  # of step, metric and `ended`; it may raise to stop
         self.checkpoints, self.resumed_from = Path("checkpoints"), None
         if clap.tokenizer.needs_training:
             clap.tokenizer.train(train_loader.dataset.captions)
@@ -259,6 +260,8 @@ class ClapTrainer:
         self.validation_pending = False
         self.evaluations.restart()
         self.save("last")
+        if self.after_validation is not None:
+            self.after_validation(self.step, self.validation.metric, ended=self.finished())
 
     def evaluate(self, loader: DataLoader) -> dict[str, Evaluation]:
         return self.validation.evaluate(loader)
