@@ -1,5 +1,6 @@
 """Every picture is written, read back and measured; a warning about its layout is an error."""
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -9,16 +10,19 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from clap.evaluation.run_plots import (
+from clap.corpus import Clip
+from clap.evaluation.clip_plots import (
     RetrievedCaption,
-    group_quality,
+    has_classes,
+    plot_class_similarity,
     plot_log_mels,
-    plot_recall_curves,
     plot_similarity,
-    plot_training_curves,
+    retrieve,
     shorten,
+    take_turns,
     wrap,
 )
+from clap.evaluation.run_plots import group_quality, plot_quality_curves, plot_training_curves
 from clap.plotting import PALETTE, pick_color, running_mean
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
@@ -31,6 +35,7 @@ CONES = {
     "no short": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
 }
 TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])  # of sRGB
+CHANCE = {"val/synthetic/zero_shot/accuracy": 0.125}
 LONG_CAPTION = "a dog barks twice for $5 while rain falls on a tin roof " * 5
 
 
@@ -66,7 +71,7 @@ def validation_history(num_epochs: int) -> list[dict]:
     ]
 
 
-def retrieve(count: int) -> list[RetrievedCaption]:
+def make_retrieved(count: int) -> list[RetrievedCaption]:
     return [RetrievedCaption(LONG_CAPTION, score=0.9, is_own=place == 0) for place in range(count)]
 
 
@@ -75,7 +80,8 @@ def draw_log_mels(count: int, path: Path, **frontend) -> None:
         [torch.randn(101, 16) for _ in range(count)],
         path,
         captions=[LONG_CAPTION] * count,
-        retrieved=[retrieve(3)] * count,
+        retrieved=[make_retrieved(3)] * count,
+        title="Own caption above, best-scoring captions below",
         **{"sample_rate": 16000, "hop_length": 160, "f_min": 50, "f_max": 8000, "mel_scale": "slaney"} | frontend,
     )
 
@@ -107,17 +113,20 @@ def test_training_curves_leave_out_nan(tmp_path: Path):
 
 
 def test_recall_curves_have_a_panel_for_each_task(tmp_path: Path):
-    plot_recall_curves(validation_history(5), tmp_path / "recall.png")
+    plot_quality_curves(validation_history(5), tmp_path / "recall.png", chance=CHANCE)
     assert_picture(tmp_path / "recall.png", width=1260, height=960)
 
 
-@pytest.mark.parametrize("draw", [plot_training_curves, plot_recall_curves])
+draw_quality_curves = functools.partial(plot_quality_curves, chance=CHANCE)
+
+
+@pytest.mark.parametrize("draw", [plot_training_curves, draw_quality_curves])
 def test_one_point_is_drawn(draw, tmp_path: Path):
     draw(training_history(1) + validation_history(1), tmp_path / "one.png")
     assert imread(tmp_path / "one.png").shape[0] >= 480
 
 
-@pytest.mark.parametrize("draw", [plot_training_curves, plot_recall_curves])
+@pytest.mark.parametrize("draw", [plot_training_curves, draw_quality_curves])
 def test_empty_history_says_so(draw, tmp_path: Path):
     draw([], tmp_path / "empty.png")
     assert_picture(tmp_path / "empty.png", width=720, height=300)
@@ -125,13 +134,37 @@ def test_empty_history_says_so(draw, tmp_path: Path):
 
 def test_recall_curves_take_validation_only():
     history = [{"step": 1, "metrics": {"test/clotho/text_to_audio/recall_at_1": 0.1, "train/loss": 1.0}}]
-    assert group_quality(history) == {}
+    assert group_quality(history, {}) == {}
 
 
 def test_recall_curves_leave_out_ranks_and_bounds():
     prefix = "val/clotho/text_to_audio"
     metrics = {f"{prefix}/{name}": 0.1 for name in ("recall_at_1", "recall_at_1/ci_low", "median_rank")}
-    assert group_quality([{"step": 1, "metrics": metrics}]) == {prefix: [f"{prefix}/recall_at_1"]}
+    assert group_quality([{"step": 1, "metrics": metrics}], {}) == {prefix: [f"{prefix}/recall_at_1"]}
+
+
+def test_metrics_of_any_evaluator_have_a_panel():
+    """A metric with a chance level is a share if its values are; others have axes of their own."""
+    metrics = {"mine/share": 0.5, "mine/cosine": 0.5, "mine/gain": -2.0, "zero_shot/accuracy": 0.1}
+    history = [{"step": 1, "metrics": {f"val/csv/{name}": value for name, value in metrics.items()}}]
+    panels = group_quality(history, {"val/csv/mine/share": 0.1, "val/csv/mine/gain": 0.0})
+    assert panels == {
+        "val/csv/zero_shot": ["val/csv/zero_shot/accuracy"],
+        "val/csv/mine": ["val/csv/mine/share"],
+        "val/csv/mine/cosine": ["val/csv/mine/cosine"],
+        "val/csv/mine/gain": ["val/csv/mine/gain"],
+    }
+
+
+def test_chance_is_a_labelled_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    figures = []
+    monkeypatch.setattr("clap.evaluation.run_plots.save_png", lambda figure, path: figures.append(figure))
+    plot_quality_curves(validation_history(3), tmp_path / "quality.png", chance=CHANCE)
+    texts = {axes.get_title(): [text.get_text() for text in axes.get_legend().get_texts()] for axes in figures[0].axes}
+    assert texts["val · synthetic · zero shot"] == ["accuracy (chance 12.5%)"]
+    assert texts["val · synthetic · audio to text"] == ["recall at 10"]
+    panel = next(axes for axes in figures[0].axes if "zero shot" in axes.get_title())
+    assert [list(line.get_ydata()) for line in panel.lines if line.get_linestyle() == "--"] == [[0.125, 0.125]]
 
 
 @pytest.mark.parametrize("count", [1, 8, 64, 100])
@@ -148,6 +181,41 @@ def test_similarity_without_clips_says_so(tmp_path: Path):
 def test_similarity_needs_one_caption_a_clip(tmp_path: Path):
     with pytest.raises(ValueError, match="2 clip_ids and 3 captions"):
         plot_similarity(torch.zeros(2, 3), tmp_path / "similarity.png", captions=["a"] * 3, clip_ids=["b"] * 2)
+
+
+@pytest.mark.parametrize(("count", "num_classes", "width"), [(1, 2, 1200), (20, 10, 1200), (64, 90, 1620)])
+def test_clips_are_compared_with_classes(count: int, num_classes: int, width: int, tmp_path: Path):
+    names = [f"class $ {i}" for i in range(num_classes)]
+    labels = [tuple(dict.fromkeys((names[row % num_classes], names[-1 - row % num_classes]))) for row in range(count)]
+    path = tmp_path / "similarity.png"
+    similarity = torch.randn(count, num_classes)
+    plot_class_similarity(similarity, path, class_names=names, labels=labels, num_clips=99)
+    assert_picture(path, width=width, height=1032)
+
+
+def test_clips_without_one_row_each_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"similarity is \(2, 3\) with 1 labels and 3 class_names"):
+        plot_class_similarity(
+            torch.zeros(2, 3), tmp_path / "a.png", class_names=["a", "b", "c"], labels=[("a",)], num_clips=2
+        )
+
+
+def test_class_of_a_clip_is_a_right_answer():
+    found = retrieve(torch.tensor([0.1, 0.9, 0.5, 0.7]), ["dog", "rain", "cat", "wind"], ("wind", "dog"))
+    assert [(item.caption, item.is_own) for item in found] == [("rain", False), ("wind", True), ("cat", False)]
+
+
+def test_clips_are_shown_by_class_only_where_captions_are_from_labels():
+    from_labels, written = (
+        [Clip(str(i), ("a dog",), label="dog", captions_from_labels=made) for i in range(3)] for made in (True, False)
+    )
+    assert has_classes(from_labels) and not has_classes(written) and not has_classes([*from_labels, *written])
+
+
+def test_classes_take_turns():
+    labels = ["dog", "dog", "rain", "cat", "dog", "rain"]
+    clips = [Clip(str(i), ("x",), label=label) for i, label in enumerate(labels)]
+    assert take_turns(clips) == [3, 0, 2, 1, 5, 4]
 
 
 @pytest.mark.parametrize(("count", "width", "height"), [(1, 660, 648), (4, 1248, 1248), (5, 1836, 1248)])
