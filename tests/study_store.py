@@ -12,7 +12,7 @@ import torch
 
 from clap.evaluation.metrics import RetrievalRanks, retrieval_metrics, retrieval_scores
 from clap.evaluation.results import Evaluation, RecordedEvaluation, hash_protocol, write_results
-from clap.study.factors import Repeat, Study
+from clap.study.factors import FOLD, Repeat, Study
 from clap.study.job import Job, name_job
 from clap.study.runs import Cell, Run, StudyRuns
 from clap.study.scores import RunScores, make_column
@@ -83,27 +83,44 @@ def record(result: Evaluation) -> RecordedEvaluation:
     return RecordedEvaluation(tuple(result.metrics), np.array(result.clip_ids), result.scores, result.protocol)
 
 
-def make_runs(study: Study, *, gap: float = 0.05, without: Mapping[tuple[int, str], str] | None = None) -> StudyRuns:
+def make_runs(
+    study: Study,
+    *,
+    quality: float = 0.3,
+    gap: float = 0.05,
+    without: Mapping[tuple[int, str], str] | None = None,
+    chance: float | None = None,
+) -> StudyRuns:
     """The runs of a sweep in which each cell is better than the one before.
 
     Args:
-        without: (index of a cell, seed) -> error of the failed run, or "" for a missing run.
+        quality: of the first cell.
+        without: (index of a cell, seed, or fold in a cross-validation) -> error of the failed run, or "" for a missing
+            run.
+        chance: chance level of the leading metric.
     """
-    cells = [Cell(levels, dict.fromkeys(map(Repeat, study.seeds))) for levels in study.cells()]
+    repeats = [Repeat(seed, fold) for seed in study.seeds for fold in study.folds or [None]]
+    cells = [Cell(levels, dict.fromkeys(repeats)) for levels in study.cells()]
     found: dict[str, Evaluation] = {}
     for place, cell in enumerate(cells):
-        for seed in study.seeds:
-            run_id, error = f"id{place}{seed}", (without or {}).get((place, seed))
+        for repeat in repeats:
+            seed, fold = repeat
+            run_id, error = f"id{place}{seed}{fold or ''}", (without or {}).get((place, fold or seed))
             if error is None:
-                found[run_id] = make_results(0.3 + gap * place, seed=100 * place + int(seed))["retrieval"]
+                number = 100 * place + int(seed) + 10 * int(fold or 0)
+                results = make_results(quality + gap * place, seed=number, fold=fold, chance=chance)
+                found[run_id] = results["retrieval"]
             if error != "":
-                cell.runs[Repeat(seed)] = make_run(run_id, cell.levels, seed, place, error, found.get(run_id))
+                cell.runs[repeat] = make_run(run_id, cell.levels, repeat, place, error, found.get(run_id))
     runs = StudyRuns(study, "sweepid", {}, cells, [])
-    names = {run.id: run.name for run in runs.finished}
+    known = {run.id: run for run in runs.finished}
     recorded = {run_id: [record(result)] for run_id, result in found.items()}
     for metric in study.metrics:
         numbers = {run_id: result.metrics[metric] for run_id, result in found.items()}
-        scores = {run_id: RunScores(names[run_id], numbers[run_id], recorded[run_id]) for run_id in found}
+        scores = {
+            run_id: RunScores(run.name, numbers[run_id], recorded[run_id], run.repeat.fold)
+            for run_id, run in known.items()
+        }
         runs.columns.append(make_column(metric, scores))
     for metric in ("train/loss", LEADING.replace("test", "val")):
         curves = {run_id: np.linspace(4, int(run_id[2]), NUM_STEPS) for run_id in found}
@@ -112,14 +129,14 @@ def make_runs(study: Study, *, gap: float = 0.05, without: Mapping[tuple[int, st
 
 
 def make_run(
-    run_id: str, levels: Mapping[str, str], seed: str, place: int, error: str | None, result: Evaluation | None
+    run_id: str, levels: Mapping[str, str], repeat: Repeat, place: int, error: str | None, result: Evaluation | None
 ) -> Run:
     cost = {"cost/seconds": 120.0 + 30 * (place % 4), "cost/parameters": 2e6}
     return Run(
         run_id,
-        "-".join([*levels.values(), f"s{seed}"]),
+        "-".join([*levels.values(), *([f"fold{repeat.fold}"] if repeat.fold else []), f"s{repeat.seed}"]),
         "FAILED" if error else "FINISHED",
-        Repeat(seed),
+        repeat,
         dict(levels),
         error=error,
         commit="0123456789abcdef",
@@ -150,7 +167,8 @@ class StudyStore:
 
     def add_sweep(self, study: Study, fixed: str = "") -> str:
         """Add a parent run without children; return its id."""
-        tags = {"role": "sweep", "study": study.name, "swept": ", ".join([*study.factors, "seed"]), "fixed": fixed}
+        swept = ", ".join([*study.factors, "seed", *([FOLD] if study.folds else [])])
+        tags = {"role": "sweep", "study": study.name, "swept": swept, "fixed": fixed}
         with self.start(study.name, tags) as tracker:
             return tracker.run_id
 
@@ -160,6 +178,7 @@ class StudyStore:
         levels: Mapping[str, str],
         seed: str,
         *,
+        fold: str | None = None,
         quality: float = 0.5,
         error: str | None = None,
         protocol: Mapping[str, Any] | None = None,
@@ -172,7 +191,9 @@ class StudyStore:
             shift: added to the metrics, so that they differ from the evaluation files.
         """
         name = "-".join([*levels.values(), f"s{seed}"])
-        tags = {**levels, "seed": seed, "role": "train", "mlflow.parentRunId": sweep_id, "job": name}
+        name = name if fold is None else f"{name}-fold{fold}"
+        tags = {**levels, "seed": seed} | ({} if fold is None else {FOLD: fold})
+        tags |= {"role": "train", "mlflow.parentRunId": sweep_id, "job": name}
         tracker = self.start(name, tags | COMMON_TAGS)
         tracker.log_params({"seed": seed, "optimizer": {"lr": 0.001}, "tracking": {"uri": self.uri}})
         for split in ("train", "test"):
@@ -181,7 +202,7 @@ class StudyStore:
             tracker.set_tags({"error": error})
             tracker.finish("FAILED")
             return tracker.run_id
-        results = make_results(quality, seed=self.count, protocol=protocol)
+        results = make_results(quality, seed=self.count, protocol=protocol, fold=fold)
         self.log_curves(tracker, quality)
         tracker.log_metrics({name: value + shift for name, value in results["retrieval"].metrics.items()}, NUM_STEPS)
         cost = {"seconds": 60 * minutes, "clips_per_second": 123.4, "parameters": 2e6, "peak_memory_bytes": 1.5e9}

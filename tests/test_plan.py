@@ -52,9 +52,9 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def write_finished(folder: Path, *overrides: str, seconds: float) -> None:
+def write_finished(folder: Path, *overrides: str, seconds: float, study: str = STUDY) -> None:
     """Write a finished job of the study to its sweep folder."""
-    config = read_result_config(OmegaConf.create(compose_config(f"experiment={STUDY}", *overrides)))
+    config = read_result_config(OmegaConf.create(compose_config(f"experiment={study}", *overrides)))
     folder.mkdir(parents=True)
     Job(folder, folder.name, "finished", config=config, value=0.5).write()
     (folder / "cost.json").write_text(json.dumps({"seconds": seconds}))
@@ -95,6 +95,19 @@ def test_finished_job_of_another_config_does_not_count(sixty_seconds: None, tmp_
     write_finished(tmp_path / "0", *cell, "seed=0", seconds=100.0)
     found = make_plan(STUDY, [f"hydra.sweep.dir={tmp_path}", *cell, "seed=0", "trainer.max_epochs=2"])
     assert [(job.seconds, job.basis) for job in found.jobs] == [(60.0, "guessed")]
+
+
+def test_folds_are_jobs_of_a_cell(sixty_seconds: None, tmp_path: Path):
+    study = "esc10_folds"
+    lines = [f"dataset.root={tmp_path}", "audio_encoder=htsat_nano"]
+    for fold in (1, 2):
+        write_finished(tmp_path / str(fold), *lines, f"dataset.test_fold={fold}", seconds=60.0 * fold, study=study)
+    found = make_plan(study, [f"hydra.sweep.dir={tmp_path}", *lines])
+    assert [job.name for job in found.jobs] == [f"htsat_nano-fold{fold}" for fold in range(1, 5)]
+    assert [(job.seconds, job.finished) for job in found.jobs] == [(0, True), (0, True), (90, False), (90, False)]
+    assert "no intervals" not in found.markdown()
+    one = make_plan(study, [f"hydra.sweep.dir={tmp_path}", *lines, "dataset.test_fold=2,3"])
+    assert [job.finished for job in one.jobs] == [True, False] and "no intervals" in one.markdown()
 
 
 def test_missing_root_is_reported_and_the_job_is_listed(tmp_path: Path):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from clap.proportion import wilson_interval
+from clap.proportion import Interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,8 @@ def test_wilson_interval_contains_proportions_0_and_1(count: float) -> None:
 def test_wrong_arguments_are_rejected(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_interval_is_clipped_to_its_range() -> None:
+    assert Interval(0.93, 1.03).clip(0.0, 1.0) == Interval(0.93, 1.0)
+    assert Interval(-0.1, 0.2).clip(0.0, 1.0) == Interval(0.0, 0.2)

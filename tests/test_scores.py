@@ -8,7 +8,9 @@ from study_store import LEADING, make_results, record
 
 from clap.evaluation.metrics import RETRIEVAL_METRICS
 from clap.evaluation.query_scores import QueryScores
-from clap.study.scores import RunScores, check_protocols, make_column, sum_by_clip
+from clap.proportion import Interval
+from clap.study.scores import RunScores, check_protocols, describe_chance, make_column, sum_by_clip
+from clap.study.statistics import compare_folds, fold_interval, seed_interval
 
 RESULT = make_results(0.5, seed=0)["retrieval"]
 ORDER = {clip_id: row for row, clip_id in enumerate(RESULT.clip_ids)}
@@ -134,3 +136,103 @@ def test_metric_of_another_evaluation_than_its_file_is_refused() -> None:
 def test_metric_without_queries_is_refused() -> None:
     with pytest.raises(ValueError, match="run a-s0 has the metric test/esc50/zero_shot/accuracy, but none of its"):
         make_column("test/esc50/zero_shot/accuracy", {"id0": make_scores("a-s0", 0)})
+
+
+def make_folds(seed: int = 0, folds: str = "123", **protocol: object) -> dict[str, RunScores]:
+    found = {fold: make_results(0.5, seed=10 * seed + int(fold), protocol=protocol, fold=fold) for fold in folds}
+    return {
+        f"id{seed}{fold}": RunScores(
+            f"a-fold{fold}-s{seed}", own["retrieval"].metrics[LEADING], [record(own["retrieval"])], fold
+        )
+        for fold, own in found.items()
+    }
+
+
+def test_value_of_folds_is_their_unweighted_mean() -> None:
+    runs = make_folds()
+    runs["id03"].evaluations[0].scores[LEADING] = QueryScores([1.0] * 4, [0, 0, 1, 1])  # fewer queries than the others
+    runs["id03"] = replace(runs["id03"], value=1.0)
+    column = make_column(LEADING, runs)
+    replicate = list(runs)
+    expected = np.mean([run.value for run in runs.values()])
+    assert column.value(replicate) == pytest.approx(expected)
+    matrix, weights = column.matrix([replicate]), column.weights(replicate)
+    assert matrix.shape == (1, 42) and weights.shape == (42,)
+    assert matrix[0] @ weights / weights.sum() == pytest.approx(expected)
+
+
+def test_three_seeds_with_all_folds_use_the_statistics_of_seeds() -> None:
+    runs = {run_id: run for seed in range(3) for run_id, run in make_folds(seed).items()}
+    column = make_column(LEADING, runs)
+    replicates = [[f"id{seed}{fold}" for fold in "123"] for seed in range(3)]
+    estimate = column.estimate(replicates)
+    assert estimate.interval == seed_interval(column.matrix(replicates), column.weights(replicates[0]))
+    assert estimate.deviation == pytest.approx(column.fold_values(replicates).mean(axis=0).std(ddof=1))
+    few = column.estimate(replicates[:2])
+    assert few.interval == fold_interval(column.fold_values(replicates[:2]).mean(axis=0))
+    assert column.compare(replicates[:1], replicates[1:2]) == compare_folds(
+        *(column.fold_values([own])[0] for own in replicates[:2])
+    )
+
+
+def test_protocol_of_folds_has_a_hash_of_its_own() -> None:
+    runs = make_folds()
+    protocol = make_column(LEADING, runs).protocol
+    own = {run.fold: run.evaluations[0].protocol["hash"] for run in runs.values()}
+    assert protocol["clips"] == "60 of 60" and {fold: one["hash"] for fold, one in protocol["folds"].items()} == own
+    assert protocol["hash"] not in own.values()
+    reordered = make_column(LEADING, dict(reversed(runs.items()))).protocol
+    assert reordered["hash"] == protocol["hash"]
+    assert make_column(LEADING, {"id01": runs["id01"]}).protocol["hash"] == own["1"]
+
+
+def test_configurations_are_compared_fold_by_fold() -> None:
+    other = {run_id.replace("id0", "id1"): replace(run, name=f"b{run.name}") for run_id, run in make_folds().items()}
+    other["id12"].evaluations[0].protocol |= {"hash": "other", "windows": "mean"}
+    with pytest.raises(ValueError, match='windows is "absent" in a-fold2-s0, "mean" in ba-fold2-s0'):
+        make_column(LEADING, make_folds() | other)
+
+
+def test_folds_differ_in_nothing_but_their_clips() -> None:
+    runs = make_folds(folds="12") | make_folds(folds="3", windows="mean")
+    with pytest.raises(ValueError, match='windows is "absent" in fold 1 fold 2, "mean" in fold 3'):
+        make_column(LEADING, runs)
+
+
+def test_chance_of_folds_is_their_mean() -> None:
+    runs = make_folds()
+    for fold, run in enumerate(runs.values()):
+        run.evaluations[0].protocol["chance"] = {LEADING: 0.1 * fold}
+    assert make_column(LEADING, runs).chance == pytest.approx(0.1)
+    runs["id01"].evaluations[0].protocol["chance"] = {}
+    assert make_column(LEADING, runs).chance is None
+
+
+def test_interval_of_a_proportion_ends_at_one() -> None:
+    runs = {f"id{seed}": make_scores(f"a-s{seed}", seed) for seed in range(3)}
+    for run, share in zip(runs.values(), (0.7, 1.0, 1.0), strict=True):
+        run.evaluations[0].scores[LEADING] = QueryScores(np.arange(20) < 20 * share, np.arange(20))
+    runs = {run_id: replace(run, value=run.evaluations[0].scores[LEADING].mean) for run_id, run in runs.items()}
+    column = make_column(LEADING, runs)
+    replicates = [[run_id] for run_id in runs]
+    free = seed_interval(column.matrix(replicates), column.weights(["id0"]))
+    assert free.high > 1 and column.estimate(replicates).interval == Interval(free.low, 1.0)
+    column.is_proportion = False
+    assert column.estimate(replicates).interval == free
+
+
+def test_metric_with_a_score_above_one_is_no_proportion() -> None:
+    runs = {"id0": make_scores("a-s0", 0)}
+    assert make_column(LEADING, runs).is_proportion
+    runs["id0"].evaluations[0].scores[LEADING].values[0] = 2.0
+    runs = {"id0": replace(runs["id0"], value=runs["id0"].evaluations[0].scores[LEADING].mean)}
+    assert not make_column(LEADING, runs).is_proportion
+
+
+@pytest.mark.parametrize(("chance", "is_above"), [(0.05, True), (0.95, False), (None, None)])
+def test_one_run_is_compared_with_chance_over_its_clips(chance: float | None, is_above: bool | None) -> None:
+    runs = {"id0": make_scores("a-s0", 0)}
+    runs["id0"].evaluations[0].protocol["chance"] = {} if chance is None else {LEADING: chance}
+    column = make_column(LEADING, runs)
+    assert column.is_above_chance([["id0"]]) is is_above
+    assert bool(describe_chance([(column, [["id0"]])])) == (is_above is False)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from clap.proportion import Interval, wilson_interval
-from clap.study.statistics import Comparison, clip_interval, compare, holm, seed_interval
+from clap.study.statistics import Comparison, clip_interval, compare, compare_folds, fold_interval, holm, seed_interval
 from experiments.benchmarks.calibration import calibrate
 
 
@@ -199,3 +200,37 @@ def test_common_methods_have_wrong_coverage() -> None:
 def test_wrong_arguments_are_rejected(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_interval_over_folds_is_that_of_nadeau_and_bengio() -> None:
+    """Ten folds with one in ten clips for the test: variance times 1 / 10 + 1 / 9, nine degrees of freedom."""
+    scores = np.random.default_rng(0).normal(0.5, 0.1, 10)
+    half = stats.t.ppf(0.975, 9) * math.sqrt(scores.var(ddof=1) * (1 / 10 + 1 / 9))
+    assert ends(fold_interval(scores)) == pytest.approx((scores.mean() - half, scores.mean() + half))
+
+
+def test_folds_are_compared_in_pairs() -> None:
+    generator = np.random.default_rng(0)
+    baseline = generator.normal(0.5, 0.1, 5)
+    other = baseline + 0.03 + generator.normal(0, 0.01, 5)
+    found, same = compare_folds(baseline, other), compare_folds(baseline, other[::-1])
+    assert found.difference == pytest.approx(same.difference) and found.p_value < 0.05 < same.p_value
+    plain = stats.ttest_rel(other, baseline)
+    t = plain.statistic / math.sqrt(5 * (1 / 5 + 1 / 4))
+    assert found.p_value == pytest.approx(2 * stats.t.sf(abs(t), 4)) and found.p_value > plain.pvalue
+
+
+@pytest.mark.parametrize("scores", [[0.5], [0.4, 0.6], [0.5, 0.5, 0.5]])
+def test_few_or_equal_folds_have_no_interval(scores: list[float]) -> None:
+    assert fold_interval(scores) is None and compare_folds([0.0] * len(scores), scores).p_value is None
+
+
+@pytest.mark.parametrize("scores", [np.ones((2, 3)), [], [0.1, np.nan]])
+def test_scores_of_folds_are_one_finite_number_each(scores: ArrayLike) -> None:
+    with pytest.raises(ValueError, match=r"give \(folds,\)|give finite numbers"):
+        fold_interval(scores)
+
+
+def test_compared_configurations_have_the_same_folds() -> None:
+    with pytest.raises(ValueError, match="differ in shape; give the same folds"):
+        compare_folds([0.1, 0.2, 0.3], [0.1, 0.2])

@@ -20,7 +20,7 @@ from clap.study.figures import (
     save_png_and_svg,
 )
 from clap.study.runs import StudyRuns
-from clap.study.statistics import seed_interval
+from clap.study.statistics import fold_interval, seed_interval
 from clap.study.table import make_rows
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
@@ -136,3 +136,37 @@ def test_caption_describes_error_bars_and_bands() -> None:
     runs = make_runs(make_study("a"))
     assert "95 % intervals over seeds and clips" in describe_figure("main_effects", runs)
     assert "from the lowest to the highest seed" in describe_figure("learning_curves", runs)
+
+
+def test_cross_validation_is_drawn_and_described() -> None:
+    runs = make_runs(make_study("a", folds=["1", "2", "3"], seeds=["0"]))
+    assert list(draw(runs)) == ["main_effects", "interaction", "learning_curves", "cost_quality"]
+    assert "95 % intervals over folds, without" in describe_figure("main_effects", runs)
+    assert "mean over seeds and folds" in describe_figure("learning_curves", runs)
+    point = average_levels(runs, ["text_encoder"]).points[("roberta_nano",)]
+    values = [runs.columns[0].fold_values(runs.cells[place].replicates())[0] for place in (0, 2)]
+    assert point.interval == fold_interval(np.mean(values, axis=0))
+
+
+@pytest.mark.parametrize("name", ["two by two", "one at a time"])
+def test_chance_is_a_labelled_line(name: str) -> None:
+    figures = draw(make_runs(STUDIES[name], chance=0.25))
+    for figure in figures.values():
+        assert overlaps(figure) == []
+    labels = {key: [axes.get_xlabel() + axes.get_ylabel() for axes in figure.axes] for key, figure in figures.items()}
+    marked = {key for key, found in labels.items() if any("(dashed: chance 0.250)" in label for label in found)}
+    assert marked == ({"main_effects", "interaction", "cost_quality"} if name == "two by two" else {"cost_quality"})
+    lines = [line for axes in figures["cost_quality"].axes for line in axes.lines]
+    assert [0.25, 0.25] in [list(line.get_ydata()) for line in lines]
+
+
+def test_distant_chance_is_only_named() -> None:
+    runs = make_runs(make_study("a"), quality=0.9, gap=0.01, chance=0.05)
+    axes = draw(runs)["main_effects"].axes[-1]
+    assert axes.get_xlabel() == "text-to-audio recall@1 (chance 0.050)" and axes.get_xlim()[0] > 0.5
+
+
+def test_error_bars_of_a_proportion_end_at_one() -> None:
+    runs = make_runs(make_study("a"), quality=0.99, gap=0.0)
+    (axes, *_) = draw(runs)["main_effects"].axes
+    assert max(line.get_xdata().max() for line in axes.lines if len(line.get_xdata()) == 2) <= 1.0

@@ -132,3 +132,36 @@ def test_wrapped_lines_do_not_break_code_and_links() -> None:
     text = wrap_lines("word " * 24 + "`python train.py -m experiment=grid` and [all numbers](a.csv) " + "word " * 20)
     assert "`python train.py -m experiment=grid`" in text and "[all numbers](a.csv)" in text
     assert max(map(len, text.splitlines())) <= 130
+
+
+def test_cross_validation_is_described() -> None:
+    runs = make_runs(make_study("folds", folds=["1", "2", "3"], seeds=["0"]))
+    text = as_line(write_block(runs))
+    assert "Cross-validation over 3 folds: the number of a seed is the unweighted mean over its folds" in text
+    assert "Nadeau & Bengio (2003)" in text and "Student's t over seeds" not in text
+    assert "are paired by seed and clip, and with fewer than 3 seeds by fold; p is two-sided" in text
+    assert "60 of 60 clips, each tested once in the folds 1, 2, 3, definition 1." in text
+    assert "Cells with fewer than" not in text
+
+
+def test_runs_of_other_folds_may_have_other_data() -> None:
+    runs = make_runs(make_study("folds", folds=["1", "2", "3"], seeds=["0"]))
+    cell = runs.cells[0]
+    cell.runs = {key: replace(run, data={"test": f"fold {key.fold}"}) for key, run in cell.runs.items()}
+    assert "differ in more than" not in as_line(write_block(runs))
+
+
+def test_study_at_chance_says_so() -> None:
+    at_chance = make_runs(make_study("grid"), quality=0.04, gap=0.0, chance=0.1)
+    assert (
+        "**No configuration is above chance: every 95 % interval of text-to-audio recall@1 begins at or below the "
+        "chance level of 0.100, so these numbers rank nothing.**"
+    ) in as_line(write_block(at_chance))
+    assert "above chance" not in as_line(write_block(make_runs(make_study("grid"), chance=0.1)))
+
+
+def test_cut_intervals_are_described() -> None:
+    perfect = make_runs(make_study("grid"), quality=0.985, gap=0.0)
+    text = as_line(write_block(perfect))
+    assert "Intervals of proportions end at 0 and 1" in text and " to 1.000)" in text
+    assert "Intervals of proportions" not in as_line(write_block(make_runs(make_study("grid"))))

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from study_store import LEADING, METRICS, make_runs, make_study
 
-from clap.study.statistics import clip_interval, compare, holm, seed_interval
+from clap.proportion import Interval
+from clap.study.statistics import clip_interval, compare, compare_folds, fold_interval, holm, seed_interval
 from clap.study.table import (
     describe_gaps,
     escape_latex,
     format_cost,
+    format_estimate,
     format_lineage,
     format_number,
     format_p,
@@ -158,3 +160,61 @@ def test_numbers_are_rounded() -> None:
     assert format_cost("cost/parameters", 2_012_585) == "2.01 M"
     assert format_cost("cost/seconds", 750) == "12.5"
     assert format_cost("cost/clips_per_second", None) == "–"
+
+
+FOLDS = {"folds": ["1", "2", "3", "4"], "seeds": ["0"]}
+
+
+def test_cross_validation_has_one_number_for_all_folds() -> None:
+    runs = make_runs(make_study("folds", **FOLDS))
+    rows, column = make_rows(runs), runs.columns[0]
+    values = [[column.scores[f"id{place}0{fold}"].value for fold in "1234"] for place in range(4)]
+    for row, own in zip(rows, values, strict=True):
+        assert row.results[LEADING].estimate.mean == pytest.approx(np.mean(own))
+        assert row.results[LEADING].estimate.interval == fold_interval(own)
+    assert rows[2].results[LEADING].comparison == compare_folds(values[0], values[2])
+    header, first, *_ = format_table(runs, rows)
+    assert header[2:5] == ["text-to-audio recall@1", "SD over folds", "to baseline"]
+    assert first[header.index("seeds") :][:2] == ["1/1", "4/4"] and first[3] == format_number(np.std(values[0], ddof=1))
+    (record, *_) = read_csv(to_csv(make_cell_records(runs, rows)))
+    assert (record["folds"], record["of folds"]) == ("4", "4")
+    assert float(record[f"{LEADING}/sd"]) == pytest.approx(np.std(values[0], ddof=1))
+
+
+def test_missing_fold_leaves_its_seed_without_a_number() -> None:
+    without = {(0, "3"): "no memory", (1, "1"): "", (1, "2"): ""}
+    runs = make_runs(make_study("folds", **FOLDS), without=without)
+    rows = make_rows(runs)
+    assert [bool(row.results) for row in rows] == [False, False, True, True]
+    assert rows[2].results[LEADING].comparison is None
+    assert describe_gaps(runs.cells[0]) == "0 of 1 seeds; seed 0, fold 3 failed: no memory"
+    assert describe_gaps(runs.cells[1]) == "0 of 1 seeds; seed 0, folds 1, 2 missing"
+    lines = format_table(runs, rows)
+    assert lines[1][2] == "failed" and lines[1][lines[0].index("folds")] == "3/4"
+
+
+def test_lineage_of_a_cross_validation_has_the_folds() -> None:
+    runs = make_runs(make_study("folds", **FOLDS))
+    header, _, first, *others = format_lineage(runs).splitlines()
+    assert [cell.strip() for cell in header.split("|")[2:4]] == ["seed", "fold"] and len(others) == 15
+    assert [cell.strip() for cell in first.split("|")[2:4]] == ["0", "1"]
+    records = read_csv(
+        to_csv(make_run_records(runs, {column.metric: column.clip_intervals() for column in runs.columns}))
+    )
+    assert [record["fold"] for record in records[:5]] == ["1", "2", "3", "4", "1"]
+
+
+def test_last_row_is_the_chance_level() -> None:
+    runs = make_runs(make_study("grid"), chance=0.05)
+    lines = format_table(runs, make_rows(runs))
+    assert lines[-1][:6] == ["chance", "–", "0.050", "–", "–", "–"] and {len(line) for line in lines} == {len(lines[0])}
+    (record, *_) = read_csv(to_csv(make_cell_records(runs, make_rows(runs))))
+    assert float(record[f"{LEADING}/chance"]) == 0.05
+
+
+def test_interval_that_is_cut_is_shown_by_its_ends() -> None:
+    assert format_estimate(0.98, Interval(0.93, 1.0)) == "0.980 (0.930 to 1.000)"
+    assert format_estimate(0.98, Interval(0.9601, 1.0)) == "0.980 ± 0.020"
+    assert format_estimate(-0.98, Interval(-1.0, -0.93), "+") == "-0.980 (-1.000 to -0.930)"
+    assert format_estimate(0.5, None) == "0.500"
+    assert escape_latex("0.980 (0.930 to 1.000)") == "0.980 (0.930 to 1.000)"

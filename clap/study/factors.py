@@ -71,6 +71,10 @@ class Study:
         """All configurations of the study as {factor: level}, the baseline first."""
         return list_cells(self.factors, self.design)
 
+    def repeats(self) -> list[Repeat]:
+        """Seed and fold of every run of a configuration."""
+        return [Repeat(seed, fold) for seed in self.seeds for fold in self.folds or [None]]
+
 
 def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study | None:
     """The study that a config with its `hydra` node declares; `overrides` come from the command line."""

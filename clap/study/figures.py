@@ -31,7 +31,7 @@ from clap.plotting import (
 from clap.study.runs import TRAIN_LOSS, Cell, StudyRuns, shorten_key
 from clap.study.scores import Column, Estimate
 from clap.study.statistics import MIN_FOLDS, MIN_SEEDS
-from clap.study.table import Row, format_estimate
+from clap.study.table import Row, format_estimate, format_number
 
 GROUP_SIZE = len(PALETTE) - 1  # cells in a panel besides the baseline, each with a color of its own
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -140,6 +140,23 @@ def bounds(point: Estimate) -> tuple[float, float]:
     return (point.interval.low, point.interval.high) if point.interval else (point.mean, point.mean)
 
 
+def mark_chance(panels: Sequence[Axes], label: str, chance: float | None, *, along: str) -> str:
+    """Draw the chance level as a thin dashed line, unless that would halve the scale; return the label of the axis.
+
+    Args:
+        along: the axis of the metric, x or y.
+    """
+    if chance is None:
+        return label
+    low, high = sorted(panels[0].get_xlim() if along == "x" else panels[0].get_ylim())
+    is_near = 2 * low - high <= chance <= 2 * high - low
+    for axes in panels if is_near else ():
+        draw = axes.axvline if along == "x" else axes.axhline
+        draw(chance, color=GREY, linestyle=(0, (4, 3)), linewidth=1.0, zorder=1)
+    text = f"{'dashed: ' if is_near else ''}chance {format_number(chance)}"
+    return f"{label} ({text})" if along == "x" else f"{label}\n({text})"
+
+
 def plot_main_effects(runs: StudyRuns) -> Figure:
     """One panel per factor, one row per level: mean over the other factors."""
     factors = runs.study.factors
@@ -150,7 +167,8 @@ def plot_main_effects(runs: StudyRuns) -> Figure:
         draw_rows(axes, names, [averages.points.get((level,)) for level in levels])
         limits = f", over {averages.used} of {averages.total} combinations" if averages.used < averages.total else ""
         axes.set_title(shorten_key(factor) + limits, fontsize=11, color=INK, loc="left")
-    panels[-1].set_xlabel(runs.columns[0].label, color=INK)
+    column = runs.columns[0]
+    panels[-1].set_xlabel(mark_chance(panels, column.label, column.chance, along="x"), color=INK)
     return figure
 
 
@@ -210,8 +228,9 @@ def plot_interactions(runs: StudyRuns) -> Figure | None:
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, (pair, found) in zip(panels.flat, averages.items(), strict=False):
         draw_interaction(axes, runs, pair, found.points)
+    label = mark_chance(panels.flat[: len(averages)], runs.columns[0].label, runs.columns[0].chance, along="y")
     for axes in panels[:, 0]:
-        axes.set_ylabel(runs.columns[0].label, color=INK)
+        axes.set_ylabel(label, color=INK)
     for axes in panels.flat[len(averages) :]:
         axes.remove()
     return figure
@@ -309,9 +328,8 @@ def plot_learning_curves(runs: StudyRuns) -> Figure | None:
             shared[metric] = axes
             for cell in group:
                 draw_band(axes, runs, cell, metric, styles[runs.name(cell)].color)
-            style_axes(
-                axes, xlabel="step", ylabel="training loss" if metric == TRAIN_LOSS else f"val {label_metric(metric)}"
-            )
+            label = "training loss" if metric == TRAIN_LOSS else f"val {label_metric(metric)}"
+            style_axes(axes, xlabel="step", ylabel=mark_chance([axes], label, runs.chance.get(metric), along="y"))
     return figure
 
 
@@ -357,7 +375,8 @@ def plot_cost(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
     for row, at, point in zip(rows, minutes, points, strict=True):
         style = styles[runs.name(row.cell)]
         draw_points(axes, [at], [point], style.color, style.marker, legend_name(runs, row.cell))
-    style_axes(axes, xlabel="minutes of training", ylabel=column.label)
+    label = mark_chance([axes], column.label, column.chance, along="y")
+    style_axes(axes, xlabel="minutes of training", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
     if max(minutes) > WIDE_RANGE * min(minutes) > 0:
         axes.set_xscale("log")

@@ -19,10 +19,20 @@ from clap.config.compose import compose_config, find_conf_dir
 from clap.config.overrides import VERSION_BASE, check_overrides
 from clap.config.result_settings import update_settings
 from clap.run_folder import COST
-from clap.study.factors import SEED, Study, find_factors, load_study, parse_overrides, parse_study
+from clap.study.factors import (
+    FOLD,
+    REPEATS,
+    SEED,
+    Repeat,
+    Study,
+    find_factors,
+    load_study,
+    parse_overrides,
+    parse_study,
+)
 from clap.study.job import Job, name_job, read_jobs
 from clap.study.result_config import read_result_config
-from clap.study.statistics import MIN_SEEDS
+from clap.study.statistics import MIN_FOLDS, MIN_SEEDS
 
 
 @dataclass
@@ -66,7 +76,7 @@ class Plan:
             f"missing: {'' if self.missing else 'nothing'}".rstrip(),
             *(f"- {item}" for item in self.missing),
         ]
-        if len(self.study.seeds) < MIN_SEEDS:
+        if len(self.study.seeds) < MIN_SEEDS and len(self.study.folds) < MIN_FOLDS:
             lines.append(f"seeds: {', '.join(self.study.seeds)}; fewer than {MIN_SEEDS} give no intervals and no tests")
         return "\n".join(lines)
 
@@ -80,19 +90,27 @@ def make_plan(name: str, overrides: Sequence[str] = ()) -> Plan:
     study, swept, fixed = compose_study(name, overrides)
     groups = [path.name for path in find_conf_dir().iterdir()]
     plan, finished = Plan(study), [job for job in read_jobs(Path(study.folder)) if not job.problem]
+    repeated = REPEATS if study.folds else [SEED]
     for cell in study.cells():
-        lines = [*fixed, *(f"{key}={level}" for key, level in cell.items())]
+        first = {**cell, FOLD: study.folds[0]} if study.folds else cell
+        lines = [*fixed, *(f"{key}={level}" for key, level in first.items())]
         config = compose_config([f"experiment={name}", *lines])
-        durations = {job.config[SEED]: read_seconds(job) for job in finished if is_same_cell(job, config)}
+        durations = {
+            Repeat(*(str(job.config[key]) for key in repeated)): read_seconds(job)
+            for job in finished
+            if is_same_cell(job, config, ignore=repeated)
+        }
         missing, seconds, basis = [], None, ""
-        if {int(seed) for seed in study.seeds} - durations.keys():
+        if set(study.repeats()) - durations.keys():
             missing, seconds, basis = estimate_job(config, lines, list(durations.values()))
         plan.missing |= dict.fromkeys(missing)
-        for seed in study.seeds:
-            levels = {key: level for key, level in {**cell, SEED: seed}.items() if key in swept}
+        for repeat in study.repeats():
+            levels = {
+                key: level for key, level in {**cell, FOLD: repeat.fold, SEED: repeat.seed}.items() if key in swept
+            }
             job = PlannedJob(name_job(levels, groups=groups), seconds, basis)
-            if int(seed) in durations:
-                job = PlannedJob(job.name, 0.0, f"finished in {durations[int(seed)] / 60:.1f} min", finished=True)
+            if repeat in durations:
+                job = PlannedJob(job.name, 0.0, f"finished in {durations[repeat] / 60:.1f} min", finished=True)
             plan.jobs.append(job)
     return plan
 
@@ -111,10 +129,11 @@ def compose_study(name: str, lines: Sequence[str]) -> tuple[Study, list[str], li
         return parse_study(config, lines), swept, list(fixed.values())
 
 
-def is_same_cell(job: Job, config: Mapping[str, Any]) -> bool:
-    """Whether a job ran with this config, ignoring the seed and settings that do not change the result."""
+def is_same_cell(job: Job, config: Mapping[str, Any], *, ignore: Sequence[str]) -> bool:
+    """Whether a job ran with this config, apart from ignored keys and settings that do not change the result."""
     settings = json.loads(json.dumps(read_result_config(OmegaConf.create(config)), default=str))
-    return update_settings(job.config) | {SEED: None} == update_settings(settings) | {SEED: None}
+    ignored = dict.fromkeys(ignore)
+    return update_settings(job.config) | ignored == update_settings(settings) | ignored
 
 
 def read_seconds(job: Job) -> float:

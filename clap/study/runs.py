@@ -113,6 +113,7 @@ class StudyRuns:
         cells: the baseline first.
         others: runs that are not counted: of no cell, or replaced by a newer run of the same seed.
         curves: metric -> run id -> steps and values, each (points,).
+        chance: metric of a curve -> chance level, the mean over runs; of metrics that have one.
     """
 
     study: Study
@@ -122,6 +123,7 @@ class StudyRuns:
     others: list[Run]
     columns: list[Column] = field(default_factory=list)
     curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=dict)
 
     @property
     def finished(self) -> list[Run]:
@@ -188,6 +190,9 @@ def add_scores(client: MlflowClient, runs: StudyRuns) -> StudyRuns:
         runs.columns.append(make_column(metric, scores))
     for metric in (TRAIN_LOSS, metrics[0].replace("test/", "val/", 1)):
         runs.curves[metric] = {run.id: read_curve(client, run.id, metric) for run in runs.finished}
+        protocols = [evaluation.protocol for own in recorded.values() for evaluation in own]
+        levels = [level for protocol in protocols if (level := protocol.get("chance", {}).get(metric)) is not None]
+        runs.chance |= {metric: sum(levels) / len(levels)} if levels else {}
     return runs
 
 
