@@ -125,8 +125,8 @@ class LinearProbe(Evaluator):
             )
         if unknown := sorted(set(list_classes(dataset)) - set(list_classes(others["train"]))):
             raise ValueError(
-                f"{len(unknown)} classes of the {dataset.kind} split of {dataset.name} have no clip in its train "
-                f"split, the first is {unknown[0]!r}; add training clips of them, or remove linear_probe from "
+                f"no clip of the train split of {dataset.name} has the class {unknown[0]!r} of its {dataset.kind} "
+                f"split (of {len(unknown)} such classes); add training clips, or remove linear_probe from "
                 "evaluation=[...]"
             )
 
