@@ -140,6 +140,18 @@ def test_data_must_be_the_same_in_all_jobs_with_the_same_dataset(tmp_path: Path)
     check_same_data(job)
 
 
+def test_jobs_with_other_keys_are_not_logged_as_of_an_earlier_version(tmp_path: Path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "a").mkdir()
+    config = {"audio_encoder._target_": "HTSAT", "audio_encoder.depth": 2}
+    Job(tmp_path / "a", "a", "finished", config=config, data={"train": "1 clips 0a"}).write()
+    other = {"audio_encoder._target_": "Cnn14", "audio_encoder.width": 8}
+    check_same_data(Job(tmp_path / "b", "b", "running", config=other, data={"train": "1 clips 0a"}))
+    assert "no such keys" not in caplog.text
+    check_job_unchanged(make_job({"trainer._target_": "x"}), make_job({"trainer._target_": "x", "trainer.new": 1}))
+    assert "the earlier version had no such keys: trainer.new" in caplog.text
+
+
 def test_job_from_other_initial_weights_is_rejected(own_data: DictConfig, tmp_path: Path):
     best = tmp_path / "run" / "checkpoints" / "best"
     best.mkdir(parents=True)

@@ -35,13 +35,21 @@ def update_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """{key: (value before, value now)} of the settings that differ, those of earlier versions under present names.
 
-    A key that the earlier version did not have is not compared, and logged.
+    Keys that the earlier version did not have are not compared.
     """
     before, now = update_settings(before), update_settings(now)
-    if added := sorted(key for key in now.keys() - before.keys() if is_new_key(key, before)):
-        log.info("not compared, the earlier version had no such keys: %s", ", ".join(added))
-    keys = sorted((before.keys() | now.keys()) - set(added))
+    keys = sorted((before.keys() | now.keys()) - set(find_new_keys(before, now)))
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
+
+
+def log_new_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Log the keys that `find_changes` does not compare, of a run or sweep that resumes."""
+    if added := find_new_keys(update_settings(before), update_settings(now)):
+        log.info("not compared, the earlier version had no such keys: %s", ", ".join(added))
+
+
+def find_new_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in now.keys() - before.keys() if is_new_key(key, before))
 
 
 def is_new_key(key: str, before: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from clap import checkpoint
 from clap.atomic import read_json
 from clap.config.launch import format_error
 from clap.config.output_folder import SWEEP_FOLDER
-from clap.config.result_settings import find_changes, read_result_settings
+from clap.config.result_settings import find_changes, log_new_keys, read_result_settings
 from clap.corpus import SPLITS
 from clap.dataset.digest import digest_clips, hash_digests
 from clap.dataset.registry import open_corpus
@@ -104,6 +104,7 @@ def check_job_unchanged(before: Job, now: Job) -> None:
 
 def describe_change(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, rerun: str) -> str | None:
     """Error message for the first setting that differs from those of a folder; None if all match."""
+    log_new_keys(before, now)
     for key, (old, new) in find_changes(before, now).items():
         return (
             f"{folder} was started with {key}={old}, now it is {new}; restore the value, "

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from clap.config.result_settings import find_changes, read_result_settings
+from clap.config.result_settings import find_changes, log_new_keys, read_result_settings
 from clap.config.values import shell_override
 from clap.dataset.clips import ClapDataset
 from clap.dataset.digest import digest_clips
@@ -69,6 +69,7 @@ def check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
     """
     if not (CORPUS in before and CORPUS in now):  # a trainer without a config knows some settings only
         before, now = ({key: flat[key] for key in before.keys() & now.keys()} for flat in (before, now))
+    log_new_keys(before, now)
     changes = find_changes(before, now)
     if refused := [key for key in changes if not key.startswith(APPLIED)]:
         old, new = (", ".join(f"{key}={changes[key][side]}" for key in refused) for side in (0, 1))
