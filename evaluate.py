@@ -14,7 +14,7 @@ from clap.config.launch import launch
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.registry import open_corpus
 from clap.evaluation.recorded import read_recorded, store_recorded_options
-from clap.log_lines import align_rows
+from clap.log_lines import align_rows, route_libraries
 from clap.run_folder import METRICS, git_commit, log_summary, read_chance, read_counts, show_path
 from clap.tracking.description import NOTE, format_metrics
 
@@ -43,6 +43,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from clap.evaluation.results import merge_metrics, write_results
     from clap.study.run_description import describe_evaluation
 
+    route_libraries()
     clap = Clap.from_ckpt(cfg.checkpoint).to(choose_device(cfg.device))
     clap.set_windows(cfg.windows)
     evaluators = build_evaluators(config)

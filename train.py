@@ -12,6 +12,7 @@ from clap.config.launch import launch
 from clap.corpus import SPLITS
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.registry import find_splits, open_corpus
+from clap.log_lines import route_libraries
 from clap.study.check_run import check_run, open_evaluators
 from clap.study.run_job import run_job
 from clap.training.trainer_settings import TrainerSettings
@@ -32,6 +33,7 @@ def train(cfg: DictConfig) -> float:
     from clap.training.sharding import distribute_model
     from clap.training.state import extend_origin, find_resumable_run
 
+    route_libraries()
     resume_from, run_id = process_group.on_main(lambda: find_resumable_run(cfg.resume, run_dir, uri=cfg.tracking.uri))
     set_seed(cfg.seed)
     clap = open_model(config, resume_from=resume_from, overrides=HydraConfig.get().overrides.task)

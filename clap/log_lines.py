@@ -6,6 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 BODY = logging.Formatter("%(message)s")
+LIBRARIES = (
+    "alembic",
+    "huggingface_hub",
+    "mlflow",
+    "transformers",
+)  # have handlers of their own, which write to stderr
 
 
 class LineFormatter(logging.Formatter):
@@ -36,6 +42,13 @@ def name_job(job: str | None, handler: logging.Handler) -> None:
     layout = handler.formatter
     fmt, datefmt = (layout._fmt, layout.datefmt) if layout is not None else (None, None)
     handler.setFormatter(LineFormatter(fmt, datefmt, job=job))
+
+
+def route_libraries() -> None:
+    """Let the lines of libraries go where the others go, after the libraries are imported."""
+    for name in LIBRARIES:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
 
 
 @contextmanager

@@ -20,8 +20,13 @@ def progress_bar(items: Iterable | None = None, *, hidden: bool = False, **optio
         hidden: show no bar on a terminal either.
         options: of tqdm, such as total, desc and unit.
     """
+    return tqdm(items, disable=hidden or not shows_bars(), **options)
+
+
+def shows_bars() -> bool:
+    """Whether stderr is a terminal, and this process the one that draws on it."""
     is_worker = multiprocessing.current_process().name != "MainProcess" or read_processes().rank > 0
-    return tqdm(items, disable=hidden or is_worker or None, **options)  # None: disabled unless stderr is a terminal
+    return not is_worker and sys.stderr is not None and sys.stderr.isatty()
 
 
 def log_above_bars() -> AbstractContextManager[None]:

@@ -4,11 +4,12 @@ RoBERTa (Liu et al. 2019), GPT-2 (Radford et al. 2019), BERT (Devlin et al. 2019
 transformers library knows. Its configuration determines whether it is an encoder or a decoder.
 """
 
+import contextlib
 import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,8 +25,10 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.utils import logging as transformers_logging
 
 from clap.config.values import POOLINGS, choose_weights
+from clap.progress import shows_bars
 from clap.tokenizer import TRAINED_TOKEN_IDS, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -233,14 +236,15 @@ def _build_transformer(config: PreTrainedConfig, *, keep_pooler: bool) -> PreTra
 
 def _load_transformer(source: str, config: PreTrainedConfig, *, keep_pooler: bool) -> PreTrainedModel:
     try:
-        transformer, report = AutoModel.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with _quiet():
+            transformer, report = AutoModel.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except OSError as error:
         raise _missing_weights(source) from error
     except RuntimeError as error:
@@ -256,6 +260,21 @@ def _load_transformer(source: str, config: PreTrainedConfig, *, keep_pooler: boo
     if absent := [key for key in absent if key not in new]:
         raise ValueError(f"the weights of {source!r} lack {len(absent)} tensors ({', '.join(absent[:3])}, ...)")
     return transformer.train()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Load without transformers' table of missing weights, which are checked here, and without bars off a terminal."""
+    verbosity, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if not shows_bars():
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if has_bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _keep_used_part(transformer: PreTrainedModel, *, keep_pooler: bool) -> PreTrainedModel:

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from clap.log_lines import LineFormatter, align_columns, align_rows, format_duration, log_warnings
+from clap.log_lines import LineFormatter, align_columns, align_rows, format_duration, log_warnings, route_libraries
 
 
 def test_each_line_of_a_message_begins_alike():
@@ -33,6 +33,17 @@ def test_warning_of_a_library_is_one_log_line(caplog: pytest.LogCaptureFixture):
             warnings.warn("two\n  lines", UserWarning, stacklevel=1)
     (record,) = caplog.records
     assert record.getMessage().startswith("two lines (UserWarning, ") and record.levelno == logging.WARNING
+
+
+def test_lines_of_a_library_go_where_the_others_go(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    logger = logging.getLogger("mlflow")
+    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.warning("lost")
+    monkeypatch.setattr("clap.log_lines.LIBRARIES", ("mlflow",))
+    route_libraries()
+    logger.warning("found")
+    assert [record.getMessage() for record in caplog.records] == ["found"]
 
 
 def test_rows_and_columns_are_aligned():

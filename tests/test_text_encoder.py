@@ -303,11 +303,13 @@ BERT = {key: value for key, value in ROBERTA.items() if key != "model_type"} | {
 
 @pytest.mark.parametrize("model", [ROBERTA, BERT], ids=["roberta", "bert"])
 def test_missing_pooler_starts_from_random_weights(
-    model: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture
 ) -> None:
     masked_lm = save_masked_lm(tmp_path, model)
+    capfd.readouterr()
     with caplog.at_level("INFO", "clap"):
         encoder = TextEncoder(name=str(tmp_path), pooling="pooler")
+    assert capfd.readouterr().err == ""  # neither a bar nor transformers' own report
     assert "text_encoder: random weights in pooler.dense.bias, pooler.dense.weight, which" in caplog.text
     assert encoder.transformer.pooler.dense.weight.std() > 0
     own, stored = encoder.transformer.state_dict(), getattr(masked_lm, model["model_type"]).state_dict()
