@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from clap.atomic import write_json
 from clap.config import read_config
 from clap.config.launch import launch
+from clap.config.secrets import hide_secrets
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.registry import open_corpus
 from clap.evaluation.recorded import read_recorded, store_recorded_options
@@ -60,7 +61,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         if tracker is not None:
             rows = {
                 "run": run.name,
-                "checkpoint": cfg.checkpoint,
+                "checkpoint": hide_secrets(str(cfg.checkpoint)),
                 "device": describe_machine(clap.device),
                 "data": f"{corpus.name}, {len(loaders[cfg.split].dataset.clips)} {cfg.split} clips",
                 "evaluation": ", ".join(evaluators),

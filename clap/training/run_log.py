@@ -51,7 +51,7 @@ class RunLog:
 
     def log_progress(self, metrics: Mapping[str, float], bar: tqdm) -> None:
         """Show loss and speed at the progress bar; without one, in a line, at most one in PROGRESS_SECONDS."""
-        text = "loss {train/loss:.3f}, {train/clips_per_second:.0f} clips/s".format(**metrics)
+        text = f"loss {metrics['train/loss']:.3f}, {format_speed(metrics['train/clips_per_second'])}"
         bar.set_postfix_str(text)
         if bar.disable and time.monotonic() >= self.line_time + PROGRESS_SECONDS:
             self.log_line(self.trainer.epoch + 1, text)
@@ -66,7 +66,7 @@ class RunLog:
         parts = []
         if line:
             parts.append(f"loss {line['loss']:.3f}, learning rate {trainer.learning_rate:.2e}")
-            parts.append(f"{format_duration(line['seconds'])}, {line['clips_per_second']:.0f} clips/s")
+            parts.append(f"{format_duration(line['seconds'])}, {format_speed(line['clips_per_second'])}")
         if results is not None:
             parts += [self.describe_validation(results), self.describe_best(is_best)]
         self.log_line(trainer.epoch + bool(trainer.step_in_epoch), " | ".join(parts))
@@ -204,9 +204,13 @@ def describe_cost(cost: Mapping[str, float]) -> str:
     return ", ".join(
         [
             f"{format_duration(cost['seconds'])} of training and validation",
-            f"{cost['clips_per_second']:g} clips/s",
+            format_speed(cost["clips_per_second"]),
             *(f"{name} {cost[key] / 1e9:.2f} GB" for name, key in memory.items() if key in cost),
             f"{cost['parameters'] / 1e6:.2f} M parameters",
             f"{cost['gigaflops_per_clip']:g} GFLOPs a clip",
         ]
     )
+
+
+def format_speed(clips_per_second: float) -> str:
+    return f"{clips_per_second:.{0 if clips_per_second >= 10 else 1}f} clips/s"
