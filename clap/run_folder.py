@@ -24,6 +24,7 @@ RECORD = "mlflow.json"  # what the MLflow store should have of this run
 HISTORY = "metrics.jsonl"
 JOB_FILE, SWEEP_FILE, LOCK = "job.json", "sweep.json", ".lock"
 TRIAL = "trial.json"  # the trial of a search that a job runs
+SEARCH, SEARCH_SUMMARY = "search", "summary.md"  # folder of a sweep with the report of its search
 METRICS, COST, PROTOCOL = "metrics.json", "cost.json", "evaluation/protocol.json"
 OWNER = "run.json"  # id of the run, and the process that writes it
 RESULTS = ("checkpoints", "evaluation", METRICS, HISTORY, RECORD, JOB_FILE, SWEEP_FILE)  # a folder with one holds a run

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from script import Script
-from sweeps import read_board, run, statuses, wait_for
+from sweeps import read_board, read_runs, run, statuses, wait_for
 
 from clap.config.search_space import Choice, Range, SearchSettings
 from clap.study.job import FINISHED, PRUNED, Job
@@ -183,3 +184,8 @@ def test_interrupted_search_resumes_with_the_command_that_it_prints(
     finished = {"sweep": "FINISHED", "lr=5": "FINISHED", "lr=1": "FINISHED"}
     assert statuses(sweep_store) == {**finished, "lr=3": "FAILED"}
     assert [row["job"] for row in read_board(sweep)] == ["lr=5", "lr=1", "lr=3"]
+    assert "3 configurations: 2 finished, 1 failed. The best, 0.5000 in validation, is the job `lr=5`." in output
+    assert f"    python {sweep_project / 'train.py'} lr=5 tracking.uri={sweep_store}\n" in output
+    parent, _ = read_runs(sweep_store)
+    artifacts = MlflowClient(f"sqlite:///{sweep_store}").list_artifacts(parent.info.run_id, "search")
+    assert {"search/history.png", "search/slice.png"} <= {item.path for item in artifacts}

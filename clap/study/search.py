@@ -6,6 +6,8 @@ that was killed finds it there again, and a configuration that is drawn twice ru
 
 import logging
 import math
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +34,13 @@ from clap.config.search_space import (
     read_settings,
     read_space,
 )
-from clap.run_folder import TRIAL
+from clap.processes import read_processes
+from clap.run_folder import SEARCH, TRIAL
 from clap.study.factors import list_levels, parse_overrides
 from clap.study.job import FINISHED, PRUNED, Job, read_job, wait_for_jobs
 from clap.study.killed_workers import find_folder
 from clap.study.optuna_study import cut_truncated_line, make_pruner, open_storage
+from clap.study.search_report import find_best, write_report
 
 if TYPE_CHECKING:
     from hydra_plugins.clap_search import OptunaSweeper
@@ -76,6 +80,24 @@ def run_search(sweeper: "OptunaSweeper", arguments: Sequence[str]) -> None:
         for trial, job_folder in zip(trials, folders, strict=True):
             search.tell(trial, read_job(job_folder))
         number += len(jobs)
+    report_search(sweeper, search, {**dict.fromkeys(space), **fixed}, folder)
+
+
+def report_search(sweeper: "OptunaSweeper", search: "Search", overrides: Mapping[str, Any], folder: Path) -> None:
+    """Write the report of a search.
+
+    Args:
+        overrides: of a trial; those that are searched have no value.
+    """
+    trials = list(search.configurations().values())
+    best, best_folder, command = find_best(trials), None, ""
+    if best is not None:
+        job = format_overrides({**overrides, **best.params})
+        best_folder = find_folder(sweeper.launcher, job, 0)
+        is_named = not {"-m", "--multirun"} & set(sys.argv)  # an experiment whose mode is MULTIRUN
+        script = [*read_processes().command(), sys.argv[0]]
+        command = shlex.join([*script, *job, *(["hydra.mode=RUN"] if is_named else [])])
+    write_report(search.study, trials, search.space, folder=folder / SEARCH, command=command, best_folder=best_folder)
 
 
 def format_overrides(values: Mapping[str, Any]) -> list[str]:

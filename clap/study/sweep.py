@@ -32,7 +32,7 @@ from clap.config.overrides import name_folder
 from clap.config.search_space import SWEEPER
 from clap.config.secrets import hide_secrets
 from clap.config.values import LOCAL_KEYS
-from clap.run_folder import LOCK, LOCK_SECONDS, SWEEP_FILE, is_running
+from clap.run_folder import LOCK, LOCK_SECONDS, SEARCH, SEARCH_SUMMARY, SWEEP_FILE, is_running
 from clap.study.factors import (
     REPEATS,
     find_factors,
@@ -159,12 +159,16 @@ class Sweep(Callback):
             for name, text in tables.items():
                 write_atomic(self.folder / name, text.encode())
                 self.tracker.log_artifact(self.folder / name)
+            if self.is_search:
+                self.tracker.log_artifact(self.folder / SEARCH)
             self.tracker.log_view(swept=[*self.swept, *board.counts], metrics=board.metrics)
             self.end_runs("FAILED" if self.has_failed(jobs) else "FINISHED")
         self.ended = True
         print("", board.markdown(longest=LONGEST_TABLE), sep="\n")
         if means.rows:
             print(means.markdown(longest=LONGEST_TABLE))
+        if self.is_search:
+            print((self.folder / SEARCH / SEARCH_SUMMARY).read_text(encoding="utf-8"))
         print(self.folder / "leaderboard.csv", self.tracker.view_hint, sep="\n")
         if self.study and self.tracker.uri:
             print(f"table, figures and lineage: {self.report_command()}")
