@@ -4,6 +4,33 @@ import re
 from collections.abc import Iterable, Sequence
 
 TEMPLATES = ("the sound of {}",)  # for captions from labels, evaluation, inference and serving
+PROMPT_BANK = (  # for a report on the wording: "this is a sound of" as LAION-CLAP and MS-CLAP, and others
+    "the sound of {}",
+    "{}",
+    "{}.",
+    "a sound of {}",
+    "sound of {}",
+    "this is a sound of {}",
+    "this is a sound of {}.",
+    "This is a sound of {}.",
+    "This is the sound of {}.",
+    "a recording of {}",
+    "a recording of {}.",
+    "an audio recording of {}",
+    "a field recording of {}",
+    "an audio clip of {}",
+    "a sound effect of {}",
+    "the noise of {}",
+    "I can hear {}",
+    "someone hears {}",
+    "{} can be heard",
+    "{} in the background",
+    "{} in the distance",
+    "there is {}",
+    "a loud sound of {}",
+    "a short sound of {}",
+    "a noisy recording of {}",
+)
 CLASS_TEMPLATES = (*TEMPLATES, "a recording of {}", "this is a sound of {}", "{}")  # for training on a single label
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # left of a text that was cut, or of bytes that are not UTF-8

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from clap.plotting import BLUE, INK, RED, new_figure, save_png
+from clap.plotting import BLUE, INK, ORANGE, RED, new_figure, save_png
 
 MAX_BARS = 250  # the lowest ones, if there are more
 BAR_INCHES = (0.14, 0.3)  # bounds of a bar's height; 0.14 inches fit one line of text
@@ -24,6 +24,7 @@ def plot_bars(
     xlabel: str,
     chance: ArrayLike,
     bounds: Sequence[tuple[float, float]] | None = None,
+    marked: str | None = None,
 ) -> None:
     """Scores in [0, 1] as horizontal bars, with their intervals and chance levels.
 
@@ -32,6 +33,7 @@ def plot_bars(
         scores: (bars,).
         chance: the chance level of all bars, or (bars,) one for each.
         bounds: (bars,) ends of the interval of each score, if known.
+        marked: the name of a bar in another colour.
     """
     scores, chance = np.asarray(scores, dtype=float), np.broadcast_to(chance, len(names))
     order = np.argsort(-scores, kind="stable")[-MAX_BARS:]
@@ -39,7 +41,8 @@ def plot_bars(
     height = float(np.clip(PREFERRED_INCHES / len(order), *BAR_INCHES))
     figure = new_figure(9.0, height * len(order) + 1.4, title=title)
     axes = figure.add_subplot()
-    axes.barh(places, scores[order], color=BLUE, height=0.7)
+    colors = [ORANGE if names[row] == marked else BLUE for row in order]
+    axes.barh(places, scores[order], color=colors, height=0.7)
     if bounds is not None:
         low, high = np.array(bounds)[order].T
         axes.hlines(places, low, high, color=INK, linewidth=0.8)

@@ -1,16 +1,18 @@
 """Zero-shot classification by prompts (Radford et al. 2021)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
 from clap.evaluation.class_report import write_class_report
-from clap.evaluation.embedded_split import Splits
+from clap.evaluation.embedded_split import EmbeddedSplit, Splits
 from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.metrics import accuracy, predict_classes
 from clap.evaluation.query_scores import QueryScores
@@ -21,6 +23,23 @@ if TYPE_CHECKING:  # imports transformers
     from clap.model import Clap
 
 CHUNK_SIZE = 4096  # clips compared with the classes at a time
+
+
+@dataclass
+class ClassifiedSplit:
+    """The clips of a split that have a label.
+
+    Attributes:
+        clip_ids: (clips,).
+        audio_embedding: (clips, embed_dim), unit norm.
+        targets: (clips,) int64 on the CPU, position of the label in class_names.
+        class_names: (classes,) of all clips of the dataset, also of those without a recording.
+    """
+
+    clip_ids: list[str]
+    audio_embedding: Tensor
+    targets: Tensor
+    class_names: list[str]
 
 
 class ZeroShot(Evaluator):
@@ -39,42 +58,35 @@ class ZeroShot(Evaluator):
         require_labels(dataset, dataset.clips)
 
     def __call__(self, clap: "Clap", splits: Splits) -> Evaluation:
-        split, dataset = splits.evaluated, splits.evaluated.dataset
-        rows = [row for row, clip in enumerate(split.clips) if clip.label is not None]
-        labelled = [clip for clip in split.clips if clip.label is not None]
-        require_labels(dataset, labelled)
-        class_names = sorted({clip.label for clip in [*dataset.clips, *dataset.missing] if clip.label is not None})
-        class_embedding = clap.embed_classes(class_names, self.templates)
-        targets = torch.tensor([class_names.index(clip.label) for clip in labelled])
+        found = select_labels(splits.evaluated)
         predicted, likelihood = [], []
-        for some, own in zip(split.audio_embedding[rows].split(CHUNK_SIZE), targets.split(CHUNK_SIZE), strict=True):
-            logits, own = some @ class_embedding.T, own.to(some.device)  # (chunk, classes), (chunk,)
+        for logits, own in compare_with_classes(found, clap.embed_classes(found.class_names, self.templates)):
             predicted.append(predict_classes(logits, own))
             likelihood.append((logits * clap.logit_scale.exp()).log_softmax(dim=1).gather(1, own[:, None]))
         predicted, likelihood = torch.cat(predicted).cpu(), torch.cat(likelihood)
-        hits = predicted == targets
+        hits = predicted == found.targets
         per_query = {
             "hit": hits.numpy(),
-            "label": targets.numpy(),
+            "label": found.targets.numpy(),
             "predicted": predicted.numpy(),
-            "class_names": np.array(class_names),
+            "class_names": np.array(found.class_names),
         }
         protocol = {
-            "class_names": class_names,
+            "class_names": found.class_names,
             "templates": self.templates,
-            "clips_with_label": len(labelled),
+            "clips_with_label": len(found.clip_ids),
             "accuracy": "share of clips whose own class is nearest; prompts of a class are averaged and normalised",
             "log_likelihood": "mean log of the softmax over classes at the model's logit scale, for the own class",
         }
         metrics = {"zero_shot/accuracy": accuracy(hits), "zero_shot/log_likelihood": likelihood.mean().item()}
         return Evaluation(
             metrics,
-            [clip.id for clip in labelled],
+            found.clip_ids,
             # Without log_likelihood: a mean in float32, which float64 values do not reproduce.
             scores={"zero_shot/accuracy": QueryScores(hits, torch.arange(len(hits)))},
             per_query=per_query,
             protocol=protocol,
-            chance={"zero_shot/accuracy": 1 / len(class_names)},
+            chance={"zero_shot/accuracy": 1 / len(found.class_names)},
         )
 
     def write_report(self, result: Evaluation, folder: Path) -> None:
@@ -86,3 +98,21 @@ class ZeroShot(Evaluator):
 def require_labels(dataset: ClapDataset, clips: Sequence[Clip]) -> None:
     if all(clip.label is None for clip in clips):
         raise ValueError(f"no clip of {dataset.name} ({dataset.kind}) has a label; choose evaluation=[retrieval]")
+
+
+def select_labels(split: EmbeddedSplit) -> ClassifiedSplit:
+    """The labelled clips of a split; ValueError if there are none."""
+    rows = [row for row, clip in enumerate(split.clips) if clip.label is not None]
+    labelled = [split.clips[row] for row in rows]
+    require_labels(split.dataset, labelled)
+    listed = [*split.dataset.clips, *split.dataset.missing]
+    class_names = sorted({clip.label for clip in listed if clip.label is not None})
+    targets = torch.tensor([class_names.index(clip.label) for clip in labelled])
+    return ClassifiedSplit([clip.id for clip in labelled], split.audio_embedding[rows], targets, class_names)
+
+
+def compare_with_classes(found: ClassifiedSplit, class_embedding: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cosines (chunk, classes) and targets (chunk,) of a few thousand clips at a time, on the device."""
+    chunks = (found.audio_embedding.split(CHUNK_SIZE), found.targets.split(CHUNK_SIZE))
+    for some, own in zip(*chunks, strict=True):
+        yield some @ class_embedding.T, own.to(some.device)
