@@ -93,7 +93,9 @@ def test_encoder_corpus_evaluator_loss_option_and_key_are_added_in_the_named_pla
     log = train(checkout, *groups, "trainer.greeting=hello", "dataset.first_clip=2", "embed_dim=16")
     metrics = json.loads((checkout / "run" / "metrics.json").read_text())
     assert set(metrics) == {"val/foo/foo/cosine", "test/foo/foo/cosine"}
-    assert "greeting: hello" in log and "6 of 6 clips" in log
+    protocols = json.loads((checkout / "run" / "evaluation" / "protocol.json").read_text())
+    assert -1 <= protocols["test-foo-foo"]["chance"]["test/foo/foo/cosine"] <= 1
+    assert "greeting: hello" in log and "6 of 6" in log
     config = yaml.safe_load((checkout / "run" / "checkpoints" / "best" / "config.yaml").read_text())
     assert config["audio_encoder"]["_target_"] == "clap.audio_encoder.foo.Foo"
 

@@ -11,16 +11,24 @@ from conftest import TINY, make_tone
 from script import ROOT, run_script
 
 from clap.evaluation.results import read_results
+from clap.evaluation.run_plots import group_quality
+from clap.run_folder import HISTORY, read_chance, read_history
+from clap.study.job import Job
+from clap.study.leaderboard import Leaderboard
 from clap.study.scores import RunScores, make_column
+from clap.tracking.store import MlflowClient
 
 CENTROID_PY = '''
 """Nearest-centroid classification: a clip gets the class whose training clips have the nearest mean embedding."""
 
+from pathlib import Path
+
 import torch
 
+from clap.evaluation.class_report import write_class_report
 from clap.evaluation.embedded_split import Splits
 from clap.evaluation.evaluator import Evaluator
-from clap.evaluation.metrics import accuracy, zero_shot_hits
+from clap.evaluation.metrics import accuracy, predict_classes
 from clap.evaluation.query_scores import QueryScores
 from clap.evaluation.results import Evaluation
 from clap.model import Clap
@@ -37,13 +45,23 @@ class Centroid(Evaluator):
         rows = torch.tensor([names.index(label) for label in labels])
         centroids = torch.stack([train.audio_embedding[rows == row].mean(dim=0) for row in range(len(names))])
         targets = torch.tensor([names.index(clip.label) for clip in evaluated.clips])
-        hits = zero_shot_hits(-torch.cdist(evaluated.audio_embedding, centroids), targets)
+        predicted = predict_classes(-torch.cdist(evaluated.audio_embedding, centroids), targets)
+        hits = predicted == targets
         return Evaluation(
             {"centroid/accuracy": accuracy(hits)},
             clip_ids=[clip.id for clip in evaluated.clips],
             scores={"centroid/accuracy": QueryScores(hits, torch.arange(len(hits)))},
-            protocol={"accuracy": "share of clips whose own class has the nearest mean of training clips"},
+            per_query={"label": targets.numpy(), "predicted": predicted.numpy()},
+            protocol={
+                "accuracy": "share of clips whose own class has the nearest mean of training clips",
+                "class_names": names,
+            },
+            chance={"centroid/accuracy": 1 / len(names)},
         )
+
+    def write_report(self, result: Evaluation, folder: Path) -> None:
+        targets, predicted = result.per_query["label"], result.per_query["predicted"]
+        write_class_report(folder, result.protocol["class_names"], targets, predicted, "Nearest centroid")
 '''
 CENTROID_YAML = """\
 # @package evaluation.centroid
@@ -75,13 +93,15 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(checkout: Path, script: str, *arguments: str) -> None:
-    result = run_script(checkout / script, *arguments, "evaluation=[retrieval,centroid]", "tracking.uri=null")
+    result = run_script(checkout / script, *arguments, "evaluation=[retrieval,centroid]")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")
-def trained(checkout: Path) -> Path:
-    """A run folder."""
+def trained(checkout: Path, empty_store: Path) -> Path:
+    """A run folder, whose MLflow store is next to it."""
+    (checkout / "outputs").mkdir()
+    shutil.copy(empty_store, checkout / "outputs" / "mlflow.db")
     data = ["dataset=csv", "dataset.root=data", "dataset.metadata=data/clips.csv", "dataset.num_workers=0"]
     options = ["trainer.max_epochs=1", "dataset.batch_size=8", "hydra.run.dir=outputs/run"]
     run(checkout, "train.py", *TINY, *data, *options)
@@ -101,6 +121,28 @@ def test_protocol_names_the_training_split(trained: Path):
     assert protocol["clips"] == "8 of 8"
 
 
+def test_log_plot_and_leaderboard_have_the_metric_and_its_chance(trained: Path):
+    assert read_chance(trained)[METRIC] == 0.5
+    lines = (trained / "train.log").read_text().splitlines()
+    assert any("centroid accuracy" in line and "(chance 0.500)" in line for line in lines)  # of the validation
+    assert any(METRIC in line and "1.0000  0.5000" in line for line in lines)  # of the table at the end
+    panels = group_quality(read_history(trained / HISTORY), read_chance(trained))
+    assert panels["val/csv/centroid"] == ["val/csv/centroid/accuracy"]
+    board = Leaderboard([Job(trained, "first", "finished")])
+    assert METRIC in board.metrics and board.chance[METRIC] == 0.5 and "csv centroid accuracy" in board.markdown()
+
+
+def test_mlflow_has_the_metric_and_the_report(checkout: Path, trained: Path):
+    client = MlflowClient(f"sqlite:///{checkout / 'outputs' / 'mlflow.db'}")
+    run = client.get_run(json.loads((trained / "mlflow.json").read_text())["run_id"])
+    assert run.data.metrics[METRIC] == 1.0
+    assert f"| {METRIC} | 1.0000 | 0.5000 |" in run.data.tags["mlflow.note.content"]
+    files = {file.path for file in client.list_artifacts(run.info.run_id, "evaluation/test-csv-centroid")}
+    assert files == {
+        f"evaluation/test-csv-centroid/{name}" for name in ("confusion.png", "confusion.csv", "classes.csv")
+    }
+
+
 def test_study_has_a_column_of_its_scores(trained: Path):
     value = json.loads((trained / "metrics.json").read_text())[METRIC]
     column = make_column(METRIC, {"id": RunScores("job", value, read_results(trained / "evaluation"))})
@@ -110,7 +152,7 @@ def test_study_has_a_column_of_its_scores(trained: Path):
 
 
 def test_evaluate_gives_the_same_number_and_scores(checkout: Path, trained: Path):
-    arguments = [f"checkpoint={trained / 'checkpoints' / 'best'}", "hydra.run.dir=outputs/again"]
+    arguments = [f"checkpoint={trained / 'checkpoints' / 'best'}", "hydra.run.dir=outputs/again", "tracking.uri=null"]
     run(checkout, "evaluate.py", *arguments)
     again = checkout / "outputs" / "again"
     metrics, found = (json.loads((folder / "metrics.json").read_text()) for folder in (trained, again))
