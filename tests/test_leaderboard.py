@@ -79,6 +79,12 @@ def test_chance_is_the_last_line(tmp_path: Path):
     assert len(list(csv.DictReader(io.StringIO(board.csv())))) == 2
 
 
+def test_chance_levels_that_differ_are_a_range(tmp_path: Path):
+    for name, chance in {"a": 0.125, "b": 0.25}.items():
+        add_clips(add_job(tmp_path, name, 0.25), "9 of 9", chance={RECALL: chance})
+    assert make_board(tmp_path).markdown().splitlines()[-1].startswith("| chance | 0.125 to 0.250 ")
+
+
 def test_long_table_is_cut_on_request(tmp_path: Path):
     for number in range(5):
         add_job(tmp_path, str(number), number / 10)
@@ -151,6 +157,14 @@ def test_protocols_are_shown_where_they_differ(tmp_path: Path):
     head, _, *lines = make_board(tmp_path).markdown().splitlines()
     column = head.split(" | ").index("protocol".ljust(8))
     assert [line.split(" | ")[column].strip() for line in lines] == ["ccc", "aaa", "aaa", ""]
+
+
+def test_folds_differ_in_their_protocols(tmp_path: Path):
+    for fold, protocol in {1: "aaa", 2: "bbb"}.items():
+        add_clips(add_job(tmp_path, str(fold), 0.25, config={"dataset.test_fold": fold}), "9 of 9", protocol=protocol)
+    assert "protocol" not in make_board(tmp_path).markdown()
+    add_clips(add_job(tmp_path, "c", 0.5, config={"dataset.test_fold": 1}), "9 of 9", protocol="ccc")
+    assert "protocol" in make_board(tmp_path).markdown()
 
 
 def test_table_of_complete_test_sets_has_no_clip_counts(tmp_path: Path):

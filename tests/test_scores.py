@@ -195,7 +195,10 @@ def test_configurations_are_compared_fold_by_fold() -> None:
 
 def test_folds_differ_in_nothing_but_their_clips() -> None:
     runs = make_folds(folds="12") | make_folds(folds="3", windows="mean")
-    with pytest.raises(ValueError, match='windows is "absent" in fold 1 fold 2, "mean" in fold 3'):
+    with pytest.raises(
+        ValueError,
+        match='must differ in nothing but their clips, but windows is "absent" in fold 1 fold 2, "mean" in fold 3',
+    ):
         make_column(LEADING, runs)
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from clap.proportion import Interval, wilson_interval
 from clap.study.statistics import Comparison, clip_interval, compare, compare_folds, fold_interval, holm, seed_interval
-from experiments.benchmarks.calibration import calibrate
+from experiments.benchmarks.calibration import calibrate, calibrate_folds
 
 
 def make_study(num_seeds: int = 5, num_clips: int = 60, *, gap: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
@@ -234,3 +234,9 @@ def test_scores_of_folds_are_one_finite_number_each(scores: ArrayLike) -> None:
 def test_compared_configurations_have_the_same_folds() -> None:
     with pytest.raises(ValueError, match="differ in shape; give the same folds"):
         compare_folds([0.1, 0.2, 0.3], [0.1, 0.2])
+
+
+@pytest.mark.parametrize(("num_folds", "spread"), [(3, 0.04), (5, 0.02), (10, 0.01)])
+def test_corrected_interval_over_folds_covers_where_plain_t_does_not(num_folds: int, spread: float) -> None:
+    corrected, plain = calibrate_folds(num_folds, spread, draws=4000)
+    assert corrected > 95 and plain < 94

@@ -10,6 +10,7 @@ from typing import Any
 
 from clap.atomic import read_json
 from clap.run_folder import COST, METRICS, PROTOCOL, read_chance, read_counts
+from clap.study.factors import FOLD
 from clap.study.job import THEN, Job, shorten_commit
 
 COSTS = ("seconds", "clips_per_second", "peak_memory_bytes", "parameters")
@@ -28,7 +29,7 @@ class Leaderboard:
         metrics: columns of the Markdown table, the leading one first (default: see `choose_metrics`).
 
     Attributes:
-        chance: metric -> its chance level, of metrics in the table that have one; the mean where jobs differ.
+        chance: metric -> the chance levels of the jobs, of metrics in the table that have one.
         counts: names of clip counts, of the splits where some job did not use all clips.
     """
 
@@ -42,8 +43,8 @@ class Leaderboard:
         counted = sorted({name for own in counts for name in own if name.startswith(split)})
         self.counts = [name for name in counted if not all(uses_all_clips(own.get(name)) for own in counts)]
         chances = [{} if job.problem else read_chance(job.folder) for job in jobs]
-        levels = {name: {own[name] for own in chances if name in own} for name in self.metrics}
-        self.chance = {name: sum(found) / len(found) for name, found in levels.items() if found}
+        levels = {name: [own[name] for own in chances if name in own] for name in self.metrics}
+        self.chance = {name: found for name, found in levels.items() if found}
         self.rows = []
         for job, values, own, chance in zip(jobs, quality, counts, chances, strict=True):
             cost = read_json(job.folder / COST)
@@ -55,6 +56,9 @@ class Leaderboard:
             row |= {"protocol": "" if job.problem else list_protocols(job.folder, split)}
             row |= {"commit": shorten_commit(THEN.join(job.commits))}
             self.rows.append(row | {"problem": job.problem, "folder": job.folder.name})
+        finished = [(job, row) for job, row in zip(jobs, self.rows, strict=True) if not job.problem]
+        protocols = {(job.config.get(FOLD), row["protocol"]) for job, row in finished}
+        self.differs_in_protocol = len(protocols) > len({fold for fold, _ in protocols})  # folds differ in their clips
         self.rows.sort(key=self.rank)
 
     def rank(self, row: Mapping[str, Any]) -> tuple[float, str]:
@@ -75,7 +79,7 @@ class Leaderboard:
         It has metrics, minutes, protocols and commits if they differ, and why a job has no result.
         """
         commits = {row["commit"] for row in self.rows if not row["problem"]}
-        extra = ["protocol"] if len({row["protocol"] for row in self.rows if not row["problem"]}) > 1 else []
+        extra = ["protocol"] if self.differs_in_protocol else []
         extra += ["commit"] if len(commits) > 1 or any(THEN in commit for commit in commits) else []
         extra += ["problem"] if any(row["problem"] for row in self.rows) else []
         table = [["job", *(format_heading(name) for name in [*self.metrics, *self.counts]), "minutes", *extra]]
@@ -85,7 +89,7 @@ class Leaderboard:
             numbers += [*(row[name] or "-" for name in self.counts), format_decimals(minutes, digits=1)]
             table.append([row["job"], *numbers, *((row[name] or "").replace("|", "\\|") for name in extra)])
         if self.chance:
-            levels = [format_decimals(self.chance.get(name), digits=3) for name in self.metrics]
+            levels = [format_range(self.chance.get(name, [])) for name in self.metrics]
             table.append(["chance", *levels, *["-"] * (len(self.counts) + 1), *["" for _ in extra]])
         widths = [min(40, max(map(len, column))) for column in zip(*table, strict=True)]  # error messages overflow it
         table.insert(1, ["-" * width for width in widths])
@@ -123,6 +127,15 @@ def list_protocols(folder: Path, split: str) -> str:
 def format_heading(metric: str) -> str:
     """Column heading of a metric: its name without the split."""
     return metric.split("/", 1)[-1].replace("/", " ")
+
+
+def format_range(values: Sequence[float]) -> str:
+    """`0.100`, or `0.100 to 0.250`."""
+    return (
+        " to ".join(dict.fromkeys(format_decimals(end, digits=3) for end in (min(values), max(values))))
+        if values
+        else "-"
+    )
 
 
 def format_decimals(value: float | None, *, digits: int) -> str:

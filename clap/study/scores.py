@@ -248,7 +248,12 @@ def combine_protocols(metric: str, protocols: Mapping[str | None, Mapping[str, A
         f"fold {fold}": {key: value for key, value in protocol.items() if key not in ("hash", *CLIP_KEYS)}
         for fold, protocol in protocols.items()
     }
-    check_protocols(metric, {name: {"hash": hash_protocol(own), **own} for name, own in common.items()})
+    if len(set(map(hash_protocol, common.values()))) > 1:
+        raise ValueError(
+            f"{metric}: the folds of a cross-validation must differ in nothing but their clips, but "
+            f"{describe_differences(common)}; run it without "
+            "dataset.max_clips, with hydra.sweep.dir=FOLDER"
+        )
     clips = np.array([[int(number) for number in own["clips"].split(" of ")] for own in protocols.values()]).sum(axis=0)
     known = [key for key in CLIP_COUNTS if all(key in protocol for protocol in protocols.values())]
     hashes = " ".join(sorted(protocol["hash"] for protocol in protocols.values()))
@@ -275,10 +280,7 @@ def check_protocols(metric: str, protocols: Mapping[str, Mapping[str, Any]]) -> 
     """Refuse numbers of different protocols; run name -> protocol."""
     if len({protocol["hash"] for protocol in protocols.values()}) == 1:
         return
-    fields = list(dict.fromkeys(field for protocol in protocols.values() for field in protocol))
-    fields = [field for field in fields if field not in NOT_IN_HASH]
-    differences = "; ".join(filter(None, (describe_difference(field, protocols) for field in fields)))
-    differences = differences or describe_difference("hash", protocols)
+    differences = describe_differences(protocols) or describe_difference("hash", protocols)
     earlier = [name for name, protocol in protocols.items() if is_earlier(protocol)]
     if 0 < len(earlier) < len(protocols):
         differences = (
@@ -288,6 +290,12 @@ def check_protocols(metric: str, protocols: Mapping[str, Mapping[str, Any]]) -> 
         f"{metric}: runs of different protocols are not comparable: {differences}; name a sweep of one protocol with "
         "--sweep RUN_ID, or run the study from scratch with hydra.sweep.dir=FOLDER"
     )
+
+
+def describe_differences(protocols: Mapping[str, Mapping[str, Any]]) -> str:
+    """All fields in which protocols differ; run name -> protocol."""
+    fields = dict.fromkeys(field for protocol in protocols.values() for field in protocol if field not in NOT_IN_HASH)
+    return "; ".join(filter(None, (describe_difference(field, protocols) for field in fields)))
 
 
 def describe_difference(field: str, protocols: Mapping[str, Mapping[str, Any]]) -> str:

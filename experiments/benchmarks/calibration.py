@@ -1,9 +1,10 @@
 """Simulates coverage and false positives of clap.study.statistics: python experiments/benchmarks/calibration.py
 
-Prints one Markdown table in a minute, with one row per number of seeds, spread between seeds and number of clips. Each
-draw simulates three configurations: a baseline, one of equal quality, and one that is better by GAP. The table compares
-`seed_interval` and `compare` with two common methods that fail: the percentile bootstrap over seeds and a z test over
-clips alone.
+Prints two Markdown tables in a minute. The first is about seeds, with one row per number of seeds, spread between seeds
+and number of clips. Each draw simulates three configurations: a baseline, one of equal quality, and one that is better
+by GAP. The table compares `seed_interval` and `compare` with two common methods that fail: the percentile bootstrap
+over seeds and a z test over clips alone. The second is about folds, with one row per number of folds and spread between
+training sets: `fold_interval` and `compare_folds` next to Student's t without correction.
 """
 
 import argparse
@@ -17,13 +18,15 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clap.study.statistics import student_t
+from clap.study.statistics import corrected_t, student_t
 
 SEEDS, SPREADS, CLIPS = (3, 5, 10), (0.0, 0.03, 0.06), (80, 200, 1000)
 LEVEL = 0.95
 TOLERANCE = 2.0  # percentage points
 QUALITY, GAP = 0.4, 0.05  # mean hit probability before clipping to [0, 1]; lead of the better configuration
 CLIP_SPREAD, INTERACTION = 0.3, 0.15  # standard deviations of a clip's difficulty, and of that for one configuration
+FOLDS, TRAINING_SPREADS = (3, 4, 5, 10), (0.0, 0.01, 0.02, 0.04)
+FOLD_NOISE = 0.05  # standard deviation of the score of a fold, by its clips and the seed of its training
 BATCH = 1_000_000  # scores per batch of draws
 RESAMPLES = 1000
 
@@ -95,6 +98,25 @@ def find_misses(generator: np.random.Generator, scores: np.ndarray, truth: float
     return [beyond > half, (truth < low) | (truth > high), beyond > stats.norm.ppf((1 + LEVEL) / 2) * error]
 
 
+def calibrate_folds(num_folds: int, spread: float, *, draws: int, seed: int = 0) -> tuple[float, float]:
+    """Percentage of draws whose interval over folds covers the expected score, with and without correction.
+
+    The score of a fold has the mean effect of the folds that it is trained on, each drawn once for the whole
+    cross-validation. Scores are normal, so that the difference of two configurations of equal quality is distributed
+    alike: false positives are the draws that are not covered.
+
+    Args:
+        spread: standard deviation of a configuration's score between training sets of this size.
+    """
+    generator = np.random.default_rng([seed, num_folds, round(1000 * spread)])
+    effects = spread * np.sqrt(num_folds - 1) * generator.standard_normal((draws, num_folds))
+    training = (effects.sum(axis=1, keepdims=True) - effects) / (num_folds - 1)  # of the other folds
+    scores = training + FOLD_NOISE * generator.standard_normal((draws, num_folds))
+    mean, half, _ = corrected_t(scores, level=LEVEL)
+    plain = half / np.sqrt(1 + num_folds / (num_folds - 1))
+    return tuple(float(100 * (np.abs(mean) <= width).mean()) for width in (half, plain))
+
+
 def summarise(cells: list[str], rates: list[Rates]) -> str:
     """Which rows are conservative, and which have too low coverage or too many false positives."""
     nominal, alpha = 100 * LEVEL, 100 * (1 - LEVEL)
@@ -123,7 +145,12 @@ def main() -> None:
         cells.append(f"{num_seeds} seeds, {100 * spread:g} points, {num_clips} clips")
         numbers = " | ".join(f"{rate:.1f}" for rate in astuple(rates[-1]))
         print(f"| {num_seeds} | {100 * spread:g} | {num_clips} | {numbers} |", flush=True)
-    print(f"\n{summarise(cells, rates)}")
+    print(f"\n{summarise(cells, rates)}\n")
+    print("| folds | spread between training sets, points | coverage, corrected | coverage, Student's t |")
+    print("|--:|--:|--:|--:|")
+    for num_folds, spread in itertools.product(FOLDS, TRAINING_SPREADS):
+        found = " | ".join(f"{rate:.1f}" for rate in calibrate_folds(num_folds, spread, draws=draws))
+        print(f"| {num_folds} | {100 * spread:g} | {found} |")
 
 
 if __name__ == "__main__":
