@@ -50,10 +50,14 @@ class RunLog:
         self.line_time = time.monotonic()
 
     def log_progress(self, metrics: Mapping[str, float], bar: tqdm) -> None:
-        """Show loss and speed at the progress bar; without one, in a line, at most one in PROGRESS_SECONDS."""
+        """Show loss and speed at the progress bar; without one, in a line, at most one in PROGRESS_SECONDS.
+
+        At the end of an epoch `log_epoch` follows.
+        """
         text = f"loss {metrics['train/loss']:.3f}, {format_speed(metrics['train/clips_per_second'])}"
         bar.set_postfix_str(text)
-        if bar.disable and time.monotonic() >= self.line_time + PROGRESS_SECONDS:
+        ended = self.trainer.step_in_epoch == len(self.trainer.train_loader) or self.trainer.out_of_steps()
+        if bar.disable and not ended and time.monotonic() >= self.line_time + PROGRESS_SECONDS:
             self.log_line(self.trainer.epoch + 1, text)
 
     def log_epoch(self, results: Mapping[str, Evaluation] | None = None, *, is_best: bool = False) -> None:
