@@ -179,7 +179,9 @@ def test_protocol_of_folds_has_a_hash_of_its_own() -> None:
     runs = make_folds()
     protocol = make_column(LEADING, runs).protocol
     own = {run.fold: run.evaluations[0].protocol["hash"] for run in runs.values()}
-    assert protocol["clips"] == "60 of 60" and {fold: one["hash"] for fold, one in protocol["folds"].items()} == own
+    assert (
+        protocol["clips"] == "60 of 60" and {fold: one["hash"] for fold, one in protocol["test_folds"].items()} == own
+    )
     assert protocol["hash"] not in own.values()
     reordered = make_column(LEADING, dict(reversed(runs.items()))).protocol
     assert reordered["hash"] == protocol["hash"]
@@ -200,6 +202,14 @@ def test_folds_differ_in_nothing_but_their_clips() -> None:
         match='must differ in nothing but their clips, but windows is "absent" in fold 1 fold 2, "mean" in fold 3',
     ):
         make_column(LEADING, runs)
+
+
+def test_counts_of_an_evaluator_may_differ_between_folds() -> None:
+    """A linear probe has the number of its training recordings in its protocol."""
+    runs = make_folds(folds="12", training_recordings=170) | make_folds(folds="3", training_recordings=168)
+    assert "training_recordings" not in make_column(LEADING, runs).protocol
+    with pytest.raises(ValueError, match="definition is 1 in fold 1 fold 2, 2 in fold 3"):
+        make_column(LEADING, make_folds(folds="12") | make_folds(folds="3", definition=2))
 
 
 def test_chance_of_folds_is_their_mean() -> None:

@@ -144,6 +144,14 @@ def test_cross_validation_is_described() -> None:
     assert "Cells with fewer than" not in text
 
 
+def test_protocol_with_folds_of_its_own_is_described() -> None:
+    """A linear probe chooses its regularisation in folds of the training clips."""
+    runs = make_runs(make_study("grid"))
+    for column in runs.columns:
+        column.protocol["folds"] = 5
+    assert "20 of 20 clips, definition 1." in as_line(write_block(runs))
+
+
 def test_runs_of_other_folds_may_have_other_data() -> None:
     runs = make_runs(make_study("folds", folds=["1", "2", "3"], seeds=["0"]))
     cell = runs.cells[0]

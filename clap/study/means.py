@@ -177,37 +177,33 @@ def make_row(name: str, jobs: Mapping[Repeat, Job | None], metrics: Sequence[str
     seconds = [read_json(job.folder / COST).get("seconds") for job in finished.values()]
     known = [value / 60 for value in seconds if value is not None]
     row = MeanRow(name, replicates, sum(known) / len(known) if known else None)
-    try:
-        row.columns = read_columns(finished, metrics)
-    except (ValueError, OSError) as error:
-        gaps.append(cut(str(error), LONGEST_GAP))
+    row.columns, problems = read_columns(finished, metrics)
+    gaps += [cut(problem, LONGEST_GAP) for problem in problems]
     row.gaps = "; ".join(gaps)
     return row
 
 
-def read_columns(jobs: Mapping[Repeat, Job], metrics: Sequence[str]) -> dict[str, Column]:
-    """Metric -> scores of the jobs, of the metrics that all of them have.
-
-    Raises:
-        ValueError: protocols, clips or numbers do not belong together.
-        OSError: a job has lost files of its evaluations.
-    """
+def read_columns(jobs: Mapping[Repeat, Job], metrics: Sequence[str]) -> tuple[dict[str, Column], list[str]]:
+    """Metric -> scores of the jobs, of the metrics that all of them have; and why others do not compare."""
     values = {job.name: read_json(job.folder / METRICS) for job in jobs.values()}
     recorded = {
         job.name: read_results(job.folder / "evaluation") if (job.folder / PROTOCOL).is_file() else []
         for job in jobs.values()
     }
-    columns = {}
+    columns, problems = {}, []
     for metric in (metric for metric in metrics if values and all(metric in own for own in values.values())):
         scores = {
             job.name: RunScores(job.name, values[job.name][metric], recorded[job.name], repeat.fold)
             for repeat, job in jobs.items()
         }
         if any(recorded.values()):
-            columns[metric] = make_column(metric, scores)
+            try:
+                columns[metric] = make_column(metric, scores)
+            except ValueError as error:  # protocols, clips or numbers that do not belong together
+                problems.append(str(error))
         else:
             columns[metric] = Column(metric, None, {name: Score(own.value) for name, own in scores.items()})
-    return columns
+    return columns, problems
 
 
 def format_optional(value: float | None) -> str:

@@ -13,7 +13,7 @@ from clap.run_folder import describe_clips
 from clap.study.figures import describe_figure
 from clap.study.job import shorten_commit
 from clap.study.runs import Cell, StudyRuns
-from clap.study.scores import Column, describe_chance
+from clap.study.scores import TEST_FOLDS, Column, describe_chance
 from clap.study.statistics import MIN_FOLDS, MIN_SEEDS, Interval
 from clap.study.table import Row, describe_gaps, format_number, format_table, to_markdown
 
@@ -189,7 +189,7 @@ def group_by_protocol(columns: Sequence[Column]) -> list[list[Column]]:
 def describe_protocol(columns: Sequence[Column]) -> str:
     """Summarize the protocol of columns that share it."""
     protocol = columns[0].protocol
-    folds = protocol.get("folds", {})
+    folds = protocol.get(TEST_FOLDS, {})
     if is_earlier(next(iter(folds.values()), protocol)):
         version = f"recorded by an earlier version, clap {protocol.get('code_version', 'unknown')}"
     else:

@@ -7,7 +7,7 @@ whose value is the unweighted mean over folds.
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,10 +33,11 @@ from clap.study.statistics import (
 )
 
 Replicate = Sequence[str]  # run ids, one for each fold; a single one without folds
+TEST_FOLDS = "test_folds"  # key of the protocol of a cross-validation: fold -> its protocol
 CLIP_COUNTS = ("published_clips", "clips_with_label")  # keys of a protocol, to be added up over folds
 CLIP_KEYS = (  # keys of a protocol in which the folds of a cross-validation may differ
     *("clips", "clip_manifest", "audio_manifest", "left_out", "cached_in_16_bits", "other_splits"),
-    *(*CLIP_COUNTS, "captions_of_several_clips"),
+    *CLIP_COUNTS,
 )
 SHOWN_RUNS, SHOWN_CHARACTERS = 3, 60  # in an error about protocols
 
@@ -244,8 +245,13 @@ def combine_protocols(metric: str, protocols: Mapping[str | None, Mapping[str, A
     """
     if len(protocols) == 1:
         return dict(next(iter(protocols.values())))
+    varying = {
+        "hash",
+        *CLIP_KEYS,
+        *(key for key in next(iter(protocols.values())) if is_count(key, protocols.values())),
+    }
     common = {
-        f"fold {fold}": {key: value for key, value in protocol.items() if key not in ("hash", *CLIP_KEYS)}
+        f"fold {fold}": {key: value for key, value in protocol.items() if key not in varying}
         for fold, protocol in protocols.items()
     }
     if len(set(map(hash_protocol, common.values()))) > 1:
@@ -262,8 +268,13 @@ def combine_protocols(metric: str, protocols: Mapping[str | None, Mapping[str, A
         **next(iter(common.values())),
         "clips": f"{clips[0]} of {clips[1]}",
         **{key: sum(protocol[key] for protocol in protocols.values()) for key in known},
-        "folds": protocols,
+        TEST_FOLDS: protocols,
     }
+
+
+def is_count(key: str, protocols: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a key of an evaluator counts something, such as the recordings that a probe is fitted to."""
+    return not key.endswith("definition") and all(type(protocol.get(key)) is int for protocol in protocols)
 
 
 def find_evaluation(metric: str, run: RunScores) -> RecordedEvaluation:
