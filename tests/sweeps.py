@@ -35,9 +35,10 @@ def train(cfg):
         with open(folder.parent / "starts.txt", "a") as file:
             file.write(f"{name}\\n")
         time.sleep(float(os.environ.get("PAUSE", "0")))
-        metrics = {"test/x/text_to_audio/recall_at_1": (cfg.lr + cfg.seed / 10) / 10}
+        score = cfg.lr + cfg.audio_encoder.width + cfg.text_encoder.width
+        metrics = {"test/x/text_to_audio/recall_at_1": (score + cfg.seed / 10) / 10}
         for step in (1, 2):
-            tracker.log_metrics({"val/x/text_to_audio/recall_at_1": cfg.lr * step / 20}, step)
+            tracker.log_metrics({"val/x/text_to_audio/recall_at_1": score * step / 20}, step)
         tracker.log_metrics(metrics, step=2)
         (folder / "metrics.json").write_text(json.dumps(metrics))
     return cfg.lr / 10
@@ -48,13 +49,24 @@ if __name__ == "__main__":
 """
 
 
+ENCODERS = {  # option: width, which is added to the score
+    "audio_encoder": {"cnn14_nano": 0, "htsat_nano": 4},
+    "text_encoder": {"gpt2_nano": 0, "roberta_nano": 2},
+}
+
+
 def write_project(folder: Path) -> Path:
     """A train.py that trains in milliseconds, with the sweep settings of conf/config.yaml."""
     (folder / "train.py").write_text(TASK)
     shutil.copytree(ROOT / "conf" / "hydra", folder / "conf" / "hydra")
+    for group, options in ENCODERS.items():
+        (folder / "conf" / group).mkdir(parents=True)
+        for option, width in options.items():
+            (folder / "conf" / group / f"{option}.yaml").write_text(f"width: {width}\n")
     hydra = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())["hydra"]
+    defaults = ["_self_", *({group: next(iter(options))} for group, options in ENCODERS.items())]
     config = {
-        "lr": 1, "seed": 0, "resume": None, "study": None,
+        "defaults": defaults, "lr": 1, "seed": 0, "resume": None, "study": None,
         "tracking": {"uri": None, "experiment": "clap"}, "hydra": hydra,
     }  # fmt: skip
     (folder / "conf" / "config.yaml").write_text(yaml.safe_dump(config))

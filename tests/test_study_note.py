@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from study_store import LEADING, make_runs, make_study
 
-from clap.study.note import BEGIN, END, format_command, make_block, make_note, read_question, replace_block, wrap_lines
+from clap.study.factors import read_question
+from clap.study.note import BEGIN, END, format_command, make_block, make_note, replace_block, wrap_lines
 from clap.study.runs import StudyRuns
 from clap.study.table import make_rows
 

@@ -22,7 +22,7 @@ from clap.__main__ import main
 from clap.atomic import read_json_lines
 from clap.tracking.tracker import Tracker
 from clap.tracking.upload import upload
-from clap.tracking.view import pack_view
+from clap.tracking.view import make_view, pack_view
 
 DATASET = {"name": "synthetic", "digest": "0" * 16, "split": "train", "num_clips": 8}
 
@@ -225,8 +225,10 @@ def test_view_of_a_sweep_is_sent_for_its_new_run(store: str, tmp_path: Path):
     list(upload(tmp_path, uri=store))
     record = read_record(tmp_path)
     tags = MlflowClient(record["uri"]).get_experiment_by_name("clap").tags
-    packed = pack_view(record["run_id"], swept=["seed"], metrics=["train/loss"])
-    assert tags[f"mlflow.sharedViewState.{record['run_id']}"] == packed
+    view = make_view(record["run_id"], swept=["seed"], metrics=["train/loss"])
+    saved = json.loads(tags[f"mlflow.sharedViewState.{record['run_id']}"])
+    assert saved == json.loads(pack_view("ablation", view, created=saved["createdAt"]))
+    assert tags["mlflow.note.content"].startswith("**Newest sweep:** ablation ([table](#/experiments/")
 
 
 def test_job_that_was_sent_alone_is_linked_to_its_parent_later(store: str, tmp_path: Path):

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -19,6 +20,7 @@ DESIGNS = ("grid", "one_at_a_time")
 KEYS = ("design", "metrics", "minutes")  # allowed in `study` in a yaml
 SEED = "seed"
 FOLD = "dataset.test_fold"
+GROUPS = ("audio_encoder", "text_encoder", "fusion", "loss", "dataset")  # their options are parameters of every run
 REPEATS = (SEED, FOLD)  # keys that repeat a configuration: other seeds, and the parts of a cross-validation
 
 
@@ -152,3 +154,13 @@ def load_study(name: str) -> Study:
     with initialize_config_dir(str(folder), version_base=VERSION_BASE):
         config = compose("config", [f"experiment={name}"], return_hydra_config=True)
     return parse_study(config)
+
+
+def read_question(yaml: Path) -> str:
+    """The question of a study: the comment above the command in its yaml."""
+    words = []
+    for line in yaml.read_text().splitlines():
+        if not line.startswith("# ") or line.startswith("#   "):
+            break
+        words += [] if line.startswith("# @package") else [line.removeprefix("# ")]
+    return " ".join(words)

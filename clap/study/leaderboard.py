@@ -65,6 +65,17 @@ class Leaderboard:
         value = row[self.metrics[0]] if self.metrics else None
         return math.inf if value is None or math.isnan(value) else -value, row["job"]
 
+    def best(self) -> dict[str, float]:
+        """The metrics of the best job in the table as metrics of the parent run, `best/<metric>`."""
+        row = self.rows[0] if self.rows else {}
+        return {f"best/{metric}": row[metric] for metric in self.metrics if row.get(metric) is not None}
+
+    def summary(self) -> str:
+        """The best job and its leading metric in one line, and the table."""
+        value = self.rows[0][self.metrics[0]] if self.rows and self.metrics else None
+        score = f" ({format_heading(self.metrics[0])} {format_decimals(value, digits=3)})" if value is not None else ""
+        return f"Best: {self.rows[0]['job']}{score}.\n\n{self.markdown()}" if score else self.markdown()
+
     def csv(self) -> str:
         """All test metrics, cost, problem and folder of each job."""
         text = io.StringIO()

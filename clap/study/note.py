@@ -67,16 +67,6 @@ def replace_block(note: str, block: str, path: Path) -> str:
     return "\n".join([*lines[: marks.index(BEGIN)], block, *lines[marks.index(END) + 1 :]]) + "\n"
 
 
-def read_question(yaml: Path) -> str:
-    """The question of a study: the comment above the command in its yaml."""
-    words = []
-    for line in yaml.read_text().splitlines():
-        if not line.startswith("# ") or line.startswith("#   "):
-            break
-        words += [] if line.startswith("# @package") else [line.removeprefix("# ")]
-    return " ".join(words)
-
-
 def format_command(runs: StudyRuns) -> str:
     """The command that runs the study, without local settings such as paths."""
     kept = {key: value for key, value in runs.fixed.items() if key not in OMITTED_KEYS or key == "dataset.root"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from clap.atomic import write_atomic
 from clap.config.compose import find_conf_dir
 from clap.study import figures, note, table
-from clap.study.factors import Study
+from clap.study.factors import Study, read_question
 from clap.study.runs import read_study_runs
 
 
@@ -21,7 +21,7 @@ def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) 
     if path.exists():
         text = note.replace_block(path.read_text(), block, path)
     else:
-        text = note.make_note(runs, block, note.read_question(find_conf_dir() / "experiment" / f"{study.name}.yaml"))
+        text = note.make_note(runs, block, read_question(find_conf_dir() / "experiment" / f"{study.name}.yaml"))
     lines = table.format_table(runs, rows)
     comment = [note.describe_tests(runs, rows), *map(note.describe_protocol, note.group_by_protocol(runs.columns))]
     protocols = {column.metric: column.protocol for column in runs.columns}

@@ -12,12 +12,11 @@ from hydra.core.hydra_config import HydraConfig
 from clap.atomic import read_json, write_json
 from clap.plotting import PALETTE, pick_color
 from clap.run_folder import LOCK, SWEEP_FILE
-from clap.study.factors import SEED, drop_repeats
+from clap.study.factors import GROUPS, SEED, drop_repeats
 from clap.study.job import THEN, job_tags, name_job, name_source, read_swept_levels
 from clap.tracking.description import COLOR, NOTE, describe
 
 MODEL = ("audio_encoder", "text_encoder", "fusion")
-GROUPS = ("loss", "dataset")  # groups besides those of the model whose options are factors of every run
 DEFAULT_FUSION = "none"  # not in the name of a run
 
 
@@ -43,20 +42,18 @@ class RunDescription:
 
 
 def describe_run(
-    settings: Mapping[str, Any], *, options: Mapping[str, str] | None = None, origin: Mapping[str, Sequence[str]] = {}
+    settings: Mapping[str, Any], *, options: Mapping[str, str] = {}, origin: Mapping[str, Sequence[str]] = {}
 ) -> RunDescription:
     """Describe the training run of the current Hydra job.
 
     Args:
         settings: the settings that its result depends on, {dotted key: value}.
-        options: the options of the model's encoders and fusion, by default those that were composed.
+        options: the options of the model's encoders and fusion, if they are not those that were composed.
         origin: commits and machines, in order; more than one if the run was resumed with others.
     """
     choices, init_from = HydraConfig.get().runtime.choices, settings.get("init_from")
-    if options is None:
-        options = {group: choices[group] for group in MODEL if group in choices}
     (job, tags), levels = job_tags(), read_swept_levels()
-    factors = {**options, **{group: choices[group] for group in GROUPS if group in choices}}
+    factors = {group: choices[group] for group in GROUPS if group in choices} | dict(options)
     factors |= {SEED: str(settings.get(SEED))} | {key: level for key, level in levels.items() if key not in factors}
     name = name_run(factors, levels, groups=choices, init_from=init_from)
     if job is None:

@@ -34,6 +34,7 @@ from clap.config.secrets import hide_secrets
 from clap.config.values import LOCAL_KEYS
 from clap.run_folder import LOCK, LOCK_SECONDS, SEARCH, SEARCH_SUMMARY, SWEEP_FILE, is_running
 from clap.study.factors import (
+    GROUPS,
     REPEATS,
     find_factors,
     list_cells,
@@ -41,6 +42,7 @@ from clap.study.factors import (
     one_factor_at_a_time,
     parse_overrides,
     parse_study,
+    read_question,
 )
 from clap.study.job import Job, job_levels, read_jobs, read_overrides, wait_for_jobs
 from clap.study.job_tracking import end_run
@@ -48,6 +50,7 @@ from clap.study.killed_workers import outlive_killed_workers
 from clap.study.leaderboard import Leaderboard
 from clap.study.means import Means
 from clap.study.result_config import check_fixed_overrides, check_settings_unchanged, read_result_config
+from clap.tracking.description import NOTE, describe
 from clap.tracking.store import DEFAULT_STORE
 from clap.tracking.tracker import Tracker, recorded_run
 
@@ -101,13 +104,16 @@ class Sweep(Callback):
             self.lock = own_search(self.folder)
         study = parse_study(config, lines)
         self.study = name = study.name if study else None
+        self.lines, self.question = lines, find_question(hydra.runtime.config_sources, name)
         self.metrics = study.metrics if study else []
         set_design(study.design if study else "grid", sweeper=hydra.sweeper._target_)
         outlive_killed_workers(get_class(hydra.launcher._target_), config.tracking)
         params = hydra.sweeper.get("params")
         factors = find_factors(params, lines)
-        self.groups, self.swept = list(hydra.runtime.choices), list(factors)
+        choices = hydra.runtime.choices
+        self.groups, self.swept = list(choices), list(factors)
         swept = self.swept
+        self.constants = {key: choices[key] for key in GROUPS if key in choices and key not in swept}
         others = [item for item in parse_overrides(params, lines) if item.key_or_group not in {*swept, *UNRECORDED}]
         fixed = sorted(override.input_line for override in others)
         settings = read_result_config(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
@@ -118,11 +124,12 @@ class Sweep(Callback):
             check_settings_unchanged(self.folder, settings, swept)
             self.tracker = Tracker(
                 **config.tracking,
-                run_name=name or f"sweep {self.folder.parent.name} {self.folder.name}",
+                run_name=name or name_sweep(swept, self.folder),
                 run_id=recorded_run(self.folder, config.tracking.uri),
                 run_dir=self.folder,
                 tags={"role": "sweep", "study": name, "swept": ", ".join(swept), "fixed": " ".join(fixed)}
-                | ({"folds": ", ".join(study.folds)} if study and study.folds else {}),
+                | ({"folds": ", ".join(study.folds)} if study and study.folds else {})
+                | {NOTE: self.describe()},
             )
             values = {"study": name, "run_id": self.tracker.run_id, "swept": swept, "fixed": fixed}
             values |= {"settings": settings, "configurations": self.list_configurations(config, factors)}
@@ -149,6 +156,17 @@ class Sweep(Callback):
             wait_for_jobs(self.folder)
             self.finish()
 
+    def read_configurations(self) -> list[dict[str, str]]:
+        """The configurations in order; without those of an earlier start that swept other keys."""
+        keys = {key for key in self.swept if key not in REPEATS}
+        return [cell for cell in read_json(self.folder / SWEEP_FILE)["configurations"] if cell.keys() == keys]
+
+    def describe(self, result: str = "") -> str:
+        """The description of the sweep in MLflow."""
+        what = f"Compares {', '.join(f'**{key}**' for key in self.swept)}."
+        command = ["python", "train.py", "-m", *self.lines]
+        return describe(what, command=command, folder=self.folder, result=result, remark=self.question)
+
     def finish(self) -> None:
         jobs = read_jobs(self.folder)
         board = Leaderboard(jobs, self.metrics)
@@ -161,7 +179,16 @@ class Sweep(Callback):
                 self.tracker.log_artifact(self.folder / name)
             if self.is_search:
                 self.tracker.log_artifact(self.folder / SEARCH)
-            self.tracker.log_view(swept=[*self.swept, *board.counts], metrics=board.metrics)
+            self.tracker.log_metrics(board.best() | means.best(), step=0)
+            self.tracker.set_tags({NOTE: self.describe(f"{means.markdown()}\n{board.markdown()}".strip())})
+            self.tracker.log_view(
+                swept=self.swept,
+                metrics=board.metrics,
+                counts=board.counts,
+                configurations=self.read_configurations(),
+                constants=self.constants,
+                summary=board.summary(),
+            )
             self.end_runs("FAILED" if self.has_failed(jobs) else "FINISHED")
         self.ended = True
         print("", board.markdown(longest=LONGEST_TABLE), sep="\n")
@@ -238,6 +265,18 @@ def own_search(folder: Path) -> BaseFileLock:
             f"{folder}: another process runs this search; wait for it, or run several trials at once with "
             "hydra/launcher=joblib"
         ) from None
+
+
+def name_sweep(swept: Sequence[str], folder: Path) -> str:
+    """`audio_encoder x text_encoder 2026-01-31 10-20-30`, by what is swept and the folder."""
+    keys = [key.rpartition(".")[2] for key in swept if key not in REPEATS] or ["seed"]
+    return f"{' x '.join(keys)} {folder.parent.name} {folder.name}"
+
+
+def find_question(sources: Sequence[DictConfig], study: str | None) -> str:
+    """The question of a study, in the yaml of the first config folder that has it; empty without a study."""
+    yamls = [Path(source.path) / "experiment" / f"{study}.yaml" for source in sources if source.schema == "file"]
+    return next((read_question(path) for path in yamls if path.is_file()), "")
 
 
 def set_design(design: str, *, sweeper: str) -> None:

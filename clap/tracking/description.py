@@ -9,11 +9,11 @@ COLOR = "mlflow.runColor"
 MAX_LENGTH = 4800  # characters; the tracker cuts longer tags at MAX_TAG_LENGTH
 
 
-def describe(what: str, *, command: Sequence[str], folder: Path, result: str = "") -> str:
-    """A description; `result` is shortened by rows of its table if the whole is too long."""
-    rest = f"    {shlex.join(command)}\n\nFolder: `{folder}`"
-    room = MAX_LENGTH - len(what) - len(rest)
-    return "\n\n".join(filter(None, (what, shorten_table(result, room), rest)))
+def describe(what: str, *, command: Sequence[str], folder: Path, result: str = "", remark: str = "") -> str:
+    """A description, of which the UI shows the first lines; `result` loses rows of its table if it is too long."""
+    rest = [remark, f"    {shlex.join(command)}", f"Folder: `{folder}`"]
+    room = MAX_LENGTH - len(what) - sum(map(len, rest))
+    return "\n\n".join(filter(None, (what, shorten_table(result, room), *rest)))
 
 
 def describe_error(note: str, error: str) -> str:

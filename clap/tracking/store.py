@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,19 @@ from mlflow.tracking.context.registry import resolve_tags  # noqa: E402, F401
 
 from clap.config.build import update_target  # noqa: E402
 from clap.config.secrets import PASSWORD, USERNAME, hide_secrets, move_server_login  # noqa: E402
+from clap.tracking.description import NOTE  # noqa: E402
 from clap.tracking.relocate import artifact_root, relocate_artifacts  # noqa: E402
-from clap.tracking.view import VIEW_TAG, pack_view  # noqa: E402
+from clap.tracking.view import (  # noqa: E402
+    MEANS,
+    SUMMARY,
+    VIEW_TAG,
+    WORKFLOW,
+    has_repeats,
+    list_pages,
+    make_view,
+    pack_view,
+    summarize,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -217,10 +228,24 @@ def send_dataset(
     client.log_inputs(run_id, [DatasetInput(dataset, tags=[InputTag("mlflow.data.context", split)])])
 
 
-def send_view(client: MlflowClient, run_id: str, *, swept: Sequence[str], metrics: Sequence[str]) -> None:
-    """Store the UI view of a sweep under the id of its parent run."""
-    experiment_id = client.get_run(run_id).info.experiment_id
-    client.set_experiment_tag(experiment_id, f"{VIEW_TAG}{run_id}", pack_view(run_id, swept=swept, metrics=metrics))
+def send_view(client: MlflowClient, run_id: str, *, summary: str = "", **view: Any) -> None:
+    """Store the UI views of a sweep, and describe its experiment if nobody else has.
+
+    Args:
+        summary: of the results, for the description.
+        view: arguments of `make_view`.
+    """
+    info = client.get_run(run_id).info
+    means = has_repeats(view["swept"], view.get("configurations", ()))
+    views = {run_id: info.run_name} | ({f"{run_id}{MEANS}": f"{info.run_name}, means"} if means else {})
+    for key, name in views.items():
+        packed = pack_view(name, make_view(run_id, **view, means=key != run_id), created=info.start_time)
+        client.set_experiment_tag(info.experiment_id, f"{VIEW_TAG}{key}", packed)
+    if client.get_experiment(info.experiment_id).tags.get(NOTE, SUMMARY).startswith(SUMMARY):
+        pages = list_pages("", info.experiment_id, run_id, means=means)
+        pages["leaderboard"] = f"#/experiments/{info.experiment_id}/runs/{run_id}?{WORKFLOW}"
+        note = summarize(info.run_name, pages, summary)
+        client.set_experiment_tag(info.experiment_id, NOTE, note[:MAX_TAG_LENGTH])
 
 
 def is_outage(error: Exception) -> bool:

@@ -11,7 +11,7 @@ import re
 import shlex
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from clap.tracking.store import (
     send_params,
     send_view,
 )
-from clap.tracking.view import view_address
+from clap.tracking.view import WORKFLOW, has_repeats, list_pages
 
 logger = logging.getLogger(__name__)
 
@@ -140,21 +140,21 @@ class Tracker:
             return "MLflow is off (tracking.uri=null)"
         if self.uri.startswith("sqlite:"):
             return shlex.join(["mlflow", "ui", "--backend-store-uri", self.uri])
-        return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{WORKFLOW}"
 
     @property
     def view_hint(self) -> str:
-        """How to open the view of `log_view`: addresses of the table and charts, one per line."""
+        """How to open the views of `log_view`: addresses of the table, the charts and the means, one per line."""
         if self.uri is None:
             return self.url_hint
-        local = self.uri.startswith("sqlite:")
-        address = view_address("http://127.0.0.1:5000" if local else self.uri, self.experiment_id, self.run_id)
-        lines = [f"table: {address}", f"charts: {address}&compareRunsMode=CHART"]
-        return "\n".join([self.url_hint, *lines] if local else lines)
+        local, view = self.uri.startswith("sqlite:"), self._record["view"]
+        server = "http://127.0.0.1:5000/" if local else f"{self.uri}/"
+        means = has_repeats(view["swept"], view.get("configurations", ()))
+        pages = list_pages(server, self.experiment_id, self.run_id, means=means)
+        return "\n".join([*([self.url_hint] if local else []), *(f"{page}: {pages[page]}" for page in pages)])
 
-    def log_view(self, *, swept: Sequence[str], metrics: Sequence[str]) -> None:
-        """Store a UI view of the child runs: swept values and metrics, sorted by the first metric."""
-        view = {"swept": list(swept), "metrics": list(metrics)}
+    def log_view(self, **view: Any) -> None:
+        """Store UI views of the child runs: the arguments of `make_view` but the id of the run, and `summary`."""
         self._update_record("view", view)
         self._send("view", lambda client: send_view(client, self.run_id, **view))
 
