@@ -133,6 +133,12 @@ def test_study_of_another_folder_in_a_storage_is_rejected(tmp_path: Path):
         open_search(tmp_path / "b", storage=storage, study_name="lr")
 
 
+@pytest.mark.parametrize("storage", ["optuna.db", "sqlite:///no/such/folder/optuna.db"])
+def test_storage_that_cannot_be_opened_is_named(storage: str, tmp_path: Path):
+    with pytest.raises(ConnectionError, match=f"hydra.sweeper.storage={storage} cannot be opened .*; give an address"):
+        open_search(tmp_path, storage=storage)
+
+
 def test_journal_with_a_truncated_line_is_read(tmp_path: Path):
     run_jobs(open_search(tmp_path, n_trials=2), score)
     with open(tmp_path / JOURNAL, "ab") as file:

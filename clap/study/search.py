@@ -20,6 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from clap.atomic import write_json
 from clap.config.output_folder import SWEEP_FOLDER
@@ -117,19 +118,14 @@ class Search:
 
     Raises:
         ValueError: the storage has a search over another space, or of another folder.
+        ConnectionError: the storage cannot be opened.
     """
 
     def __init__(self, settings: SearchSettings, space: Space, folder: Path) -> None:
         self.settings, self.space = settings, space
         self.distributions = {key: to_distribution(domain) for key, domain in space.items()}
         cut_truncated_line(folder)
-        self.study = optuna.create_study(
-            study_name=settings.study_name or ("search" if settings.storage is None else str(folder)),
-            storage=open_storage(settings.storage, folder),
-            pruner=make_pruner(settings.pruner),
-            direction="maximize",
-            load_if_exists=True,
-        )
+        self.study = create_study(settings, folder)
         check_same_search(self.study, describe_space(space), folder)
         self.failed = [trial for trial in self.configurations().values() if trial.state == TrialState.FAIL]
 
@@ -204,6 +200,27 @@ class Search:
             self.study.tell(trial.number, job.value)
         else:
             self.study.tell(trial.number, state=TrialState.FAIL)
+
+
+def create_study(settings: SearchSettings, folder: Path) -> Study:
+    """The study of a sweep folder in its storage, with the trials that it has.
+
+    Raises:
+        ConnectionError: the storage cannot be opened.
+    """
+    try:
+        return optuna.create_study(
+            study_name=settings.study_name or ("search" if settings.storage is None else str(folder)),
+            storage=open_storage(settings.storage, folder),
+            pruner=make_pruner(settings.pruner),
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ValueError) as error:
+        raise ConnectionError(
+            f"hydra.sweeper.storage={settings.storage} cannot be opened ({str(error).splitlines()[0]}); give an "
+            "address such as sqlite:///optuna.db, or null for a file in the sweep folder"
+        ) from error
 
 
 def to_distribution(domain: Choice | Range) -> BaseDistribution:
