@@ -122,6 +122,14 @@ def test_different_protocols_of_one_configuration_have_no_mean(tmp_path: Path) -
     assert row.estimate(LEADING) is None and "different protocols are not comparable" in row.gaps
 
 
+def test_lost_evaluation_leaves_a_configuration_without_a_number(tmp_path: Path) -> None:
+    job = add_job(tmp_path, {"audio_encoder": "cnn14", "seed": "0"}, results=make_results(0.5, seed=0))
+    (path,) = (job.folder / "evaluation").glob("*.npz")
+    path.unlink()
+    row = make_means(tmp_path, "seed", metrics=(LEADING,)).rows[0]
+    assert row.estimate(LEADING) is None and path.name in row.gaps
+
+
 def test_sweep_without_seeds_and_folds_has_no_means(tmp_path: Path) -> None:
     add_job(tmp_path, {"audio_encoder": "cnn14"}, {RECALL: 0.5})
     means = make_means(tmp_path)

@@ -371,7 +371,7 @@ def plot_cost(runs: StudyRuns, rows: Sequence[Row]) -> Figure | None:
     axes = figure.add_subplot()
     front = find_pareto_front(minutes, [point.mean for point in points])
     x, y = [minutes[place] for place in front], [points[place].mean for place in front]
-    axes.step(x, y, where="post", color=GREY, linestyle="--", linewidth=1.2, zorder=1, label="Pareto front")
+    axes.step(x, y, where="post", color=GREY, linestyle=":", linewidth=1.4, zorder=1, label="Pareto front")
     for row, at, point in zip(rows, minutes, points, strict=True):
         style = styles[runs.name(row.cell)]
         draw_points(axes, [at], [point], style.color, style.marker, legend_name(runs, row.cell))

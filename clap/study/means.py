@@ -177,7 +177,10 @@ def make_row(name: str, jobs: Mapping[Repeat, Job | None], metrics: Sequence[str
     seconds = [read_json(job.folder / COST).get("seconds") for job in finished.values()]
     known = [value / 60 for value in seconds if value is not None]
     row = MeanRow(name, replicates, sum(known) / len(known) if known else None)
-    row.columns, problems = read_columns(finished, metrics)
+    try:
+        row.columns, problems = read_columns(finished, metrics)
+    except (OSError, ValueError) as error:  # files of evaluations that are lost or truncated
+        problems = [str(error)]
     gaps += [cut(problem, LONGEST_GAP) for problem in problems]
     row.gaps = "; ".join(gaps)
     return row
