@@ -21,6 +21,7 @@ from clap.evaluation.embedded_split import EmbeddedSplit, Splits
 from clap.evaluation.evaluator import check_evaluators, evaluate_split
 from clap.evaluation.linear_probe import LinearProbe, assign_folds, draw_clips
 from clap.evaluation.results import Evaluation
+from clap.study.scores import combine_protocols
 
 CLASSES = ("dog", "rain", "siren")
 NOISE = 3.0  # of recordings, next to means of classes with a standard deviation of 1
@@ -171,6 +172,16 @@ def test_report_counts_the_clips_by_predicted_class(splits: Splits, tmp_path: Pa
     right = sum(int(line.split(",")[1 + row]) for row, line in enumerate(lines[1:]))
     assert right == result.per_query["hit"].sum()
     assert (tmp_path / "report" / "confusion.png").is_file()
+
+
+def test_folds_with_other_numbers_of_training_clips_are_one_number(splits: Splits):
+    protocols = {}
+    for fold, count in (("1", 72), ("2", 66)):
+        train = embed(make_clips(count), "train", noise=NOISE)
+        protocol = LinearProbe()(None, Splits(splits.evaluated, {"train": lambda train=train: train})).protocol
+        protocols[fold] = {"hash": fold, "clips": "30 of 30", "clip_manifest": fold, **protocol}
+    combined = combine_protocols("linear_probe/accuracy", protocols)
+    assert (combined["clips"], combined["clips_with_label"]) == ("60 of 60", 60)
 
 
 def test_embedding_that_is_not_finite_is_named(splits: Splits):
