@@ -149,7 +149,9 @@ def test_switches_are_off_on_a_cpu(tiny_clap: Callable):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++ is not installed")
 @pytest.mark.slow
-def test_compiled_training_saves_the_checkpoints_of_any_run(make_trainer: Callable, tmp_path: Path):
+def test_compiled_training_saves_the_checkpoints_of_any_run(
+    make_trainer: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     plain, compiled = make_trainer(epochs=1), make_trainer(epochs=1, compile=True)
     results = [trainer.train_and_eval(tmp_path / name) for trainer, name in ((plain, "plain"), (compiled, "compiled"))]
     assert results[0].keys() == results[1].keys()
@@ -160,6 +162,7 @@ def test_compiled_training_saves_the_checkpoints_of_any_run(make_trainer: Callab
     resumed = make_trainer(epochs=2, compile=True)
     resumed.resume(tmp_path / "compiled" / "checkpoints" / "last")
     resumed.fit(tmp_path / "compiled")
+    assert "recompile_limit" not in caplog.text
     assert resumed.step == 4
 
 

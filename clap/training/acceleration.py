@@ -9,6 +9,7 @@ from clap.model import Clap
 from clap.training.trainer_settings import TrainerSettings
 
 LENGTH_STEP = 16  # tokens: a compiled text encoder has a few lengths, not one of each batch
+MAX_RECOMPILATIONS = 64  # of one function: blocks of one class share it, in training and in evaluation, by shape
 
 
 def prepare(clap: Clap, settings: TrainerSettings) -> None:
@@ -28,6 +29,7 @@ def prepare(clap: Clap, settings: TrainerSettings) -> None:
             if name not in clap.frozen or settings.unfreeze_at is not None:  # a frozen part keeps no activations
                 clap.get_submodule(name).checkpoint_activations()
     if settings.compile:
+        torch._dynamo.config.recompile_limit = MAX_RECOMPILATIONS  # beyond it, blocks run uncompiled
         clap.text_encoder.length_step = LENGTH_STEP
         for module in (*clap.audio_encoder.parts_to_compile(), clap.text_encoder.transformer):
             module.compile()
