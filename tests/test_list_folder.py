@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clap.__main__ import main
-from clap.commands.index_folder import divide, index_folder
+from clap.commands.list_folder import divide, list_folder
 from clap.dataset.csv import CSV
 
 FRACTIONS = {"test": 0.2, "val": 0.1}
@@ -22,7 +22,7 @@ def make_folder(root: Path, *names: str) -> Path:
 def test_index_is_read_with_labels_and_splits(tmp_path: Path, capsys: pytest.CaptureFixture):
     names = [f"{label}/{number}, take.wav" for label in ("dog", "crying_baby") for number in range(10)]
     folder = make_folder(tmp_path / "sounds", *names, "dog/notes.txt")
-    main(["index", str(folder), "--output", str(tmp_path / "clips.csv")])
+    main(["list", str(folder), "--output", str(tmp_path / "clips.csv")])
     corpus = CSV(folder, tmp_path / "clips.csv")
     found = {split: Counter(clip.label for clip in corpus.clips(split)) for split in ("train", "val", "test")}
     assert found == {split: {"dog": n, "crying baby": n} for split, n in (("train", 7), ("val", 1), ("test", 2))}
@@ -32,13 +32,13 @@ def test_index_is_read_with_labels_and_splits(tmp_path: Path, capsys: pytest.Cap
 
 def test_label_is_the_first_subfolder(tmp_path: Path):
     folder = make_folder(tmp_path, "dog/monday/a.wav", "rain/b.flac")
-    rows = index_folder(folder, FRACTIONS)
+    rows = list_folder(folder, FRACTIONS)
     assert {row["path"]: row["label"] for row in rows} == {"dog/monday/a.wav": "dog", "rain/b.flac": "rain"}
 
 
 def test_subfolders_named_as_splits_are_splits(tmp_path: Path):
     folder = make_folder(tmp_path, "train/dog/a.wav", "test/dog/b.wav", "val/rain/c.wav")
-    rows = index_folder(folder, FRACTIONS)
+    rows = list_folder(folder, FRACTIONS)
     assert [tuple(row[name] for name in ("path", "label", "split")) for row in rows] == [
         ("test/dog/b.wav", "dog", "test"),
         ("train/dog/a.wav", "dog", "train"),
@@ -78,7 +78,7 @@ def test_clips_cut_from_one_recording_stay_together(tmp_path: Path):
         f"{label}/1-{100 * kind + n}-{take}-{kind}.wav" for kind, label in kinds for n in range(10) for take in "AB"
     ]
     folder = make_folder(tmp_path / "sounds", *names)
-    main(["index", str(folder), "--output", str(tmp_path / "clips.csv")])
+    main(["list", str(folder), "--output", str(tmp_path / "clips.csv")])
     corpus = CSV(folder, tmp_path / "clips.csv")
     found = {split: {clip.source for clip in corpus.clips(split)} for split in ("train", "val", "test")}
     assert {split: len(sources) for split, sources in found.items()} == {"train": 14, "val": 2, "test": 4}
@@ -89,18 +89,18 @@ def test_clips_cut_from_one_recording_stay_together(tmp_path: Path):
 def test_recording_outside_the_folders_of_classes_is_named(tmp_path: Path):
     folder = make_folder(tmp_path, "dog/a.wav", "b.wav")
     with pytest.raises(ValueError, match="b.wav is not in the folder of a class; move it to .*CLASS/b.wav"):
-        index_folder(folder, FRACTIONS)
+        list_folder(folder, FRACTIONS)
 
 
 def test_existing_index_is_kept(tmp_path: Path):
     folder = make_folder(tmp_path / "sounds", "dog/a.wav")
     (tmp_path / "clips.csv").write_text("mine")
     with pytest.raises(SystemExit, match="clips.csv exists; give a new file, or delete this one"):
-        main(["index", str(folder), "--output", str(tmp_path / "clips.csv")])
+        main(["list", str(folder), "--output", str(tmp_path / "clips.csv")])
     assert (tmp_path / "clips.csv").read_text() == "mine"
 
 
 def test_fractions_without_training_clips_are_refused(tmp_path: Path):
-    arguments = ["index", str(tmp_path), "--output", str(tmp_path / "clips.csv"), "--test-fraction", "0.9"]
+    arguments = ["list", str(tmp_path), "--output", str(tmp_path / "clips.csv"), "--test-fraction", "0.9"]
     with pytest.raises(SystemExit, match="--val-fraction 0.1 and --test-fraction 0.9 must be 0 or more, and together"):
         main(arguments)

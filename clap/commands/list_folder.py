@@ -1,4 +1,4 @@
-"""`python -m clap index`: write the index of a folder of labelled recordings, a subfolder for each class."""
+"""`python -m clap list`: write the index of a folder of labelled recordings, a subfolder for each class."""
 
 import argparse
 import csv
@@ -22,7 +22,7 @@ COLUMNS = ("path", "label", "split", "recording")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m clap index`."""
+    """Arguments of `python -m clap list`."""
     parser.add_argument(
         "folder", type=Path, help="folder with a subfolder for each class, or train/, val/ and test/ with these"
     )
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
             f"--val-fraction {args.val_fraction:g} and --test-fraction {args.test_fraction:g} must be 0 or more, and "
             "together below 1; the remaining clips are the training split"
         )
-    rows = index_folder(args.folder, fractions, seed=args.seed)
+    rows = list_folder(args.folder, fractions, seed=args.seed)
     columns = [name for name in COLUMNS if any(row[name] for row in rows)]
     text = io.StringIO()
     table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     print("python train.py dataset=csv", *data, shlex.quote("evaluation=[zero_shot,linear_probe]"))
 
 
-def index_folder(folder: Path, fractions: Mapping[str, float], *, seed: int = 0) -> list[dict[str, str]]:
+def list_folder(folder: Path, fractions: Mapping[str, float], *, seed: int = 0) -> list[dict[str, str]]:
     """The rows of an index, {column: text}, of the recordings below a folder, in order of their names.
 
     The label is the name of the first subfolder, with spaces for underscores. Subfolders named train, val and test are
