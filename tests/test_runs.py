@@ -138,6 +138,29 @@ def test_seed_that_is_not_in_the_yaml_is_used(store: StudyStore) -> None:
     assert read_study_runs(study, store.uri).cells[0].complete == ["0", "9", "10"]
 
 
+def test_folds_of_a_seed_are_one_replicate(store: StudyStore) -> None:
+    study = make_study("folds", seeds=["0"], folds=["1", "2"])
+    sweep_id = store.add_sweep(study)
+    ids = [store.add_run(sweep_id, FIRST, "0", fold=fold) for fold in ("2", "1")]
+    store.add_run(sweep_id, SECOND, "0", fold="1")
+    found = read_study_runs(study, store.uri)
+    assert found.num_folds == 2 and found.cells[0].replicates() == [ids[::-1]]
+    assert found.cells[1].complete == [] and found.cells[1].gaps == {Repeat("0", "2"): "missing"}
+    assert len(found.columns[0].protocol["test_folds"]) == 2
+    store.add_run(sweep_id, FIRST, "0", fold="3")  # added on the command line
+    with pytest.raises(ValueError, match="has no configuration with a finished run of every fold"):
+        read_study_runs(make_study("folds", seeds=["0"], folds=["1", "2", "4"]), store.uri)
+
+
+def test_folds_of_the_command_line_replace_those_of_the_yaml(store: StudyStore) -> None:
+    study = make_study("own_folds", seeds=["0"], folds=["1", "2", "3"])
+    sweep_id = store.add_sweep(study)
+    MlflowClient(f"sqlite:///{store.uri}").set_tag(sweep_id, "folds", "1, 2")
+    for fold in ("1", "2"):
+        store.add_run(sweep_id, FIRST, "0", fold=fold)
+    assert read_study_runs(study, store.uri).cells[0].complete == ["0"]
+
+
 def test_runs_of_two_protocols_are_rejected(store: StudyStore) -> None:
     study = make_study("mixed", seeds=["0"])
     sweep_id = store.add_sweep(study)
