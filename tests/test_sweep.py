@@ -21,6 +21,7 @@ from clap.study.factors import parse_overrides
 from clap.study.job import Job, read_jobs
 from clap.study.sweep import rename_jobs, set_design
 from clap.tracking.description import COLOR, NOTE
+from clap.tracking.view import WORKFLOW
 
 
 @pytest.fixture
@@ -189,8 +190,11 @@ def test_repeated_study_runs_only_the_failed_job(sweep_store: Path, tmp_path: Pa
     assert (parent.info.run_name, parent.data.tags["study"]) == ("tiny", "tiny")
     client = MlflowClient(f"sqlite:///{sweep_store}")
     assert {"leaderboard.csv", "leaderboard.md"} <= {item.path for item in client.list_artifacts(parent.info.run_id)}
+    artifacts = {item.path for item in client.list_artifacts(children[kept[1]].info.run_id)}
+    assert {"train.log", "clips", "plots", "evaluation", "metrics.json"} <= artifacts
+    assert parent.data.tags[NOTE].startswith("Compares **optimizer**, **dataset.max_bad_fraction**, **seed**.\n\n| ")
     board = (sweep / "leaderboard.md").read_text()
     assert board in output
     assert board.startswith("| job ") and "csv text_to_audio recall_at_10 | csv audio_to_text recall_at_10" in board
-    assert f"experiments/{parent.info.experiment_id}/runs?viewStateShareKey={parent.info.run_id}\n" in output
+    assert f"experiments/{parent.info.experiment_id}/runs?{WORKFLOW}&viewStateShareKey={parent.info.run_id}\n" in output
     assert output.splitlines()[-1].endswith(f"python experiments/report.py tiny --uri {sweep_store}")

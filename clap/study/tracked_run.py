@@ -5,9 +5,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from clap.atomic import read_json
+from clap.evaluation.example_clips import write_example_clips
 from clap.evaluation.run_plots import plot_run
 from clap.process_group import is_main, share_failure
 from clap.run_folder import COST, HISTORY, METRICS, read_chance
@@ -50,6 +52,9 @@ def track_run(cfg: DictConfig, trainer: ClapTrainer, *, run_id: str | None, run_
             tracker.set_tags({PRUNED: error, NOTE: run.note(f"pruned {error}")})
             tracker.finish("KILLED")  # as MLflow's own integration of Optuna records it
             raise
+        finally:
+            if (log := run_dir / f"{HydraConfig.get().job.name}.log").is_file():
+                tracker.log_artifact(log)
         result = format_metrics(read_json(run_dir / METRICS), read_chance(run_dir))
         tracker.set_tags({NOTE: run.note(result)})
 
@@ -64,5 +69,6 @@ def log_results(trainer: ClapTrainer, metrics: Mapping[str, float], run_dir: Pat
         if is_main() or trainer.settings.parallel == "fsdp":
             Path(folder, HISTORY).touch()  # which rank 0 writes
             plot_run(Path(folder), trainer.clap, loader.dataset)
+            write_example_clips(Path(folder, "clips"), trainer.clap, loader.dataset)
     if trainer.tracker is not None:
-        trainer.tracker.log_artifacts(run_dir, (".hydra", METRICS, COST, "evaluation", "plots"))
+        trainer.tracker.log_artifacts(run_dir, (".hydra", METRICS, COST, "evaluation", "plots", "clips"))
