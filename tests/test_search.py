@@ -193,5 +193,7 @@ def test_interrupted_search_resumes_with_the_command_that_it_prints(
     assert "3 configurations: 2 finished, 1 failed. The best, 0.5000 in validation, is the job `lr=5`." in output
     assert f"    python {sweep_project / 'train.py'} lr=5 tracking.uri={sweep_store}\n" in output
     parent, _ = read_runs(sweep_store)
+    note = parent.data.tags["mlflow.note.content"]
+    assert "is the job `lr=5`." in note and "train.py -m hydra/sweeper=optuna hydra.sweeper.n_trials=3" in note
     artifacts = MlflowClient(f"sqlite:///{sweep_store}").list_artifacts(parent.info.run_id, "search")
     assert {"search/history.png", "search/slice.png"} <= {item.path for item in artifacts}

@@ -104,6 +104,7 @@ class Sweep(Callback):
             self.lock = own_search(self.folder)
         study = parse_study(config, lines)
         self.study = name = study.name if study else None
+        self.sweeper = [line for line in hydra.overrides.hydra if line.startswith(("hydra/sweeper", "hydra.sweeper"))]
         self.lines, self.question = lines, find_question(hydra.runtime.config_sources, name)
         self.metrics = study.metrics if study else []
         set_design(study.design if study else "grid", sweeper=hydra.sweeper._target_)
@@ -164,13 +165,14 @@ class Sweep(Callback):
     def describe(self, result: str = "") -> str:
         """The description of the sweep in MLflow."""
         what = f"Compares {', '.join(f'**{key}**' for key in self.swept)}."
-        command = ["python", "train.py", "-m", *self.lines]
+        command = ["python", "train.py", "-m", *self.sweeper, *self.lines]
         return describe(what, command=command, folder=self.folder, result=result, remark=self.question)
 
     def finish(self) -> None:
         jobs = read_jobs(self.folder)
         board = Leaderboard(jobs, self.metrics)
         means = Means(jobs, metrics=board.metrics, swept=self.swept, groups=self.groups)
+        report = (self.folder / SEARCH / SEARCH_SUMMARY).read_text(encoding="utf-8") if self.is_search else ""
         tables = {"leaderboard.csv": board.csv(), "leaderboard.md": board.markdown()}
         tables |= {"means.csv": means.csv(), "means.md": means.markdown()} if means.rows else {}
         with FileLock(self.folder / LOCK):
@@ -180,7 +182,8 @@ class Sweep(Callback):
             if self.is_search:
                 self.tracker.log_artifact(self.folder / SEARCH)
             self.tracker.log_metrics(board.best() | means.best(), step=0)
-            self.tracker.set_tags({NOTE: self.describe(f"{means.markdown()}\n{board.markdown()}".strip())})
+            texts = filter(None, (report, means.markdown(), board.markdown()))
+            self.tracker.set_tags({NOTE: self.describe("\n".join(texts).strip())})
             self.tracker.log_view(
                 swept=self.swept,
                 metrics=board.metrics,
@@ -194,8 +197,8 @@ class Sweep(Callback):
         print("", board.markdown(longest=LONGEST_TABLE), sep="\n")
         if means.rows:
             print(means.markdown(longest=LONGEST_TABLE))
-        if self.is_search:
-            print((self.folder / SEARCH / SEARCH_SUMMARY).read_text(encoding="utf-8"))
+        if report:
+            print(report)
         print(self.folder / "leaderboard.csv", self.tracker.view_hint, sep="\n")
         if self.study and self.tracker.uri:
             print(f"table, figures and lineage: {self.report_command()}")
