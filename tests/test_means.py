@@ -141,3 +141,45 @@ def test_csv_has_every_number(tmp_path: Path) -> None:
     (record,) = csv.DictReader(io.StringIO(make_means(tmp_path, "seed").csv()))
     assert (record["configuration"], record["seeds"], float(record["minutes"])) == ("cnn14", "3", 1.5)
     assert float(record[RECALL]) == pytest.approx(0.3) and float(record[f"{RECALL}/ci_high"]) > 0.4
+
+
+def test_number_that_is_not_finite_has_no_mean(tmp_path: Path) -> None:
+    add_seeds(tmp_path, "cnn14", 0.1, float("nan"), 0.3)
+    add_seeds(tmp_path, "htsat", 0.1, 0.2, 0.3)
+    means = make_means(tmp_path, "seed")
+    assert [row.name for row in means.rows] == ["htsat", "cnn14"] and means.rows[1].estimate(RECALL) is None
+    assert "is nan in cnn14-s1" in means.rows[1].gaps
+
+
+def test_metric_that_a_job_lacks_is_named(tmp_path: Path) -> None:
+    add_seeds(tmp_path, "cnn14", 0.1, 0.2)
+    (tmp_path / "folder-cnn14-s0" / "metrics.json").unlink()
+    assert make_means(tmp_path, "seed").rows[0].gaps == f"{RECALL} is not in metrics.json of cnn14-s0"
+
+
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_damaged_evaluation_is_named(tmp_path: Path, kept: float) -> None:
+    for seed in "01":
+        add_job(tmp_path, {"seed": seed}, results=make_results(0.5, seed=int(seed)))
+    (file,) = (tmp_path / "folder-s1").glob("evaluation/*.npz")
+    file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+    (row,) = make_means(tmp_path, "seed", metrics=(LEADING,)).rows
+    assert row.estimate(LEADING) is None and "is truncated or damaged" in row.gaps
+
+
+def test_forced_override_is_a_level(tmp_path: Path) -> None:
+    for rate, value in (("0.1", 0.25), ("0.2", 0.5)):
+        for seed in "01":
+            add_job(tmp_path, {"++optimizer.lr": rate, "seed": seed}, {RECALL: value})
+    means = make_means(tmp_path, "optimizer.lr", "seed")
+    assert {row.name: row.estimate(RECALL).mean for row in means.rows} == {"lr=0.2": 0.5, "lr=0.1": 0.25}
+
+
+def test_configurations_of_different_protocols_are_marked(tmp_path: Path) -> None:
+    add_job(tmp_path, {"audio_encoder": "cnn14", "seed": "0"}, results=make_results(0.5, seed=0, chance=0.05))
+    changed = make_results(0.5, seed=0, protocol={"definition": 2}, chance=0.1)
+    add_job(tmp_path, {"audio_encoder": "htsat", "seed": "0"}, results=changed)
+    means = make_means(tmp_path, "seed", metrics=(LEADING,))
+    assert "differ in the protocol of synthetic text_to_audio recall_at_1, and do not compare" in means.markdown()
+    assert read_line(means, "chance")[2] == "0.050 to 0.100"
+    assert means.best()[f"chance/{LEADING}"] == means.rows[0].chance(LEADING)

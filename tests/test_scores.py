@@ -249,3 +249,17 @@ def test_one_run_is_compared_with_chance_over_its_clips(chance: float | None, is
     column = make_column(LEADING, runs)
     assert column.is_above_chance([["id0"]]) is is_above
     assert bool(describe_chance([(column, [["id0"]])])) == (is_above is False)
+
+
+def test_runs_of_one_name_are_compared() -> None:
+    same, other = make_scores("from-model-s0", 0), make_scores("from-model-s0", 1)
+    assert len(make_column(LEADING, {"id0": same, "id1": other}).scores) == 2
+    with pytest.raises(ValueError, match=r'"en" in from-model-s0 \(id0\), "de" in from-model-s0 \(id1\)'):
+        make_column(
+            LEADING, {"id0": make_scores("from-model-s0", 0, l="en"), "id1": make_scores("from-model-s0", 1, l="de")}
+        )
+
+
+def test_number_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="is nan in a-s1, which has no mean"):
+        make_column(LEADING, {"id0": make_scores("a-s0", 0), "id1": replace(make_scores("a-s1", 1), value=np.nan)})

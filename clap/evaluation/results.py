@@ -9,6 +9,8 @@ with the chance level of each metric that has one. Tables and pictures of an eva
 import hashlib
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +114,7 @@ def read_results(folder: Path) -> list[RecordedEvaluation]:
     """All evaluations in a run's folder `evaluation`.
 
     Raises:
-        OSError: protocol.json or an .npz that it names is missing.
+        OSError: protocol.json or an .npz that it names is missing, or the .npz is damaged.
     """
     protocols = json.loads((folder / Path(PROTOCOL).name).read_text())
     return [read_evaluation(folder / f"{stem}.npz", protocol) for stem, protocol in protocols.items()]
@@ -134,8 +136,11 @@ def is_earlier(protocol: Mapping[str, Any]) -> bool:
 
 
 def read_evaluation(path: Path, protocol: Mapping[str, Any]) -> RecordedEvaluation:
-    with np.load(path) as stored:
-        arrays = dict(stored)
+    try:
+        with np.load(path) as stored:
+            arrays = dict(stored)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise OSError(f"{path} is truncated or damaged ({error}); evaluate again, or restore it") from error
     if "metrics" in arrays:
         metrics = tuple(arrays["metrics"].tolist())
         scores = {

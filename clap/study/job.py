@@ -146,7 +146,7 @@ def name_source(source: str) -> str:
 
 def job_levels(overrides: Sequence[str]) -> dict[str, str]:
     """The overrides of a job as {key: value}, fold and seed last."""
-    values = dict(line.split("=", 1) for line in overrides)
+    values = dict(line.lstrip("+").split("=", 1) for line in overrides)
     return {key: values[key] for key in sorted(values, key=lambda key: (key in REPEATS, key == SEED))}
 
 

@@ -10,8 +10,18 @@ from clap.evaluation.results import read_results
 from clap.run_folder import COST, METRICS, PROTOCOL
 from clap.study.factors import FOLD, REPEATS, SEED, Repeat, drop_repeats
 from clap.study.job import Job, job_levels, name_job, read_overrides
-from clap.study.leaderboard import describe_cut, format_heading
-from clap.study.scores import Column, Estimate, RunScores, Score, cut, describe_chance, make_column
+from clap.study.leaderboard import describe_cut, format_heading, format_range
+from clap.study.scores import (
+    Column,
+    Estimate,
+    RunScores,
+    Score,
+    check_finite,
+    cut,
+    describe_chance,
+    list_some,
+    make_column,
+)
 from clap.study.table import (
     EMPTY,
     LONGEST_GAP,
@@ -46,6 +56,15 @@ class MeanRow:
     def estimate(self, metric: str) -> Estimate | None:
         """The number of the configuration; None if it has none."""
         return self.columns[metric].estimate(self.replicates) if self.replicates and metric in self.columns else None
+
+    def chance(self, metric: str) -> float | None:
+        """Chance level of a metric; None if it has none."""
+        return self.columns[metric].chance if metric in self.columns else None
+
+    def protocol(self, metric: str) -> str | None:
+        """Hash of the protocol of a metric that it has; None if no evaluator computes it."""
+        protocol = self.columns[metric].protocol
+        return protocol and protocol["hash"]
 
 
 class Means:
@@ -104,8 +123,8 @@ class Means:
             numbers += [format_optional(estimate and estimate.mean) for estimate in rest]
             minutes = EMPTY if row.minutes is None else f"{row.minutes:.1f}"
             lines.append([row.name, *counts, *numbers, minutes, *(row.gaps for _ in gaps)])
-        if chance := {metric: level for metric in self.metrics if (level := self.chance(metric)) is not None}:
-            first, *rest = (format_optional(chance.get(metric)) for metric in self.metrics)
+        if any(levels := [self.list_chances(metric) for metric in self.metrics]):
+            first, *rest = (format_range(found) if found else EMPTY for found in levels)
             lines.append(
                 ["chance", *[EMPTY] * (1 + len(folds)), first, EMPTY, EMPTY, *rest, *[EMPTY] * (1 + len(gaps))]
             )
@@ -121,12 +140,20 @@ class Means:
             )
         leading = self.metrics[0]
         numbers = [(row.columns[leading], row.replicates) for row in self.rows if row.estimate(leading)]
-        return " ".join(filter(None, (text, describe_chance(numbers))))
+        return " ".join(filter(None, (text, self.describe_protocols(), describe_chance(numbers))))
 
-    def chance(self, metric: str) -> float | None:
-        """Chance level of a metric; None if it is not known, or differs between configurations."""
-        levels = {row.columns[metric].chance for row in self.rows if metric in row.columns}
-        return levels.pop() if len(levels) == 1 else None
+    def describe_protocols(self) -> str:
+        """A warning of metrics that the configurations compute under several protocols; empty if there are none."""
+        hashes = {
+            metric: {row.protocol(metric) for row in self.rows if row.estimate(metric)} for metric in self.metrics
+        }
+        mixed = [format_heading(metric) for metric, found in hashes.items() if len(found) > 1]
+        return f"Configurations differ in the protocol of {', '.join(mixed)}, and do not compare." if mixed else ""
+
+    def list_chances(self, metric: str) -> list[float]:
+        """The chance levels of the configurations that have one."""
+        found = [row.chance(metric) for row in self.rows]
+        return [level for level in found if level is not None]
 
     def csv(self) -> str:
         """One line for each configuration with all numbers in full precision."""
@@ -135,7 +162,7 @@ class Means:
             record: dict[str, object] = {"configuration": row.name, "seeds": len(row.replicates)}
             record |= {"folds": len(row.replicates[0]) if row.replicates else 0} if self.has_folds else {}
             for metric in self.metrics:
-                record |= record_estimate(metric, row.estimate(metric)) | {f"{metric}/chance": self.chance(metric)}
+                record |= record_estimate(metric, row.estimate(metric)) | {f"{metric}/chance": row.chance(metric)}
             records.append(record | {"minutes": row.minutes, "not counted": row.gaps})
         return to_csv(records)
 
@@ -143,12 +170,12 @@ class Means:
         """The numbers of the best configuration as metrics of the parent run; empty without rows or a result.
 
         `best_mean/<metric>` is its mean of each metric of the table, with `/sd`, `/ci_low` and `/ci_high` if known, and
-        `chance/<metric>` the chance level.
+        `chance/<metric>` its chance level.
         """
         found = {}
         for metric in self.metrics if self.rows and self.rows[0].estimate(self.metrics[0]) else ():
             found |= record_estimate(f"best_mean/{metric}", self.rows[0].estimate(metric))
-            found[f"chance/{metric}"] = self.chance(metric)
+            found[f"chance/{metric}"] = self.rows[0].chance(metric)
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -194,18 +221,22 @@ def read_columns(jobs: Mapping[Repeat, Job], metrics: Sequence[str]) -> tuple[di
         for job in jobs.values()
     }
     columns, problems = {}, []
-    for metric in (metric for metric in metrics if values and all(metric in own for own in values.values())):
+    for metric in (metric for metric in metrics if any(metric in own for own in values.values())):
+        if lacking := [name for name, own in values.items() if metric not in own]:
+            problems.append(f"{metric} is not in metrics.json of {list_some(lacking)}")
+            continue
         scores = {
             job.name: RunScores(job.name, values[job.name][metric], recorded[job.name], repeat.fold)
             for repeat, job in jobs.items()
         }
-        if any(recorded.values()):
-            try:
+        try:
+            if any(recorded.values()):
                 columns[metric] = make_column(metric, scores)
-            except ValueError as error:  # protocols, clips or numbers that do not belong together
-                problems.append(str(error))
-        else:
-            columns[metric] = Column(metric, None, {name: Score(own.value) for name, own in scores.items()})
+            else:
+                check_finite(metric, scores.values())
+                columns[metric] = Column(metric, None, {name: Score(own.value) for name, own in scores.items()})
+        except ValueError as error:  # protocols, clips or numbers that do not belong together
+            problems.append(str(error))
     return columns, problems
 
 

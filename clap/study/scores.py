@@ -6,7 +6,7 @@ whose value is the unweighted mean over folds.
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -190,11 +190,12 @@ def describe_chance(numbers: Sequence[tuple[Column, Sequence[Replicate]]]) -> st
     """
     if not numbers or any(column.is_above_chance(own) is not False for column, own in numbers):
         return ""
-    column = numbers[0][0]
     which = "No configuration is" if len(numbers) > 1 else "The configuration is not"
+    levels = [column.chance for column, _ in numbers]
+    chance = " to ".join(dict.fromkeys(f"{level:.3f}" for level in (min(levels), max(levels))))
     return (
-        f"{which} above chance: every 95 % interval of {column.label} begins at or below the chance level of "
-        f"{column.chance:.3f}, so these numbers rank nothing."
+        f"{which} above chance: every 95 % interval of {numbers[0][0].label} begins at or below the chance level of "
+        f"{chance}, so these numbers rank nothing."
     )
 
 
@@ -205,26 +206,28 @@ def make_column(metric: str, runs: Mapping[str, RunScores]) -> Column:
         runs: run id -> its scores.
 
     Raises:
-        ValueError: protocols, clips or numbers do not belong together.
+        ValueError: protocols, clips or numbers do not belong together, or a number is not finite.
     """
+    check_finite(metric, runs.values())
     if metric.split("/")[0] not in ("test", "val"):
         return Column(metric, None, {run_id: Score(run.value) for run_id, run in runs.items()})
-    found = {run.name: find_evaluation(metric, run) for run in runs.values()}
-    assert len(found) == len(runs), "a job's name holds its levels, fold and seed, so no two runs share one"
+    found = {run_id: find_evaluation(metric, run) for run_id, run in runs.items()}
+    counts = Counter(run.name for run in runs.values())  # checkpoints of one name in two folders give jobs of one name
+    names = {run_id: run.name if counts[run.name] == 1 else f"{run.name} ({run_id})" for run_id, run in runs.items()}
     scores, protocols = {}, {}
     for fold in dict.fromkeys(run.fold for run in runs.values()):
         own = {run_id: run for run_id, run in runs.items() if run.fold == fold}
-        evaluations = {run.name: found[run.name] for run in own.values()}
+        evaluations = {names[run_id]: found[run_id] for run_id in own}
         check_protocols(metric, {name: evaluation.protocol for name, evaluation in evaluations.items()})
         check_clips(metric, evaluations)
         first = next(iter(evaluations.values()))
         order = {clip_id: row for row, clip_id in enumerate(first.clip_ids.tolist())}
-        scores |= {run_id: sum_by_clip(metric, run, found[run.name], order) for run_id, run in own.items()}
+        scores |= {run_id: sum_by_clip(metric, run, found[run_id], order) for run_id, run in own.items()}
         protocols[fold] = first.protocol
     if any(score.counts is None for score in scores.values()):
         scores = {run_id: Score(score.value) for run_id, score in scores.items()}
     chances = [protocol.get("chance", {}).get(metric) for protocol in protocols.values()]
-    values = [found[run.name].scores[metric].values for run in runs.values() if metric in found[run.name].scores]
+    values = [evaluation.scores[metric].values for evaluation in found.values() if metric in evaluation.scores]
     return Column(
         metric,
         combine_protocols(metric, protocols),
@@ -232,6 +235,15 @@ def make_column(metric: str, runs: Mapping[str, RunScores]) -> Column:
         chance=None if None in chances else sum(chances) / len(chances),
         is_proportion=bool(values) and all(0 <= own.min() and own.max() <= 1 for own in values),
     )
+
+
+def check_finite(metric: str, runs: Iterable[RunScores]) -> None:
+    """Refuse numbers that have no mean."""
+    if bad := [run for run in runs if not np.isfinite(run.value)]:
+        raise ValueError(
+            f"{metric} is {bad[0].value} in {list_some([run.name for run in bad])}, which has no mean; look for the "
+            "cause in the log of the run, and run it again"
+        )
 
 
 def combine_protocols(metric: str, protocols: Mapping[str | None, Mapping[str, Any]]) -> dict[str, Any]:
