@@ -9,7 +9,7 @@ from clap.config.values import suggest
 
 VERBS = {  # verb: module with add_arguments(parser) and run(arguments), and its help
     "synthesize": ("clap.commands.synthesize", "write synthetic soundscapes in the layout of a published corpus"),
-    "list": ("clap.commands.list_folder", "list the recordings of a folder with a subfolder of each class, in a CSV"),
+    "list": ("clap.commands.list_folder", "list the recordings of a folder with a subfolder for each class, in a CSV"),
     "config": ("clap.commands.config", "print a composed config for Clap.from_config"),
     "download": ("clap.commands.download", "download the missing files of a corpus from its publisher"),
     "check": ("clap.commands.check", "find errors in a corpus and overlap between training and evaluation sets"),

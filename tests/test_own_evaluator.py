@@ -129,7 +129,7 @@ def test_log_plot_and_leaderboard_have_the_metric_and_its_chance(trained: Path):
     panels = group_quality(read_history(trained / HISTORY), read_chance(trained))
     assert panels["val/csv/centroid"] == ["val/csv/centroid/accuracy"]
     board = Leaderboard([Job(trained, "first", "finished")])
-    assert METRIC in board.metrics and board.chance[METRIC] == 0.5 and "csv centroid accuracy" in board.markdown()
+    assert METRIC in board.metrics and board.chance[METRIC] == [0.5] and "csv centroid accuracy" in board.markdown()
 
 
 def test_mlflow_has_the_metric_and_the_report(checkout: Path, trained: Path):
