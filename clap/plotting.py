@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from clap.atomic import write_atomic
+from clap.text_table import shorten
 
 # Distinct to colour-blind readers: six colors of Okabe and Ito 2008, and a brown of Tol's notes on color schemes.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
@@ -55,6 +56,15 @@ def style_axes(axes: Axes, *, xlabel: str, ylabel: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+
+
+def fit_text(text: str, width: int) -> str:
+    """Text of at most `width` characters, in which a dollar sign does not start a formula."""
+    return escape(shorten(text, width))
+
+
+def escape(text: str) -> str:
+    return text.replace("$", r"\$")
 
 
 def save_placeholder(path: Path, *, title: str, reason: str) -> None:

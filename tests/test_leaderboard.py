@@ -144,7 +144,7 @@ def test_table_counts_clips_if_some_are_missing(tmp_path: Path):
     add_job(tmp_path, "c", status="failed", error="no data")
     board = make_board(tmp_path)
     cells = [line.split(" | ")[2].strip() for line in board.markdown().splitlines()]
-    assert cells[0] == "x clips" and cells[2:] == ["893 of 975 clips", "975 of 975 clips", "-"]
+    assert cells[0] == "x clips" and cells[2:] == ["893 of 975 clips", "975 of 975 clips", "–"]
     assert board.counts == ["test/x/clips"]
 
 

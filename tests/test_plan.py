@@ -266,4 +266,4 @@ def test_errors_are_one_line(arguments: list[str], message: str):
 
 def test_plan_is_printed(sixty_seconds: None, tmp_path: Path, capsys: pytest.CaptureFixture):
     main(["plan", STUDY, f"hydra.sweep.dir={tmp_path}", "audio_encoder=htsat_nano", "text_encoder=gpt2_nano"])
-    assert "| htsat_nano-gpt2_nano-s0 | 1.0 | guessed |" in capsys.readouterr().out
+    assert "| htsat_nano-gpt2_nano-s0 | 1.0     | guessed  |" in capsys.readouterr().out

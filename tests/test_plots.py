@@ -18,12 +18,11 @@ from clap.evaluation.clip_plots import (
     plot_log_mels,
     plot_similarity,
     retrieve,
-    shorten,
     take_turns,
     wrap,
 )
 from clap.evaluation.run_plots import group_quality, plot_quality_curves, plot_training_curves
-from clap.plotting import PALETTE, pick_color, running_mean
+from clap.plotting import PALETTE, fit_text, pick_color, running_mean
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -250,8 +249,8 @@ def test_long_caption_is_wrapped_on_two_lines():
 
 
 def test_short_text_is_not_cut():
-    assert shorten("rain", 4) == "rain"
+    assert fit_text("rain", 4) == "rain"
 
 
 def test_dollar_is_no_formula():
-    assert shorten("$5", 9) == r"\$5"
+    assert fit_text("$5", 9) == r"\$5"

@@ -15,7 +15,7 @@ def test_table_has_test_metrics_with_chance():
     metrics = {"val/x/recall_at_1": 0.5, "test/x/recall_at_1": 0.25, "test/x/median_rank": 3}
     assert format_metrics(metrics, {"test/x/recall_at_1": 0.125}).splitlines()[2:] == [
         "| test/x/recall_at_1 | 0.2500 | 0.1250 |",
-        "| test/x/median_rank | 3.0000 |  |",
+        "| test/x/median_rank | 3.0000 | –      |",
     ]
     assert format_metrics({}, {}) == ""
 

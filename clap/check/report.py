@@ -1,7 +1,5 @@
 """The report of a check, as Markdown and CSV: statistics of a corpus, its faults and the overlap of its splits."""
 
-import csv
-import io
 import os
 import statistics
 from collections import Counter
@@ -14,8 +12,7 @@ from clap.check.findings import Entry, Finding
 from clap.check.limits import FAULTS, FILE_FAULTS, OVERLAPS, SAMPLE_FAULTS, Limits
 from clap.check.near_captions import find_words
 from clap.check.overlap import Match
-
-MAX_LAST_COLUMN = 40  # characters; a wider last column is not padded
+from clap.text_table import shorten, to_csv, to_markdown
 
 
 @dataclass
@@ -113,7 +110,7 @@ class Report:
     def to_markdown(self) -> str:
         parts = [
             f"# Check of {self.name}",
-            markdown_table(["", *(split.split for split in self.splits)], self.statistics_rows()),
+            to_markdown([["", *(split.split for split in self.splits)], *self.statistics_rows()]).rstrip(),
         ]
         parts += ["## Findings", self.faults_table(), "## Overlap", self.overlap_table()]
         return "\n\n".join(parts) + "\n"
@@ -163,10 +160,10 @@ class Report:
         ]
         unchecked = [kind for kind in self.unchecked if kind in FAULTS]
         limits = ", ".join(f"--{option.name} {getattr(self.limits, option.name):g}" for option in fields(self.limits))
+        header = ["", *(split.split for split in self.splits), "example"]
         return "\n".join(
             [
-                markdown_table(["", *(split.split for split in self.splits), "example"], rows) if rows else "none",
-                "",
+                to_markdown([header, *rows]) if rows else "none\n",
                 *(f"- {kind}: {FAULTS[kind]}" for kind in kinds),
                 *([f"- not checked: {', '.join(unchecked)}"] if unchecked else []),
                 f"- limits: {limits}",
@@ -187,16 +184,13 @@ class Report:
             "- [90 %, 40 %]: shares of the clips of both splits that could be compared; without brackets, all",
             "- `-`: not compared; one of the splits has no clip with a known recording, decoded audio, or a caption",
         ]
-        return "\n".join([markdown_table(["clips of", "compared with", *OVERLAPS], rows), "", *kinds, *notes])
+        return "\n".join([to_markdown([["clips of", "compared with", *OVERLAPS], *rows]), *kinds, *notes])
 
     def write_csv(self, path: Path) -> None:
         """Write one row per finding, faults first."""
         rows = [*self.findings, *(finding for overlap in self.overlaps for finding in overlap.findings())]
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow([column.name for column in fields(Finding)])
-        writer.writerows(map(astuple, rows))
-        write_atomic(path, text.getvalue().encode(errors="backslashreplace"))
+        text = to_csv([[column.name for column in fields(Finding)], *map(astuple, rows)])
+        write_atomic(path, text.encode(errors="backslashreplace"))
 
     def find_blocked_clips(self, kinds: Sequence[str]) -> dict[str, str]:
         """Training clips that overlap with an evaluation split, {name: reason}.
@@ -219,7 +213,7 @@ class Report:
 
 def format_example(finding: Finding) -> str:
     text = ": ".join(part for part in (finding.clip, finding.detail) if part)
-    return text if len(text) <= 80 else text[:79] + "…"
+    return shorten(text, 80)
 
 
 def format_share(count: int, total: int) -> str:
@@ -243,12 +237,3 @@ def format_counts(values: Iterable[int | None], most: int = 4) -> str:
     counts = Counter("?" if value is None else str(value) for value in values).most_common()
     shown = [name if len(counts) == 1 else f"{name}: {count}" for name, count in counts[:most]]
     return ", ".join(shown + [f"{len(counts) - most} more"] * (len(counts) > most)) or "-"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with columns padded to their widest cell, except a last column of long texts."""
-    cells = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in row] for row in [header, *rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    widths[-1] = max(widths[-1] if widths[-1] <= MAX_LAST_COLUMN else len(header[-1]), 3)
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

@@ -1,8 +1,6 @@
 """`python -m clap list`: write the index of a folder of labelled recordings, a subfolder for each class."""
 
 import argparse
-import csv
-import io
 import os
 import shlex
 from collections import Counter, defaultdict
@@ -17,6 +15,7 @@ from clap.commands.inputs import find_files
 from clap.config.values import SPLITS, shell_override
 from clap.corpus import Clip
 from clap.dataset.folds import choose_val_recordings
+from clap.text_table import tabulate, to_csv
 
 COLUMNS = ("path", "label", "split", "recording")
 
@@ -44,11 +43,7 @@ def run(args: argparse.Namespace) -> None:
         )
     rows = list_folder(args.folder, fractions, seed=args.seed)
     columns = [name for name in COLUMNS if any(row[name] for row in rows)]
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_atomic(args.output, text.getvalue().encode())
+    write_atomic(args.output, to_csv(tabulate(rows, columns)).encode())
     counts = Counter(row["split"] for row in rows)
     sizes = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
     print(f"{args.output}: {len(rows)} clips of {len({row['label'] for row in rows})} classes: {sizes}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from clap.audio_formats import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, explain_undecodable
 from clap.corpus import Corpus
 from clap.download.addresses import list_downloads
+from clap.text_table import shorten
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +102,7 @@ def check_has_letters(row: Mapping[str, str], column: str, where: str) -> str:
 
 def shorten_repr(value: object) -> str:
     """The repr of a value for an error, cut off after 80 characters."""
-    text = repr(value)
-    return text if len(text) <= MAX_REPR_LENGTH else f"{text[:MAX_REPR_LENGTH]}…"
+    return shorten(repr(value), MAX_REPR_LENGTH)
 
 
 def check_unique(seen: dict[str, str], key: str, column: str, where: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from clap.plotting import BLUE, INK, ORANGE, RED, new_figure, save_png
+from clap.plotting import BLUE, INK, ORANGE, RED, fit_text, new_figure, save_png
 
 MAX_BARS = 250  # the lowest ones, if there are more
 BAR_INCHES = (0.14, 0.3)  # bounds of a bar's height; 0.14 inches fit one line of text
@@ -47,7 +47,7 @@ def plot_bars(
         low, high = np.array(bounds)[order].T
         axes.hlines(places, low, high, color=INK, linewidth=0.8)
     axes.vlines(chance[order], places - 0.5, places + 0.5, color=RED, linestyle="--", linewidth=1.0, label="chance")
-    axes.set_yticks(places, [shorten(names[row]) for row in order])
+    axes.set_yticks(places, [fit_text(names[row], MAX_NAME) for row in order])
     axes.tick_params(axis="y", length=0, labelsize=min(9.0, height * 54), colors=INK)
     axes.tick_params(axis="x", labelsize=9, colors=INK)
     axes.set_ylim(len(order) - 0.5, -0.5)
@@ -57,8 +57,3 @@ def plot_bars(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", fontsize=9, edgecolor="none")
     save_png(figure, path)
-
-
-def shorten(name: str) -> str:
-    """A name of one line; a dollar sign would start a formula."""
-    return (name if len(name) <= MAX_NAME else name[: MAX_NAME - 1].rstrip() + "…").replace("$", r"\$")

@@ -1,7 +1,5 @@
 """Report of a classification: confusion matrix and accuracy of each class, as tables and a picture."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +10,13 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
 from clap.atomic import write_atomic
-from clap.plotting import BLUE, GREY, INK, RED, new_figure, save_png
+from clap.plotting import BLUE, GREY, INK, RED, escape, fit_text, new_figure, save_png
 from clap.proportion import wilson_interval
+from clap.text_table import to_csv
 
 MAX_CLASSES = 250  # in the picture: those with the most errors
 MAX_NUMBERS = 20  # classes up to which each cell has its percentage
+MAX_NAME = 28  # characters of a class
 MAX_PAIRS = 8  # most confused pairs below the matrix
 CELL_INCHES = (0.13, 0.5)  # bounds of a cell's side; 0.13 inches fit one line of text
 MATRIX_INCHES = 11.0  # preferred side of the matrix
@@ -43,8 +43,8 @@ def write_class_report(
     confusion = count_confusions(len(class_names), targets, predicted)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [[name, *row] for name, row in zip(class_names, confusion.tolist(), strict=True)]
-    write_csv(folder / "confusion.csv", [["class \\ predicted", *class_names], *rows])
-    write_csv(folder / "classes.csv", list_classes(class_names, confusion))
+    write_atomic(folder / "confusion.csv", to_csv([["class \\ predicted", *class_names], *rows]).encode())
+    write_atomic(folder / "classes.csv", to_csv(list_classes(class_names, confusion)).encode())
     plot_confusion(folder / "confusion.png", class_names, confusion, title=title)
 
 
@@ -96,7 +96,7 @@ def plot_confusion(path: Path, class_names: Sequence[str], confusion: np.ndarray
     """Shares of each class's clips by predicted class, the accuracy of each class beside, the worst pairs below."""
     wrong = confusion.sum(axis=1) - confusion.diagonal()
     shown = np.sort(np.argsort(-wrong, kind="stable")[:MAX_CLASSES])
-    names = [shorten(class_names[row]) for row in shown]
+    names = [fit_text(class_names[row], MAX_NAME) for row in shown]
     clips = confusion.sum(axis=1)[shown]
     shares = confusion[np.ix_(shown, shown)] / np.where(clips, clips, np.nan)[:, None]
     cell = float(np.clip(MATRIX_INCHES / len(shown), *CELL_INCHES))
@@ -160,20 +160,3 @@ def draw_accuracies(
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", labelleft=False, length=0)
-
-
-def shorten(name: str, width: int = 28) -> str:
-    """A class name of at most `width` characters."""
-    return escape(name if len(name) <= width else name[: width - 1].rstrip() + "…")
-
-
-def escape(text: str) -> str:
-    """A dollar sign would start a formula."""
-    return text.replace("$", r"\$")
-
-
-def write_csv(path: Path, lines: Sequence[Sequence[object]]) -> None:
-    """Write the lines of a table as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    write_atomic(path, text.getvalue().encode())

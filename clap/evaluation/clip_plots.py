@@ -23,7 +23,7 @@ from clap.audio_encoder.base import LogMelEncoder
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset, Item
 from clap.model import Clap
-from clap.plotting import GREEN, GREY, INK, new_figure, save_placeholder, save_png
+from clap.plotting import GREEN, GREY, INK, escape, fit_text, new_figure, save_placeholder, save_png
 from clap.prompts import TEMPLATES
 
 FREQUENCY_TICKS = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)  # Hz
@@ -255,8 +255,8 @@ def label_matrix(axes: Axes, clip_ids: Sequence[str], captions: Sequence[str]) -
     if len(clip_ids) > MAX_LABELS:
         axes.set(xlabel="caption", ylabel="clip")
         return
-    axes.set_yticks(range(len(clip_ids)), [shorten(clip_id, 24) for clip_id in clip_ids])
-    axes.set_xticks(range(len(captions)), [shorten(caption, 32) for caption in captions])
+    axes.set_yticks(range(len(clip_ids)), [fit_text(clip_id, 24) for clip_id in clip_ids])
+    axes.set_xticks(range(len(captions)), [fit_text(caption, 32) for caption in captions])
     axes.tick_params(axis="x", labelrotation=50)
     for label in axes.get_xticklabels():
         label.set(horizontalalignment="right", rotation_mode="anchor")
@@ -268,9 +268,9 @@ def label_classes(axes: Axes, groups: Sequence[str], class_names: Sequence[str])
     ends = [*starts[1:], len(groups)]
     axes.hlines([start - 0.5 for start in starts[1:]], -0.5, len(class_names) - 0.5, color="white", linewidth=0.5)
     middles = [(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)]
-    axes.set_yticks(middles, [shorten(groups[start], 24) for start in starts], fontsize=min(9.0, 380 / len(starts)))
+    axes.set_yticks(middles, [fit_text(groups[start], 24) for start in starts], fontsize=min(9.0, 380 / len(starts)))
     size = min(9.0, max(400 / len(class_names), 6.0))  # points; above 64 classes the picture is wider
-    axes.set_xticks(range(len(class_names)), [shorten(name, 24) for name in class_names], rotation=90, fontsize=size)
+    axes.set_xticks(range(len(class_names)), [fit_text(name, 24) for name in class_names], rotation=90, fontsize=size)
     axes.set(xlabel="class", ylabel="clips by class")
     axes.tick_params(length=0, colors=INK)
 
@@ -299,13 +299,7 @@ def draw_retrieved(axes: Axes, retrieved: Sequence[RetrievedCaption]) -> None:
 def wrap(text: str) -> str:
     """Text on at most two lines, the rest cut; dollar signs are escaped, or they would start a formula."""
     lines = textwrap.wrap(text, CAPTION_WIDTH, max_lines=CAPTION_LINES, placeholder=" …")
-    return "\n".join(lines).replace("$", r"\$")
-
-
-def shorten(text: str, width: int) -> str:
-    """Text cut to `width` characters."""
-    text = text if len(text) <= width else text[: width - 1].rstrip() + "…"
-    return text.replace("$", r"\$")
+    return escape("\n".join(lines))
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

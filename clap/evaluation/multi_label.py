@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from clap.atomic import write_atomic
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
 from clap.evaluation.bars import plot_bars
 from clap.evaluation.chance import expected_average_precision, expected_average_precisions
-from clap.evaluation.class_report import write_csv
 from clap.evaluation.embedded_split import Splits
 from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.metrics import ranked_precisions
 from clap.evaluation.results import Evaluation
 from clap.prompts import TEMPLATES, check_templates
+from clap.text_table import to_csv
 
 if TYPE_CHECKING:  # imports transformers
     from clap.model import Clap
@@ -91,7 +92,8 @@ class MultiLabel(Evaluator):
         chance = expected_average_precisions(counts, total, total)
         folder.mkdir(parents=True, exist_ok=True)
         lines = zip(names.tolist(), counts.tolist(), precisions.tolist(), chance.tolist(), strict=True)
-        write_csv(folder / "classes.csv", [["class", "clips", "average_precision", "chance"], *lines])
+        table = to_csv([["class", "clips", "average_precision", "chance"], *lines])
+        write_atomic(folder / "classes.csv", table.encode())
         title = (
             "Multi-label, {dataset} ({split})\n".format(**result.protocol)
             + f"mAP {precisions.mean():.1%} over {len(names)} classes of {total} clips, chance {chance.mean():.1%}"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clap.atomic import write_atomic
 from clap.dataset.clips import ClapDataset
 from clap.evaluation.bars import plot_bars
-from clap.evaluation.class_report import write_csv
 from clap.evaluation.embedded_split import Splits
 from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.metrics import accuracy, zero_shot_hits
@@ -20,6 +20,7 @@ from clap.evaluation.results import Evaluation
 from clap.evaluation.zero_shot import ClassifiedSplit, compare_with_classes, require_labels, select_labels
 from clap.prompts import PROMPT_BANK, check_templates, fill_templates
 from clap.proportion import wilson_interval
+from clap.text_table import to_csv
 
 if TYPE_CHECKING:  # imports transformers
     from clap.model import Clap
@@ -95,7 +96,8 @@ class PromptReport(Evaluator):
         order = np.argsort(-accuracies, kind="stable")
         folder.mkdir(parents=True, exist_ok=True)
         lines = [[prompts[row], total, float(accuracies[row]), *bounds[row]] for row in order]
-        write_csv(folder / "prompts.csv", [["prompt", "clips", "accuracy", "ci_low", "ci_high"], *lines])
+        table = to_csv([["prompt", "clips", "accuracy", "ci_low", "ci_high"], *lines])
+        write_atomic(folder / "prompts.csv", table.encode())
         alone = accuracies[:-1]
         title = "Prompts, {dataset} ({split})\n".format(**result.protocol)
         title += f"accuracy {alone.min():.1%} to {alone.max():.1%}, mean {alone.mean():.1%}, of {total} clips"

@@ -31,7 +31,8 @@ from clap.plotting import (
 from clap.study.runs import TRAIN_LOSS, Cell, StudyRuns, shorten_key
 from clap.study.scores import Column, Estimate
 from clap.study.statistics import MIN_FOLDS, MIN_SEEDS
-from clap.study.table import Row, format_estimate, format_number
+from clap.study.table import Row, format_estimate
+from clap.text_table import format_number
 
 GROUP_SIZE = len(PALETTE) - 1  # cells in a panel besides the baseline, each with a color of its own
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

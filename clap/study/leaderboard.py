@@ -1,7 +1,5 @@
 """The leaderboard of a sweep: the results of its jobs, best first."""
 
-import csv
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +10,7 @@ from clap.atomic import read_json
 from clap.run_folder import COST, METRICS, PROTOCOL, read_chance, read_counts
 from clap.study.factors import FOLD
 from clap.study.job import THEN, Job, shorten_commit
+from clap.text_table import EMPTY, format_minutes, format_number, tabulate, to_csv, to_markdown
 
 COSTS = ("seconds", "clips_per_second", "peak_memory_bytes", "parameters")
 DEFAULT_METRICS = (  # last parts of the first metrics in the table, unless a study sets its own
@@ -73,16 +72,12 @@ class Leaderboard:
     def summary(self) -> str:
         """The best job and its leading metric in one line, and the table."""
         value = self.rows[0][self.metrics[0]] if self.rows and self.metrics else None
-        score = f" ({format_heading(self.metrics[0])} {format_decimals(value, digits=3)})" if value is not None else ""
+        score = f" ({format_heading(self.metrics[0])} {format_number(value)})" if value is not None else ""
         return f"Best: {self.rows[0]['job']}{score}.\n\n{self.markdown()}" if score else self.markdown()
 
     def csv(self) -> str:
         """All test metrics, cost, problem and folder of each job."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]) if self.rows else ["job"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return text.getvalue()
+        return to_csv(tabulate(self.rows, None if self.rows else ["job"]))
 
     def markdown(self, *, longest: int | None = None) -> str:
         """A table of jobs, of at most `longest`, and the chance level.
@@ -95,17 +90,13 @@ class Leaderboard:
         extra += ["problem"] if any(row["problem"] for row in self.rows) else []
         table = [["job", *(format_heading(name) for name in [*self.metrics, *self.counts]), "minutes", *extra]]
         for row in self.rows[:longest]:
-            minutes = None if row["seconds"] is None else row["seconds"] / 60
-            numbers = [format_decimals(row[name], digits=3) for name in self.metrics]
-            numbers += [*(row[name] or "-" for name in self.counts), format_decimals(minutes, digits=1)]
-            table.append([row["job"], *numbers, *((row[name] or "").replace("|", "\\|") for name in extra)])
+            numbers = [format_number(row[name]) for name in self.metrics]
+            numbers += [*(row[name] or EMPTY for name in self.counts), format_minutes(row["seconds"])]
+            table.append([row["job"], *numbers, *(row[name] or "" for name in extra)])
         if self.chance:
             levels = [format_range(self.chance.get(name, [])) for name in self.metrics]
-            table.append(["chance", *levels, *["-"] * (len(self.counts) + 1), *["" for _ in extra]])
-        widths = [min(40, max(map(len, column))) for column in zip(*table, strict=True)]  # error messages overflow it
-        table.insert(1, ["-" * width for width in widths])
-        lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines) + describe_cut(self.rows, longest)
+            table.append(["chance", *levels, *[EMPTY] * (len(self.counts) + 1), *["" for _ in extra]])
+        return to_markdown(table) + describe_cut(self.rows, longest)
 
 
 def describe_cut(rows: Sequence[Any], longest: int | None) -> str:
@@ -142,12 +133,5 @@ def format_heading(metric: str) -> str:
 
 def format_range(values: Sequence[float]) -> str:
     """`0.100`, or `0.100 to 0.250`."""
-    return (
-        " to ".join(dict.fromkeys(format_decimals(end, digits=3) for end in (min(values), max(values))))
-        if values
-        else "-"
-    )
-
-
-def format_decimals(value: float | None, *, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    ends = (min(values), max(values)) if values else ()
+    return " to ".join(dict.fromkeys(map(format_number, ends))) or EMPTY

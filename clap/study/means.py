@@ -17,21 +17,12 @@ from clap.study.scores import (
     RunScores,
     Score,
     check_finite,
-    cut,
     describe_chance,
     list_some,
     make_column,
 )
-from clap.study.table import (
-    EMPTY,
-    LONGEST_GAP,
-    format_interval,
-    format_number,
-    name_repeats,
-    record_estimate,
-    to_csv,
-    to_markdown,
-)
+from clap.study.table import LONGEST_GAP, format_interval, name_repeats, record_estimate
+from clap.text_table import EMPTY, format_minutes, format_number, shorten, tabulate, to_csv, to_markdown
 
 ALL = "all jobs"  # name of the only configuration of a sweep over nothing but seeds and folds
 
@@ -42,14 +33,14 @@ class MeanRow:
 
     Attributes:
         replicates: names of the jobs of each seed, one for each fold; of seeds whose folds all have a result.
-        minutes: mean of the jobs with a result.
+        seconds: mean of the jobs with a result.
         gaps: why seeds are not counted; empty if all are.
         columns: metric -> scores of the jobs.
     """
 
     name: str
     replicates: list[list[str]] = field(default_factory=list)
-    minutes: float | None = None
+    seconds: float | None = None
     gaps: str = ""
     columns: dict[str, Column] = field(default_factory=dict)
 
@@ -116,15 +107,14 @@ class Means:
         headings = [format_heading(leading), "SD", "95 % interval", *map(format_heading, others)]
         lines = [["configuration", "seeds", *folds, *headings, "minutes of a job", *gaps]]
         for row in self.rows[:longest]:
-            found = row.estimate(leading) or Estimate(math.nan)
+            found = row.estimate(leading) or Estimate(None)
             rest = [row.estimate(metric) for metric in others]
             counts = [str(len(row.replicates)), *(str(len(row.replicates[0]) if row.replicates else 0) for _ in folds)]
-            numbers = [format_optional(found.mean), format_optional(found.deviation), format_interval(found.interval)]
-            numbers += [format_optional(estimate and estimate.mean) for estimate in rest]
-            minutes = EMPTY if row.minutes is None else f"{row.minutes:.1f}"
-            lines.append([row.name, *counts, *numbers, minutes, *(row.gaps for _ in gaps)])
+            numbers = [format_number(found.mean), format_number(found.deviation), format_interval(found.interval)]
+            numbers += [format_number(estimate and estimate.mean) for estimate in rest]
+            lines.append([row.name, *counts, *numbers, format_minutes(row.seconds), *(row.gaps for _ in gaps)])
         if any(levels := [self.list_chances(metric) for metric in self.metrics]):
-            first, *rest = (format_range(found) if found else EMPTY for found in levels)
+            first, *rest = map(format_range, levels)
             lines.append(
                 ["chance", *[EMPTY] * (1 + len(folds)), first, EMPTY, EMPTY, *rest, *[EMPTY] * (1 + len(gaps))]
             )
@@ -163,8 +153,8 @@ class Means:
             record |= {"folds": len(row.replicates[0]) if row.replicates else 0} if self.has_folds else {}
             for metric in self.metrics:
                 record |= record_estimate(metric, row.estimate(metric)) | {f"{metric}/chance": row.chance(metric)}
-            records.append(record | {"minutes": row.minutes, "not counted": row.gaps})
-        return to_csv(records)
+            records.append(record | {"minutes": row.seconds and row.seconds / 60, "not counted": row.gaps})
+        return to_csv(tabulate(records))
 
     def best(self) -> dict[str, float]:
         """The numbers of the best configuration as metrics of the parent run; empty without rows or a result.
@@ -196,19 +186,19 @@ def make_row(name: str, jobs: Mapping[Repeat, Job | None], metrics: Sequence[str
     for repeat, outcome in outcomes.items():
         if outcome is not None:
             lacking[outcome].append(repeat)
-    gaps = [f"{name_repeats(some)} {cut(outcome, LONGEST_GAP)}" for outcome, some in lacking.items()]
+    gaps = [f"{name_repeats(some)} {shorten(outcome, LONGEST_GAP)}" for outcome, some in lacking.items()]
     seeds = dict.fromkeys(
         repeat.seed for repeat in jobs if all(repeat.seed != other.seed for own in lacking.values() for other in own)
     )
     replicates = [[job.name for repeat, job in finished.items() if repeat.seed == seed] for seed in seeds]
-    seconds = [read_json(job.folder / COST).get("seconds") for job in finished.values()]
-    known = [value / 60 for value in seconds if value is not None]
+    costs = [read_json(job.folder / COST) for job in finished.values()]
+    known = [cost["seconds"] for cost in costs if "seconds" in cost]
     row = MeanRow(name, replicates, sum(known) / len(known) if known else None)
     try:
         row.columns, problems = read_columns(finished, metrics)
     except (OSError, ValueError) as error:  # files of evaluations that are lost or truncated
         problems = [str(error)]
-    gaps += [cut(problem, LONGEST_GAP) for problem in problems]
+    gaps += [shorten(problem, LONGEST_GAP) for problem in problems]
     row.gaps = "; ".join(gaps)
     return row
 
@@ -238,7 +228,3 @@ def read_columns(jobs: Mapping[Repeat, Job], metrics: Sequence[str]) -> tuple[di
         except ValueError as error:  # protocols, clips or numbers that do not belong together
             problems.append(str(error))
     return columns, problems
-
-
-def format_optional(value: float | None) -> str:
-    return EMPTY if value is None or math.isnan(value) else format_number(value)

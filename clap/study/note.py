@@ -15,7 +15,8 @@ from clap.study.job import shorten_commit
 from clap.study.runs import Cell, StudyRuns
 from clap.study.scores import TEST_FOLDS, Column, describe_chance
 from clap.study.statistics import MIN_FOLDS, MIN_SEEDS, Interval
-from clap.study.table import Row, describe_gaps, format_number, format_table, to_markdown
+from clap.study.table import Row, describe_gaps, format_table
+from clap.text_table import format_number, to_markdown
 
 BEGIN, END = "<!-- report -->", "<!-- /report -->"
 WIDTH = 130  # characters per line

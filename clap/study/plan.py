@@ -33,6 +33,7 @@ from clap.study.factors import (
 from clap.study.job import Job, name_job, read_jobs
 from clap.study.result_config import read_result_config
 from clap.study.statistics import MIN_FOLDS, MIN_SEEDS
+from clap.text_table import format_minutes, to_markdown
 
 
 @dataclass
@@ -43,10 +44,6 @@ class PlannedJob:
     seconds: float | None
     basis: str
     finished: bool = False
-
-    @property
-    def minutes(self) -> str:
-        return "-" if self.seconds is None else f"{self.seconds / 60:.1f}"
 
 
 @dataclass
@@ -66,11 +63,9 @@ class Plan:
             unknown = len(remaining) - len(known)
             hours += f" and {unknown} job{'s' * (unknown > 1)} of unknown duration"
         budget = "none" if self.study.minutes is None else f"{self.study.minutes / 60:.2f} h"
-        table = ["| job | minutes | estimate |", "|---|---|---|"]
-        table += [f"| {job.name} | {job.minutes} | {job.basis} |" for job in self.jobs]
+        rows = [[job.name, format_minutes(job.seconds), job.basis] for job in self.jobs]
         lines = [
-            *table,
-            "",
+            to_markdown([["job", "minutes", "estimate"], *rows]),
             f"finished: {len(self.jobs) - len(remaining)} of {len(self.jobs)} jobs, in {self.study.folder}",
             f"remaining: {hours}, one job after the other; budget: {budget}",
             f"missing: {'' if self.missing else 'nothing'}".rstrip(),
@@ -110,7 +105,7 @@ def make_plan(name: str, overrides: Sequence[str] = ()) -> Plan:
             }
             job = PlannedJob(name_job(levels, groups=groups), seconds, basis)
             if repeat in durations:
-                job = PlannedJob(job.name, 0.0, f"finished in {durations[repeat] / 60:.1f} min", finished=True)
+                job = PlannedJob(job.name, 0.0, f"finished in {format_minutes(durations[repeat])} min", finished=True)
             plan.jobs.append(job)
     return plan
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from clap.atomic import write_atomic
 from clap.config.compose import find_conf_dir
+from clap.run_folder import show_path
 from clap.study import figures, note, table
 from clap.study.factors import Study, read_question
 from clap.study.runs import read_study_runs
+from clap.text_table import tabulate, to_csv, to_markdown
 
 
 def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) -> str:
@@ -27,8 +29,8 @@ def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) 
     protocols = {column.metric: column.protocol for column in runs.columns}
     files = {
         "table.tex": table.to_latex(lines, len(study.factors), comment="\n".join(comment)),
-        "table.csv": table.to_csv(table.make_cell_records(runs, rows)),
-        "runs.csv": table.to_csv(table.make_run_records(runs, clip_intervals)),
+        "table.csv": to_csv(tabulate(table.make_cell_records(runs, rows))),
+        "runs.csv": to_csv(tabulate(table.make_run_records(runs, clip_intervals))),
         "protocols.json": json.dumps(protocols, indent=2, ensure_ascii=False) + "\n",
         "lineage.md": table.format_lineage(runs),
     }
@@ -38,11 +40,5 @@ def write_report(study: Study, *, uri: str, sweep_id: str | None, output: Path) 
     for figure_name, figure in drawn.items():
         figures.save_png_and_svg(figure, folder / figure_name)
     write_atomic(path, text.encode())
-    paths = f"{relative_to_cwd(path)}; figures, LaTeX, CSV and lineage in {relative_to_cwd(folder)}/"
-    return f"{table.to_markdown(lines, len(study.factors))}\n{paths}"
-
-
-def relative_to_cwd(path: Path) -> Path:
-    """A path relative to the working directory, if it is inside of it."""
-    path = path.resolve()
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    paths = f"{show_path(path)}; figures, LaTeX, CSV and lineage in {show_path(folder)}/"
+    return f"{to_markdown(lines, len(study.factors))}\n{paths}"

@@ -31,6 +31,7 @@ from clap.study.statistics import (
     fold_interval,
     seed_interval,
 )
+from clap.text_table import shorten
 
 Replicate = Sequence[str]  # run ids, one for each fold; a single one without folds
 TEST_FOLDS = "test_folds"  # key of the protocol of a cross-validation: fold -> its protocol
@@ -332,13 +333,8 @@ def describe_difference(field: str, protocols: Mapping[str, Mapping[str, Any]]) 
     names = defaultdict(list)
     for name, value in values.items():
         names[json.dumps(value, sort_keys=True, ensure_ascii=False)].append(name)
-    parts = [f"{cut(value, SHOWN_CHARACTERS)} in {list_some(some)}" for value, some in names.items()]
+    parts = [f"{shorten(value, SHOWN_CHARACTERS)} in {list_some(some)}" for value, some in names.items()]
     return f"{field} is {', '.join(parts)}" if len(parts) > 1 else ""
-
-
-def cut(text: str, length: int) -> str:
-    """Text of at most so many characters, and a mark where more were."""
-    return text if len(text) <= length else f"{text[:length].rstrip()}…"
 
 
 def list_some(names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from clap.atomic import write_atomic
 from clap.config.search_space import Choice, Range, Space
 from clap.plotting import BLUE, GREY, INK, ORANGE, PALETTE, RED, new_figure, pick_color, save_png, style_axes
 from clap.run_folder import SEARCH_SUMMARY
+from clap.text_table import to_markdown
 
 FEWEST_TRIALS = 4  # finished ones, for importances and contours
 EDGE = 0.05  # share of an interval at each end in which its best number asks for a wider one
@@ -48,7 +49,7 @@ def write_report(
     text = describe_outcomes(trials)
     if best is not None:
         text += f" The best, {best.value:.4f} in validation, is the job `{best_folder.name}`.\n\n"
-        text += f"{format_parameters(best, importances)}\n\n    {command}\n"
+        text += f"{format_parameters(best, importances)}\n    {command}\n"
         text += "".join(f"\n{line}\n" for line in describe_edges(best, space))
     folder.mkdir(exist_ok=True)
     write_atomic(folder / SEARCH_SUMMARY, text.encode())
@@ -85,8 +86,7 @@ def format_parameters(best: FrozenTrial, importances: Mapping[str, float]) -> st
     """A Markdown table of the best configuration, with the importance of each parameter."""
     rows = [[key, f"{best.params[key]}", f"{importances[key]:.2f}"] for key in importances]
     rows = rows or [[key, f"{value}"] for key, value in best.params.items()]
-    table = [["parameter", "best", "importance"][: len(rows[0])], ["---"] * len(rows[0]), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in table)
+    return to_markdown([["parameter", "best", "importance"][: len(rows[0])], *rows])
 
 
 def describe_edges(best: FrozenTrial, space: Space) -> list[str]:

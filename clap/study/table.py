@@ -1,7 +1,5 @@
 """The table of a study as Markdown, LaTeX and CSV, and the lineage of its numbers."""
 
-import csv
-import io
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,8 +10,9 @@ import numpy as np
 from clap.run_folder import describe_clips
 from clap.study.factors import Repeat
 from clap.study.runs import Cell, Run, StudyRuns, shorten_key
-from clap.study.scores import Column, Estimate, cut
+from clap.study.scores import Column, Estimate
 from clap.study.statistics import Comparison, Interval, holm
+from clap.text_table import EMPTY, format_number, shorten, to_markdown
 
 COSTS = {  # shown if logged: name -> heading, divisor, unit
     "cost/parameters": ("parameters", 1e6, " M"),
@@ -23,9 +22,7 @@ COSTS = {  # shown if logged: name -> heading, divisor, unit
     "cost/peak_memory_bytes": ("peak memory", 1e9, " GB"),
     "cost/peak_gpu_memory_bytes": ("peak GPU memory", 1e9, " GB"),
 }
-EMPTY = "–"
 SYMMETRIC = 0.0005  # difference of the two sides of an interval that three decimals do not show
-WIDEST = 40  # characters to which a column is padded; error messages overflow it
 LONGEST_GAP = 200  # characters of an error message below the table
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -116,7 +113,7 @@ def format_table(runs: StudyRuns, rows: Sequence[Row]) -> list[list[str]]:
         prices = [format_cost(name, row.cost.get(name)) for name in costs]
         lines.append([*cell.levels.values(), *quality, *counts, *prices])
     if any(column.chance is not None for column in runs.columns):
-        levels = [EMPTY if column.chance is None else format_number(column.chance) for column in runs.columns]
+        levels = [format_number(column.chance) for column in runs.columns]
         quality = [word for level in levels for word in (level, *[EMPTY] * (1 + len(deviation)))]
         lines.append(["chance", *[EMPTY] * (len(runs.study.factors) - 1), *quality])
         lines[-1] += [EMPTY] * (len(header) - len(lines[-1]))
@@ -126,20 +123,12 @@ def format_table(runs: StudyRuns, rows: Sequence[Row]) -> list[list[str]]:
 def format_result(result: Result, is_baseline: bool, *deviation: str) -> list[str]:
     """`0.456 ± 0.044`, its standard deviation if asked for, and `+0.034 ± 0.052 (p = 0.21)`."""
     words = [format_estimate(result.estimate.mean, result.estimate.interval)]
-    words += [
-        EMPTY if result.estimate.deviation is None else format_number(result.estimate.deviation) for _ in deviation
-    ]
+    words += [format_number(result.estimate.deviation) for _ in deviation]
     if is_baseline or result.comparison is None:
         return [*words, "baseline" if is_baseline else EMPTY]
     difference = result.comparison
     p_value = f" ({format_p(result.adjusted)})" if result.adjusted is not None else ""
     return [*words, f"{format_estimate(difference.difference, difference.interval, '+')}{p_value}"]
-
-
-def format_number(value: float, sign: str = "") -> str:
-    """Three decimals, one for numbers from 100 on; never a negative zero."""
-    decimals = 3 if abs(value) < 100 else 1
-    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"
 
 
 def format_estimate(mean: float, interval: Interval | None, sign: str = "") -> str:
@@ -183,7 +172,7 @@ def describe_gaps(cell: Cell) -> str:
     repeats = defaultdict(list)
     for repeat, outcome in cell.gaps.items():
         repeats[outcome].append(repeat)
-    parts = [f"{name_repeats(some)} {cut(outcome, LONGEST_GAP)}" for outcome, some in repeats.items()]
+    parts = [f"{name_repeats(some)} {shorten(outcome, LONGEST_GAP)}" for outcome, some in repeats.items()]
     return "; ".join([f"{len(cell.complete)} of {len(cell.seeds)} seeds", *parts])
 
 
@@ -200,17 +189,6 @@ def name_several(what: str, names: Sequence[str]) -> str:
     return f"{what}{'s' * (len(names) > 1)} {', '.join(names)}"
 
 
-def to_markdown(lines: Sequence[Sequence[str]], num_text_columns: int) -> str:
-    """A Markdown table; all columns after the first `num_text_columns` are right-aligned."""
-    table = [[word.replace("|", r"\|") for word in line] for line in lines]
-    widths = [min(WIDEST, max(map(len, column))) for column in zip(*table, strict=True)]
-    rule = ["-" * width if place < num_text_columns else f"{'-' * (width - 1)}:" for place, width in enumerate(widths)]
-    table = [
-        [word.ljust(width) for word, width in zip(line, widths, strict=True)] for line in [table[0], rule, *table[1:]]
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in table)
-
-
 def to_latex(lines: Sequence[Sequence[str]], num_text_columns: int, *, comment: str) -> str:
     """A LaTeX tabular with booktabs rules, after a comment."""
     header, *body = [[escape_latex(word) for word in line] for line in lines]
@@ -225,16 +203,6 @@ def escape_latex(text: str) -> str:
     """Escape special characters, and typeset a minus before digits."""
     text = "".join(LATEX.get(character, character) for character in text)
     return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)
-
-
-def to_csv(records: Sequence[Mapping[str, object]]) -> str:
-    """CSV with one line per record and the keys of all records as columns."""
-    fields = list(dict.fromkeys(key for record in records for key in record))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
 
 
 def make_cell_records(runs: StudyRuns, rows: Sequence[Row]) -> list[dict[str, object]]:

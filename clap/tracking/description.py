@@ -4,6 +4,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from clap.text_table import EMPTY, to_markdown
+
 NOTE = "mlflow.note.content"  # the tags that MLflow's UI shows as a description, and as the color of a run
 COLOR = "mlflow.runColor"
 MAX_LENGTH = 4800  # characters; the tracker cuts longer tags at MAX_TAG_LENGTH
@@ -24,12 +26,8 @@ def describe_error(note: str, error: str) -> str:
 def format_metrics(metrics: Mapping[str, float], chance: Mapping[str, float]) -> str:
     """A Markdown table of metrics, those of the test split if there are any, with their chance levels."""
     names = [name for name in metrics if name.startswith("test/")] or list(metrics)
-    rows = [f"| {name} | {metrics[name]:.4f} | {format_chance(chance.get(name))} |" for name in names]
-    return "\n".join(["| metric | value | chance |", "|---|---|---|", *rows]) if rows else ""
-
-
-def format_chance(chance: float | None) -> str:
-    return "" if chance is None else f"{chance:.4f}"
+    rows = [[name, *(f"{own[name]:.4f}" if name in own else EMPTY for own in (metrics, chance))] for name in names]
+    return to_markdown([["metric", "value", "chance"], *rows]) if rows else ""
 
 
 def shorten_table(table: str, length: int) -> str:

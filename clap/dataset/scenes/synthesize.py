@@ -5,9 +5,7 @@ et al. 2014), and a custom CSV.
 """
 
 import base64
-import csv
 import hashlib
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from clap.dataset.scenes.planning import SHORTEST_SCENE, plan_lone_event
 from clap.dataset.scenes.rendering import render_scene
 from clap.dataset.scenes.sounds import RENDER_RATE, SOUNDS
 from clap.progress import progress_bar
+from clap.text_table import to_csv
 
 NUM_FOLDS = 5
 NUM_CLASSES = 10  # of UrbanSound8K
@@ -58,11 +57,7 @@ class CorpusWriter:
         """Write a CSV atomically, through a temporary file."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-        write_atomic(path, text.getvalue().encode())
+        write_atomic(path, to_csv([columns, *rows]).encode())
 
 
 def write_clotho(writer: CorpusWriter) -> None:
