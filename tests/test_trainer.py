@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from clap import ClapTrainer, SymmetricCrossEntropyLoss
 from clap.dataset.loader import make_loader
 from clap.dataset.synthetic import Synthetic
+from clap.evaluation.results import Evaluation
+from clap.evaluation.retrieval import Retrieval
 from clap.evaluation.zero_shot import ZeroShot
 from clap.training import intervals, stopwatch
 from clap.training.cost import forward_flops
@@ -412,3 +414,14 @@ def test_full_disk_names_the_file_and_the_checkpoint_that_is_complete(
         trainer.save("last")
     assert (last / "trainer.pt").read_bytes() == before
     assert [path.name for path in last.parent.iterdir() if path.suffix] == []
+
+
+class Unreportable(Retrieval):
+    def write_report(self, result: Evaluation, folder: Path) -> None:
+        raise KeyError("glyph")
+
+
+def test_metrics_do_not_depend_on_the_report_of_an_evaluator(make_trainer: Callable, tmp_path: Path, caplog):
+    metrics = make_trainer(epochs=1, evaluators={"retrieval": Unreportable()}).train_and_eval(tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics and (tmp_path / "cost.json").is_file()
+    assert "lacks tables or pictures of evaluation retrieval: KeyError: 'glyph'" in caplog.text

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from clap.evaluation.results import Evaluation, hash_protocol, name_files
 
 if TYPE_CHECKING:  # imports transformers
     from clap.model import Clap
+
+log = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -167,10 +170,18 @@ def evaluate_split(
 
 
 def write_reports(folder: Path, results: Mapping[str, Evaluation], evaluators: Mapping[str, Evaluator]) -> None:
-    """Let each evaluator write its tables and pictures, into <split>-<dataset>-<evaluator>/ in a folder."""
+    """Let each evaluator write its tables and pictures, into <split>-<dataset>-<evaluator>/ in a folder.
+
+    An error is logged: the metrics of a finished training do not depend on its pictures.
+    """
     for key, result in results.items():
         name = key.rpartition("/")[2]
-        evaluators[name].write_report(result, folder / name_files(result, name))
+        target = folder / name_files(result, name)
+        try:
+            evaluators[name].write_report(result, target)
+        except Exception as error:  # of an evaluator of a user's own, any
+            what = f"{type(error).__name__}: {error}"
+            log.warning("%s lacks tables or pictures of evaluation %s: %s", target, name, what, exc_info=True)
 
 
 def run_evaluator(clap: "Clap", splits: Splits, name: str, evaluator: Evaluator) -> Evaluation:

@@ -60,15 +60,17 @@ def track_run(cfg: DictConfig, trainer: ClapTrainer, *, run_id: str | None, run_
 
 
 def log_results(trainer: ClapTrainer, metrics: Mapping[str, float], run_dir: Path) -> None:
-    """Plot the results of a run, send its files to MLflow, and log its metrics; on rank 0.
+    """Send the files of a run to MLflow, and plot its results; on rank 0.
 
     The parts of a sharded model run on all ranks at once: the others plot too, and discard the plots.
     """
     loader = trainer.loaders["test"] or trainer.loaders["train"]
+    if trainer.tracker is not None:  # before the pictures, in which errors must not lose them
+        trainer.tracker.log_artifacts(run_dir, (".hydra", METRICS, COST, "evaluation"))
     with nullcontext(run_dir) if is_main() else TemporaryDirectory() as folder:
         if is_main() or trainer.settings.parallel == "fsdp":
             Path(folder, HISTORY).touch()  # which rank 0 writes
             plot_run(Path(folder), trainer.clap, loader.dataset)
             write_example_clips(Path(folder, "clips"), trainer.clap, loader.dataset)
     if trainer.tracker is not None:
-        trainer.tracker.log_artifacts(run_dir, (".hydra", METRICS, COST, "evaluation", "plots", "clips"))
+        trainer.tracker.log_artifacts(run_dir, ("plots", "clips"))

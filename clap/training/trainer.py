@@ -318,14 +318,14 @@ class ClapTrainer:
         if self.test_loader is not None:
             results = self.evaluate(self.test_loader)
             self.write_evaluations(results)
-            if is_main():
-                write_reports(out_path / "evaluation", results, self.validation.evaluators)
             metrics |= merge_metrics(results)
             self.log_metrics(merge_metrics(results))
         cost = self.cost()
         if is_main():
             write_json(out_path / METRICS, metrics)
             write_json(out_path / COST, cost)
+            if self.test_loader is not None:
+                write_reports(out_path / "evaluation", results, self.validation.evaluators)
         self.log_metrics({f"cost/{name}": value for name, value in cost.items()})
         self.run_log.log_end(metrics, cost)
         return metrics
