@@ -17,9 +17,10 @@ from sweeps import read_board, read_runs, run, statuses, wait_for
 
 from clap.commands.synthesize import synthesize
 from clap.plotting import PALETTE
+from clap.run_folder import append_history
 from clap.study.factors import parse_overrides
 from clap.study.job import Job, read_jobs
-from clap.study.sweep import rename_jobs, set_design
+from clap.study.sweep import rename_jobs, replace_stale, set_design
 from clap.tracking.description import COLOR, NOTE
 from clap.tracking.view import WORKFLOW
 
@@ -64,6 +65,14 @@ def test_job_folders_of_an_earlier_version_are_renamed(tmp_path: Path):
     for _ in range(2):
         rename_jobs(tmp_path, ["lr", "seed"])
         assert [job.folder.name for job in read_jobs(tmp_path)] == ["lr=1,seed=0"]
+
+
+def test_parent_run_keeps_no_number_of_an_earlier_best(tmp_path: Path):
+    first = {"best/x": 0.5, "best_mean/x": 0.4, "best_mean/x/ci_low": 0.3}
+    assert replace_stale(tmp_path, first) == first
+    append_history(tmp_path, first, step=0)
+    found = replace_stale(tmp_path, {"best/x": 0.6, "best_mean/x": 0.5})
+    assert found == pytest.approx({"best/x": 0.6, "best_mean/x": 0.5, "best_mean/x/ci_low": float("nan")}, nan_ok=True)
 
 
 def test_ctrl_c_prints_the_command_that_resumes_the_sweep(sweep_project: Path, sweep_store: Path, tmp_path: Path):

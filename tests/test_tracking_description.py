@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clap.tracking.description import MAX_LENGTH, describe, describe_error, format_metrics
+from clap.tracking.description import MAX_LENGTH, describe, describe_error, format_metrics, shorten_table
 
 
 def test_description_has_result_command_and_folder():
@@ -26,3 +26,15 @@ def test_long_table_loses_whole_rows_and_keeps_the_command():
     kept = [line for line in text.splitlines() if line.startswith("| job")]
     assert len(text) <= MAX_LENGTH and kept == rows[: len(kept)] and "    python train.py" in text
     assert f"{1000 - len(kept)} more rows" in text
+
+
+def test_long_table_keeps_chance_levels_and_warnings():
+    tables = [
+        "\n".join([f"| {name} |", "| --- |", *(f"| {name} {row:03} |" for row in range(300)), "| chance | 0.1 |"])
+        for name in ("mean", "job")
+    ]
+    text = shorten_table(f"{tables[0]}\n\nNo configuration is above chance.\n\n{tables[1]}", 4000)
+    lines = text.splitlines()
+    rows = [line for line in lines if line.startswith("| ") and line[-5:-2].isdigit()]
+    assert lines.count("| chance | 0.1 |") == 2 and "No configuration is above chance." in lines
+    assert len(text) <= 4000 and rows[0] == "| mean 000 |" and f"{600 - len(rows)} more rows" in text

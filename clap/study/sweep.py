@@ -7,6 +7,7 @@ share only files in the sweep folder: sweep.json describes the sweep, <job>/job.
 import atexit
 import contextlib
 import logging
+import math
 import shlex
 import signal
 import sys
@@ -32,7 +33,7 @@ from clap.config.overrides import name_folder
 from clap.config.search_space import SWEEPER
 from clap.config.secrets import hide_secrets
 from clap.config.values import LOCAL_KEYS
-from clap.run_folder import LOCK, LOCK_SECONDS, SEARCH, SEARCH_SUMMARY, SWEEP_FILE, is_running
+from clap.run_folder import HISTORY, LOCK, LOCK_SECONDS, SEARCH, SEARCH_SUMMARY, SWEEP_FILE, is_running, read_history
 from clap.study.factors import (
     GROUPS,
     REPEATS,
@@ -181,7 +182,7 @@ class Sweep(Callback):
                 self.tracker.log_artifact(self.folder / name)
             if self.is_search:
                 self.tracker.log_artifact(self.folder / SEARCH)
-            self.tracker.log_metrics(board.best() | means.best(), step=0)
+            self.tracker.log_metrics(replace_stale(self.folder, board.best() | means.best()), step=0)
             texts = filter(None, (report, means.markdown(), board.markdown()))
             self.tracker.set_tags({NOTE: self.describe("\n".join(texts).strip())})
             self.tracker.log_view(
@@ -239,6 +240,13 @@ class Sweep(Callback):
             if job.is_unfinished:
                 names[job.problem].append(job.name)
         return [f"{', '.join(some)} ({problem})" for problem, some in names.items()]
+
+
+def replace_stale(folder: Path, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of a parent run, with nan for those that it had before a resume and has no more: MLflow deletes none."""
+    history = read_history(folder / HISTORY) if (folder / HISTORY).is_file() else []
+    earlier = {name for entry in history for name in entry["metrics"]}
+    return dict.fromkeys(sorted(earlier - metrics.keys()), math.nan) | metrics
 
 
 def check_search(config: DictConfig, lines: Sequence[str]) -> None:

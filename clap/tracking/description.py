@@ -12,7 +12,7 @@ MAX_LENGTH = 4800  # characters; the tracker cuts longer tags at MAX_TAG_LENGTH
 
 
 def describe(what: str, *, command: Sequence[str], folder: Path, result: str = "", remark: str = "") -> str:
-    """A description, of which the UI shows the first lines; `result` loses rows of its table if it is too long."""
+    """A description, of which the UI shows the first lines; `result` loses rows of its tables if it is too long."""
     rest = [remark, f"    {shlex.join(command)}", f"Folder: `{folder}`"]
     room = MAX_LENGTH - len(what) - sum(map(len, rest))
     return "\n\n".join(filter(None, (what, shorten_table(result, room), *rest)))
@@ -30,11 +30,18 @@ def format_metrics(metrics: Mapping[str, float], chance: Mapping[str, float]) ->
     return to_markdown([["metric", "value", "chance"], *rows]) if rows else ""
 
 
-def shorten_table(table: str, length: int) -> str:
-    """The first lines of a table that fit into `length` characters, with the number of those that do not."""
-    if len(table) <= length:
-        return table
-    lines, kept = table.splitlines(), []
-    while lines and sum(map(len, kept)) + len(kept) + len(lines[0]) + 60 < length:
-        kept.append(lines.pop(0))
-    return "\n".join([*kept, "", f"{len(lines)} more rows are in the artifacts of the run."])
+def shorten_table(text: str, length: int) -> str:
+    """A text of at most `length` characters, whose last table loses its last rows first, and their number.
+
+    Chance levels and what is written around the tables remain.
+    """
+    lines, cut, room = text.splitlines(), 0, length - 60
+    if len(text) <= length:
+        return text
+    size = sum(map(len, lines)) + len(lines)
+    for place in range(len(lines) - 1, 1, -1):
+        is_row = lines[place].startswith("|") and lines[place - 1].startswith("|") and lines[place - 2].startswith("|")
+        if size > room and is_row and not lines[place].startswith("| chance"):
+            size -= len(lines.pop(place)) + 1
+            cut += 1
+    return "\n".join([*lines, "", f"{cut} more rows are in the artifacts of the run."])[: max(length, 0)]
