@@ -205,3 +205,22 @@ def test_truncated_metrics_are_not_a_result(tmp_path: Path):
     job = add_job(tmp_path, "a", 0.5)
     (job.folder / "metrics.json").write_text('{"test/x')
     assert "0.500" not in make_board(tmp_path).markdown()
+
+
+def test_search_is_sorted_by_validation(tmp_path: Path):
+    for name, recall, value in (("a", 0.3, 0.5), ("b", 0.1, 0.75), ("c", 0.2, float("nan"))):
+        job = add_job(tmp_path, name, recall)
+        job.value = value
+        job.write()
+    add_job(tmp_path, "d", status="pruned", value=0.9)
+    board = Leaderboard(read_jobs(tmp_path), by_validation=True)
+    assert names(board) == ["b", "a", "c", "d"] and board.best()[f"best/{RECALL}"] == 0.1
+    assert board.summary().startswith("Best: b (best validation 0.750).")
+    assert [cell.strip() for cell in board.markdown().splitlines()[2].split("|")][1:4] == ["b", "0.750", "0.100"]
+
+
+def test_no_fold_is_the_best(tmp_path: Path):
+    for fold, recall in ((1, 0.1), (2, 0.3)):
+        add_job(tmp_path, f"fold{fold}", recall, config={"dataset.test_fold": fold})
+    board = make_board(tmp_path)
+    assert board.best() == {} and "Best" not in board.summary()

@@ -13,6 +13,7 @@ from clap.study.job import THEN, Job, shorten_commit
 from clap.text_table import EMPTY, format_minutes, format_number, tabulate, to_csv, to_markdown
 
 COSTS = ("seconds", "clips_per_second", "peak_memory_bytes", "parameters")
+VALIDATION = "best validation"  # column with the value that a search maximizes
 DEFAULT_METRICS = (  # last parts of the first metrics in the table, unless a study sets its own
     "zero_shot/accuracy",
     "text_to_audio/recall_at_1",
@@ -26,13 +27,15 @@ class Leaderboard:
 
     Args:
         metrics: columns of the Markdown table, the leading one first (default: see `choose_metrics`).
+        by_validation: sort by the best validation of each job, a further column: the best job of a search is not the one
+            with the most luck on the test split.
 
     Attributes:
         chance: metric -> the chance levels of the jobs, of metrics in the table that have one.
         counts: names of clip counts, of the splits where some job did not use all clips.
     """
 
-    def __init__(self, jobs: Sequence[Job], metrics: Sequence[str] = ()) -> None:
+    def __init__(self, jobs: Sequence[Job], metrics: Sequence[str] = (), *, by_validation: bool = False) -> None:
         quality = [{} if job.problem else read_json(job.folder / METRICS) for job in jobs]
         names = sorted({name for values in quality for name in values})
         split = "test/" if any(name.startswith("test/") for name in names) else ""
@@ -44,10 +47,13 @@ class Leaderboard:
         chances = [{} if job.problem else read_chance(job.folder) for job in jobs]
         levels = {name: [own[name] for own in chances if name in own] for name in self.metrics}
         self.chance = {name: found for name, found in levels.items() if found}
+        self.leading = [VALIDATION] if by_validation else self.metrics[:1]
+        self.has_folds = len({job.config.get(FOLD) for job in jobs}) > 1
         self.rows = []
         for job, values, own, chance in zip(jobs, quality, counts, chances, strict=True):
             cost = read_json(job.folder / COST)
             row = {"job": job.name, "status": job.status}
+            row |= {VALIDATION: None if job.problem else job.value} if by_validation else {}
             row |= {name: values.get(name) for name in [*self.metrics, *known]}
             row |= {f"{name}/chance": chance.get(name) for name in self.chance}
             row |= {name: own.get(name) for name in counted}
@@ -61,18 +67,21 @@ class Leaderboard:
         self.rows.sort(key=self.rank)
 
     def rank(self, row: Mapping[str, Any]) -> tuple[float, str]:
-        value = row[self.metrics[0]] if self.metrics else None
+        value = row[self.leading[0]] if self.leading else None
         return math.inf if value is None or math.isnan(value) else -value, row["job"]
 
     def best(self) -> dict[str, float]:
-        """The metrics of the best job in the table as metrics of the parent run, `best/<metric>`."""
-        row = self.rows[0] if self.rows else {}
+        """The metrics of the best job in the table as metrics of the parent run, `best/<metric>`.
+
+        Empty with several folds, which are parts of one number: the job of the easiest one would be the best.
+        """
+        row = self.rows[0] if self.rows and not self.has_folds else {}
         return {f"best/{metric}": row[metric] for metric in self.metrics if row.get(metric) is not None}
 
     def summary(self) -> str:
         """The best job and its leading metric in one line, and the table."""
-        value = self.rows[0][self.metrics[0]] if self.rows and self.metrics else None
-        score = f" ({format_heading(self.metrics[0])} {format_number(value)})" if value is not None else ""
+        value = self.rows[0][self.leading[0]] if self.rows and self.leading and not self.has_folds else None
+        score = f" ({format_heading(self.leading[0])} {format_number(value)})" if value is not None else ""
         return f"Best: {self.rows[0]['job']}{score}.\n\n{self.markdown()}" if score else self.markdown()
 
     def csv(self) -> str:
@@ -88,13 +97,14 @@ class Leaderboard:
         extra = ["protocol"] if self.differs_in_protocol else []
         extra += ["commit"] if len(commits) > 1 or any(THEN in commit for commit in commits) else []
         extra += ["problem"] if any(row["problem"] for row in self.rows) else []
-        table = [["job", *(format_heading(name) for name in [*self.metrics, *self.counts]), "minutes", *extra]]
+        metrics = list(dict.fromkeys([*self.leading, *self.metrics]))
+        table = [["job", *(format_heading(name) for name in [*metrics, *self.counts]), "minutes", *extra]]
         for row in self.rows[:longest]:
-            numbers = [format_number(row[name]) for name in self.metrics]
+            numbers = [format_number(row[name]) for name in metrics]
             numbers += [*(row[name] or EMPTY for name in self.counts), format_minutes(row["seconds"])]
             table.append([row["job"], *numbers, *(row[name] or "" for name in extra)])
         if self.chance:
-            levels = [format_range(self.chance.get(name, [])) for name in self.metrics]
+            levels = [format_range(self.chance.get(name, [])) for name in metrics]
             table.append(["chance", *levels, *[EMPTY] * (len(self.counts) + 1), *["" for _ in extra]])
         return to_markdown(table) + describe_cut(self.rows, longest)
 

@@ -171,7 +171,7 @@ class Sweep(Callback):
 
     def finish(self) -> None:
         jobs = read_jobs(self.folder)
-        board = Leaderboard(jobs, self.metrics)
+        board = Leaderboard(jobs, self.metrics, by_validation=self.is_search)
         means = Means(jobs, metrics=board.metrics, swept=self.swept, groups=self.groups)
         report = (self.folder / SEARCH / SEARCH_SUMMARY).read_text(encoding="utf-8") if self.is_search else ""
         tables = {"leaderboard.csv": board.csv(), "leaderboard.md": board.markdown()}
