@@ -198,7 +198,7 @@ def test_other_pages_show_encoders_and_leading_metric(sweep: tuple[Path, str], s
     pages, best = find_pages(server.address)
     scores = {row["job"]: float(row[f"test/{LEADING}"]) for row in read_board(sweep[0])}
     assert best == next(iter(scores))
-    lines = {f"{job} {score:.3f} -" for job, score in scores.items()}
+    lines = {f"{job} {score:.3f} –" for job, score in scores.items()}
     open_page(browser, pages["front"], "Newest sweep:")
     expand(browser)
     wait_for(browser, lambda: set(read_lines(browser)), lines)
