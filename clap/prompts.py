@@ -4,33 +4,6 @@ import re
 from collections.abc import Iterable, Sequence
 
 TEMPLATES = ("the sound of {}",)  # for captions from labels, evaluation, inference and serving
-PROMPT_BANK = (  # for a report on the wording: "this is a sound of" as LAION-CLAP and MS-CLAP, and others
-    "the sound of {}",
-    "{}",
-    "{}.",
-    "a sound of {}",
-    "sound of {}",
-    "this is a sound of {}",
-    "this is a sound of {}.",
-    "This is a sound of {}.",
-    "This is the sound of {}.",
-    "a recording of {}",
-    "a recording of {}.",
-    "an audio recording of {}",
-    "a field recording of {}",
-    "an audio clip of {}",
-    "a sound effect of {}",
-    "the noise of {}",
-    "I can hear {}",
-    "someone hears {}",
-    "{} can be heard",
-    "{} in the background",
-    "{} in the distance",
-    "there is {}",
-    "a loud sound of {}",
-    "a short sound of {}",
-    "a noisy recording of {}",
-)
 CLASS_TEMPLATES = (*TEMPLATES, "a recording of {}", "this is a sound of {}", "{}")  # for training on a single label
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # left of a text that was cut, or of bytes that are not UTF-8
@@ -89,10 +62,7 @@ def check_prompts(labels: Sequence[str], template: str | Sequence[str]) -> list[
         raise ValueError("labels=[]: give one or more labels")
     if repeated := [label for i, label in enumerate(labels) if label in labels[:i]]:
         raise ValueError(f"label {repeated[0]!r} is given twice, which lowers all probabilities; give each label once")
-    templates = check_texts([template] if isinstance(template, str) else template, "template")
-    if not templates or any("{}" not in text for text in templates):
-        raise ValueError(f"template={template!r}: each needs {{}} for the label; give another template")
-    return templates
+    return check_templates([template] if isinstance(template, str) else template, what="label", key="template")
 
 
 def fill_templates(labels: Sequence[str], templates: Sequence[str]) -> list[str]:

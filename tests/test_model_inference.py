@@ -230,7 +230,7 @@ def test_waveforms_are_classified(clap):
         (["a dog"], ["{}", 3], "template 1 of 2 is 3, of type int"),
         (["a dog", "rain", "a dog"], "{}", "label 'a dog' is given twice"),
         ("a dog", "{}", "labels='a dog' is a string"),
-        (["a dog"], "a sound", "template='a sound': each needs {}"),
+        (["a dog"], "a sound", r"templates=\['a sound'\]: each needs {} for the label; set template"),
         (["a dog"], [], "each needs {}"),
         (["a dog"], ["{}", "a sound"], "each needs {}"),
     ],

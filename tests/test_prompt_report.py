@@ -5,15 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import CAPTIONS
 
+from clap.config.compose import find_conf_dir
 from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits
 from clap.evaluation.prompt_report import ENSEMBLE, PromptReport
 from clap.evaluation.results import Evaluation
 from clap.evaluation.zero_shot import ZeroShot
-from clap.prompts import PROMPT_BANK
 
 TEMPLATES = ["the sound of {}", "{}", "a dog barks near {}", "{} is heard in the distance"]
 
@@ -78,7 +79,8 @@ def test_report_lists_the_prompts_best_first(result, tmp_path: Path):
 
 
 def test_bank_has_different_prompts():
-    assert 20 <= len(PROMPT_BANK) == len({text.format("x") for text in PROMPT_BANK})
+    bank = yaml.safe_load((find_conf_dir() / "evaluation" / "prompt_report.yaml").read_text())["templates"]
+    assert 20 <= len(bank) == len({text.format("x") for text in bank})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from clap.evaluation.metrics import accuracy, zero_shot_hits
 from clap.evaluation.query_scores import QueryScores
 from clap.evaluation.results import Evaluation
 from clap.evaluation.zero_shot import ClassifiedSplit, compare_with_classes, require_labels, select_labels
-from clap.prompts import PROMPT_BANK, check_templates, fill_templates
+from clap.prompts import check_templates, fill_templates
 from clap.proportion import wilson_interval
 from clap.text_table import to_csv
 
@@ -40,7 +40,7 @@ class PromptReport(Evaluator):
 
     metric_names = tuple(f"prompt_report/{name}_accuracy" for name in ("mean", "ensemble", "best", "worst"))
 
-    def __init__(self, *, templates: Sequence[str] = PROMPT_BANK) -> None:
+    def __init__(self, *, templates: Sequence[str]) -> None:
         self.templates = check_templates(templates, what="class", key="evaluation.prompt_report.templates")
         if repeated := [text for i, text in enumerate(self.templates) if text in self.templates[:i]]:
             raise ValueError(
