@@ -10,6 +10,7 @@ from planted import plant_module
 from torch.testing import assert_close
 
 from clap.dataset.clips import ClapDataset
+from clap.evaluation.retrieved_clips import retrieve_clips
 from clap.evaluation.run_plots import plot_run
 from clap.loss import SymmetricCrossEntropyLoss
 from clap.model import Clap
@@ -122,6 +123,6 @@ def test_cost_counts_the_layers_of_a_waveform_encoder(clap: Clap) -> None:
 def test_run_of_a_waveform_encoder_has_no_log_mel_plot(clap: Clap, config: dict, tmp_path: Path) -> None:
     dataset = ClapDataset(config=config | {"dataset": config["dataset"] | {"max_clips": 4}}, kind="val", window=1.0)
     (tmp_path / "metrics.jsonl").touch()
-    plot_run(tmp_path, clap, dataset)
+    plot_run(tmp_path, clap, retrieve_clips(clap, dataset))
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert names == ["quality.png", "similarity.png", "training.png"]

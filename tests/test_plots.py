@@ -10,17 +10,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from clap.corpus import Clip
-from clap.evaluation.clip_plots import (
-    RetrievedCaption,
-    has_classes,
-    plot_class_similarity,
-    plot_log_mels,
-    plot_similarity,
-    retrieve,
-    take_turns,
-    wrap,
-)
+from clap.evaluation.clip_plots import plot_class_similarity, plot_log_mels, plot_similarity, wrap
+from clap.evaluation.retrieved_clips import RetrievedText
 from clap.evaluation.run_plots import group_quality, plot_quality_curves, plot_training_curves
 from clap.plotting import PALETTE, fit_text, pick_color, running_mean
 
@@ -70,8 +61,8 @@ def validation_history(num_epochs: int) -> list[dict]:
     ]
 
 
-def make_retrieved(count: int) -> list[RetrievedCaption]:
-    return [RetrievedCaption(LONG_CAPTION, score=0.9, is_own=place == 0) for place in range(count)]
+def make_retrieved(count: int) -> list[RetrievedText]:
+    return [RetrievedText(LONG_CAPTION, score=0.9, is_own=place == 0) for place in range(count)]
 
 
 def draw_log_mels(count: int, path: Path, **frontend) -> None:
@@ -197,24 +188,6 @@ def test_clips_without_one_row_each_are_refused(tmp_path: Path):
         plot_class_similarity(
             torch.zeros(2, 3), tmp_path / "a.png", class_names=["a", "b", "c"], labels=[("a",)], num_clips=2
         )
-
-
-def test_class_of_a_clip_is_a_right_answer():
-    found = retrieve(torch.tensor([0.1, 0.9, 0.5, 0.7]), ["dog", "rain", "cat", "wind"], ("wind", "dog"))
-    assert [(item.caption, item.is_own) for item in found] == [("rain", False), ("wind", True), ("cat", False)]
-
-
-def test_clips_are_shown_by_class_only_where_captions_are_from_labels():
-    from_labels, written = (
-        [Clip(str(i), ("a dog",), label="dog", captions_from_labels=made) for i in range(3)] for made in (True, False)
-    )
-    assert has_classes(from_labels) and not has_classes(written) and not has_classes([*from_labels, *written])
-
-
-def test_classes_take_turns():
-    labels = ["dog", "dog", "rain", "cat", "dog", "rain"]
-    clips = [Clip(str(i), ("x",), label=label) for i, label in enumerate(labels)]
-    assert take_turns(clips) == [3, 0, 2, 1, 5, 4]
 
 
 @pytest.mark.parametrize(("count", "width", "height"), [(1, 660, 648), (4, 1248, 1248), (5, 1836, 1248)])

@@ -1,14 +1,7 @@
-"""Plots of a few clips of a split: their similarity to texts, and their log-mels with the best-scoring texts.
-
-The texts are the captions of the split. Where captions are made from labels, they are the classes: clips of one class
-then have the same caption, which is a wrong answer for none of them.
-"""
+"""Plots of a few clips of a split: their similarity to texts, and their log-mels with the best-scoring texts."""
 
 import textwrap
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -20,80 +13,40 @@ from torch import Tensor
 
 from clap.audio import mel_frequencies
 from clap.audio_encoder.base import LogMelEncoder
-from clap.corpus import Clip
-from clap.dataset.clips import ClapDataset, Item
+from clap.dataset.clips import Item
+from clap.evaluation.retrieved_clips import RetrievedClips, RetrievedText
 from clap.model import Clap
 from clap.plotting import GREEN, GREY, INK, escape, fit_text, new_figure, save_placeholder, save_png
 from clap.prompts import TEMPLATES
 
 FREQUENCY_TICKS = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)  # Hz
-MAX_PANELS = 6  # clips whose log-mel is drawn
-MAX_MATRIX = 64  # clips that a similarity matrix shows, and captions or classes up to which all are shown
+MAX_MATRIX = 64  # rows and columns of a similarity matrix of captions, and classes up to which all are shown
 MAX_LABELS = 24  # captions up to which rows and columns are labelled
 RANGE_DB = 80.0  # below the loudest cell, log-mels are drawn black
 CAPTION_WIDTH = 52  # characters on a line under a log-mel panel
 CAPTION_LINES = 2
 
 
-@dataclass(frozen=True)
-class RetrievedCaption:
-    """One caption or class that a clip retrieved, and whether it is the clip's own."""
-
-    caption: str
-    score: float
-    is_own: bool
-
-
-def plot_clips(folder: Path, clap: Clap, dataset: ClapDataset) -> None:
+def plot_clips(folder: Path, clap: Clap, found: RetrievedClips) -> None:
     """similarity.png and, of encoders with a log-mel, retrieved.png of a few clips."""
-    by_class = has_classes(dataset.clips)
-    items, clips, rows = [], [], [torch.empty(0, clap.embed_dim)]
-    order = take_turns(dataset.clips) if by_class else range(len(dataset))
-    for index in order[:MAX_MATRIX]:  # one at a time: a fusion reads whole clips, which may be long
-        item = dataset[index]
-        if item.problem is not None:
-            continue
-        clips.append(dataset.clips[item.index])
-        rows.append(clap.get_audio_embeddings(item.waveform, clap.sample_rate).cpu())
-        if len(items) < MAX_PANELS:
-            items.append(item)
-    audio, path = torch.cat(rows), folder / "similarity.png"
-    if by_class:
-        texts = sorted({label for clip in dataset.clips for label in clip.all_labels})
-        text, own = clap.embed_classes(texts).cpu(), [clip.all_labels for clip in clips]
-        plot_class_similarity(audio @ text.T, path, class_names=texts, labels=own, num_clips=len(dataset))
+    path, own = folder / "similarity.png", found.own()
+    similarity = found.audio_embedding @ found.text_embedding.T  # (clips, texts)
+    if found.by_class:
+        plot_class_similarity(similarity, path, class_names=found.texts, labels=own, num_clips=found.num_clips)
     else:
-        first = [clip.captions[0] for clip in clips]
-        similarity = audio @ clap.get_text_embeddings(first).cpu().T
-        plot_similarity(similarity, path, captions=first, clip_ids=[clip.id for clip in clips])
-        texts = list(dict.fromkeys(dataset.captions))
-        text, own = clap.get_text_embeddings(texts).cpu(), [clip.captions for clip in clips]
+        first = [captions[0] for captions in own]
+        columns = [found.texts.index(caption) for caption in first]
+        plot_similarity(similarity[:, columns], path, captions=first, clip_ids=[clip.id for clip in found.clips])
     if isinstance(clap.audio_encoder, LogMelEncoder):
-        retrieved = [retrieve(row, texts, right) for row, right in zip(audio[: len(items)] @ text.T, own, strict=False)]
-        heads = [", ".join(right) if by_class else right[0] for right in own[: len(items)]]
-        what = ("class", "classes") if by_class else ("caption", "captions")
-        title = "Own {} above, best-scoring {} below".format(*what)
-        plot_items(folder / "retrieved.png", clap, items=items, captions=heads, retrieved=retrieved, title=title)
-
-
-def retrieve(scores: Tensor, texts: Sequence[str], own: Sequence[str]) -> list[RetrievedCaption]:
-    """The three texts with the highest scores (texts,), best first."""
-    best = zip(*map(Tensor.tolist, scores.topk(min(3, len(texts)))), strict=True)
-    return [RetrievedCaption(texts[i], score, texts[i] in own) for score, i in best]
-
-
-def has_classes(clips: Sequence[Clip]) -> bool:
-    """Whether the captions of all clips are made from their labels."""
-    return all(clip.captions_from_labels and clip.all_labels for clip in clips)
-
-
-def take_turns(clips: Sequence[Clip]) -> list[int]:
-    """Indices of the clips, the first of each class, then the second of each class, and so on."""
-    classes = defaultdict(list)
-    for index, clip in enumerate(clips):
-        classes[clip.all_labels[0]].append(index)
-    turns = zip_longest(*(classes[name] for name in sorted(classes)))
-    return [index for index in chain.from_iterable(turns) if index is not None]
+        what = ("class", "classes") if found.by_class else ("caption", "captions")
+        plot_items(
+            folder / "retrieved.png",
+            clap,
+            items=found.items,
+            captions=[", ".join(texts) if found.by_class else texts[0] for texts in own[: len(found.items)]],
+            retrieved=found.retrieved(),
+            title="Own {} above, best-scoring {} below".format(*what),
+        )
 
 
 def plot_items(
@@ -102,7 +55,7 @@ def plot_items(
     *,
     items: Sequence[Item],
     captions: Sequence[str],
-    retrieved: Sequence[Sequence[RetrievedCaption]],
+    retrieved: Sequence[Sequence[RetrievedText]],
     title: str,
 ) -> None:
     """`plot_log_mels` of loaded clips, on the encoder's own log-mel."""
@@ -204,7 +157,7 @@ def plot_log_mels(
     path: Path,
     *,
     captions: Sequence[str],
-    retrieved: Sequence[Sequence[RetrievedCaption]],
+    retrieved: Sequence[Sequence[RetrievedText]],
     title: str,
     sample_rate: int,
     hop_length: int,
@@ -286,13 +239,13 @@ def label_log_mel(axes: Axes, *, f_min: float, f_max: float, is_first: bool) -> 
     axes.tick_params(colors=INK, labelsize=9)
 
 
-def draw_retrieved(axes: Axes, retrieved: Sequence[RetrievedCaption]) -> None:
+def draw_retrieved(axes: Axes, retrieved: Sequence[RetrievedText]) -> None:
     """Retrieved captions with their scores, one below the other; the clip's own in green behind a tick."""
     axes.set_axis_off()
     for place, item in enumerate(retrieved):
         mark, color = ("✓", GREEN) if item.is_own else ("·", GREY)
         height = 0.95 - place / max(len(retrieved), 3)
-        for left, text in ((0.0, mark), (0.04, f"{item.score:.2f}"), (0.15, wrap(item.caption))):
+        for left, text in ((0.0, mark), (0.04, f"{item.score:.2f}"), (0.15, wrap(item.text))):
             axes.text(left, height, text, color=color, fontsize=9, verticalalignment="top", linespacing=1.15)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from clap.dataset.clips import ClapDataset
 from clap.evaluation.clip_plots import plot_clips
 from clap.evaluation.evaluator import is_monitor
+from clap.evaluation.retrieved_clips import RetrievedClips
 from clap.model import Clap
 from clap.plotting import (
     BLUE,
@@ -47,12 +47,12 @@ QUALITY_CURVES = {  # last part of a metric's name: legend, colour
 }
 
 
-def plot_run(run_dir: Path, clap: Clap, dataset: ClapDataset) -> None:
-    """All plots of a run: its curves, and the captions or classes that a few clips of `dataset` retrieve."""
+def plot_run(run_dir: Path, clap: Clap, found: RetrievedClips) -> None:
+    """All plots of a run: its curves, and the captions or classes that a few clips retrieve."""
     folder, history = run_dir / "plots", read_history(run_dir / HISTORY)
     plot_training_curves(history, folder / "training.png")
     plot_quality_curves(history, folder / "quality.png", chance=read_chance(run_dir))
-    plot_clips(folder, clap, dataset)
+    plot_clips(folder, clap, found)
 
 
 def plot_training_curves(history: Sequence[dict], path: Path) -> None:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from clap.atomic import read_json
 from clap.evaluation.example_clips import write_example_clips
+from clap.evaluation.retrieved_clips import retrieve_clips
 from clap.evaluation.run_plots import plot_run
 from clap.process_group import is_main, share_failure
 from clap.run_folder import COST, HISTORY, METRICS, read_chance
@@ -70,7 +71,8 @@ def log_results(trainer: ClapTrainer, metrics: Mapping[str, float], run_dir: Pat
     with nullcontext(run_dir) if is_main() else TemporaryDirectory() as folder:
         if is_main() or trainer.settings.parallel == "fsdp":
             Path(folder, HISTORY).touch()  # which rank 0 writes
-            plot_run(Path(folder), trainer.clap, loader.dataset)
-            write_example_clips(Path(folder, "clips"), trainer.clap, loader.dataset)
+            found = retrieve_clips(trainer.clap, loader.dataset)
+            plot_run(Path(folder), trainer.clap, found)
+            write_example_clips(Path(folder, "clips"), found, sample_rate=trainer.clap.sample_rate)
     if trainer.tracker is not None:
         trainer.tracker.log_artifacts(run_dir, ("plots", "clips"))
