@@ -27,8 +27,8 @@ class Leaderboard:
 
     Args:
         metrics: columns of the Markdown table, the leading one first (default: see `choose_metrics`).
-        by_validation: sort by the best validation of each job, a further column: the best job of a search is not the one
-            with the most luck on the test split.
+        by_validation: sort by the best validation of each job, a further column: the best job of a search is not the
+            one with the most luck on the test split.
 
     Attributes:
         chance: metric -> the chance levels of the jobs, of metrics in the table that have one.
