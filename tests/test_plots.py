@@ -152,7 +152,7 @@ def test_chance_is_a_labelled_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     plot_quality_curves(validation_history(3), tmp_path / "quality.png", chance=CHANCE)
     texts = {axes.get_title(): [text.get_text() for text in axes.get_legend().get_texts()] for axes in figures[0].axes}
     assert texts["val · synthetic · zero shot"] == ["accuracy (chance 12.5%)"]
-    assert texts["val · synthetic · audio to text"] == ["recall at 10"]
+    assert texts["val · synthetic · audio to text"] == ["recall@10"]
     panel = next(axes for axes in figures[0].axes if "zero shot" in axes.get_title())
     assert [list(line.get_ydata()) for line in panel.lines if line.get_linestyle() == "--"] == [[0.125, 0.125]]
 

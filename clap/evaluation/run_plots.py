@@ -13,6 +13,7 @@ from matplotlib.ticker import PercentFormatter
 
 from clap.evaluation.clip_plots import plot_clips
 from clap.evaluation.evaluator import is_monitor
+from clap.evaluation.results import label_metric
 from clap.evaluation.retrieved_clips import RetrievedClips
 from clap.model import Clap
 from clap.plotting import (
@@ -37,13 +38,13 @@ TRAINING_PANELS = {  # metric: axis label, colour, whether it is noisy
     "train/logit_scale": ("logit scale", GREEN, False),
     "train/clips_per_second": ("clips / s", PURPLE, True),
 }
-QUALITY_CURVES = {  # last part of a metric's name: legend, colour
-    "recall_at_1": ("recall at 1", BLUE),
-    "recall_at_5": ("recall at 5", ORANGE),
-    "recall_at_10": ("recall at 10", GREEN),
-    "mean_average_precision_at_10": ("mAP at 10", RED),
-    "mean_average_precision": ("mAP", RED),
-    "accuracy": ("accuracy", PURPLE),
+QUALITY_COLORS = {  # by the last part of a metric's name
+    "recall_at_1": BLUE,
+    "recall_at_5": ORANGE,
+    "recall_at_10": GREEN,
+    "mean_average_precision_at_10": RED,
+    "mean_average_precision": RED,
+    "accuracy": PURPLE,
 }
 
 
@@ -94,7 +95,7 @@ def plot_quality_curves(history: Sequence[dict], path: Path, *, chance: Mapping[
     for axes, (title, names) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
         for name, free_color in zip(names, itertools.cycle(PALETTE)):
             last = name.rpartition("/")[2]
-            label, color = QUALITY_CURVES.get(last, (last.replace("_", " "), free_color))
+            label, color = label_metric(last), QUALITY_COLORS.get(last, free_color)
             if name in chance:
                 axes.axhline(chance[name], color=color, linestyle="--", linewidth=0.9)
                 label += f" (chance {chance[name]:.3g})" if title in names else f" (chance {chance[name]:.1%})"
@@ -122,14 +123,14 @@ def group_quality(history: Sequence[dict], chance: Mapping[str, float]) -> dict[
     """Validation metrics of each panel, those of which higher is better.
 
     Returns:
-        {val/<dataset>/<task>: names of shares, in the order of QUALITY_CURVES}, then {name: [name]} of other metrics.
+        {val/<dataset>/<task>: names of shares, in the order of QUALITY_COLORS}, then {name: [name]} of other metrics.
     """
     values: dict[str, list[float]] = defaultdict(list)
     for entry in history:
         for name, value in entry["metrics"].items():
             if name.startswith("val/") and is_monitor(name) and not name.endswith(("/ci_low", "/ci_high")):
                 values[name].append(value)
-    known = list(QUALITY_CURVES)
+    known = list(QUALITY_COLORS)
     shares: dict[str, list[str]] = defaultdict(list)
     others = {}
     for name in sorted(values):
