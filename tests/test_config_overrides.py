@@ -75,7 +75,7 @@ REJECTED = {
     "type of an interval": (["-m", "hydra/sweeper=optuna", "optimizer.betas=interval(0,1)"], "must be a list"),
     "key of an interval": (["-m", "hydra/sweeper=optuna", "optimizer.lrr=interval(0,1)"], "did you mean optimizer.lr?"),
     "no trials": (["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=0", "seed=1,2"], "must be at least 1"),
-    "empty range": (["-m", "seed=range(3,1)"], "there is no value in it; write range"),
+    "empty range": (["-m", "seed=range(3,1)"], "it has no values; write range"),
     "option of a sweep": (["-m", "optimizer=adam,sdg"], "optimizer has no option sdg; did you mean sgd?"),
     "pattern of no option": (["-m", "optimizer=glob(x*)"], "no option of optimizer matches; options: adam, sgd"),
     "key of one option of a sweep": (["-m", "optimizer=adam,sgd", "optimizer.momentum=0.9"], "with optimizer=adam"),

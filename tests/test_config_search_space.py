@@ -124,5 +124,5 @@ def test_interval_of_a_grid_is_rejected():
 
 @pytest.mark.parametrize("line", ["batch_size=range(3,1)", "batch_size=range(1,3,0)", "lr=range(0.5,0.1,0.1)"])
 def test_range_without_a_value_is_rejected(line: str):
-    with pytest.raises(ValueError, match="there is no value in it; write range"):
+    with pytest.raises(ValueError, match="it has no values; write range"):
         check(line, sweeper="any")

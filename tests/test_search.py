@@ -15,8 +15,8 @@ from sweeps import read_board, read_runs, run, statuses, wait_for
 
 from clap.config.search_space import Choice, Range, SearchSettings
 from clap.study.job import FINISHED, PRUNED, Job
-from clap.study.optuna_study import JOURNAL
 from clap.study.search import Search, count_workers
+from clap.study.search_storage import JOURNAL
 from clap.study.sweep import check_search, own_search
 
 LR, ENCODER = Range(1e-5, 1e-1, log=True), Choice(("a", "b"))

@@ -11,7 +11,6 @@ from optuna.trial import Trial
 
 from clap.config.search_space import Choice, Range, SearchSettings
 from clap.study.job import FINISHED, PRUNED, Job
-from clap.study.optuna_study import find_trial_id
 from clap.study.search import Search
 from clap.study.search_report import (
     draw_contour,
@@ -21,6 +20,7 @@ from clap.study.search_report import (
     find_importances,
     write_report,
 )
+from clap.study.search_storage import find_trial_id
 
 LR = Range(1e-5, 1e-1, log=True)
 SPACE = {"optimizer.lr": LR, "audio_encoder": Choice(("cnn14_nano", "htsat_nano")), "batch_size": Range(8, 64, 8)}

@@ -117,7 +117,7 @@ def check_sweep(overrides: Iterable[Override], sweeper: Mapping[str, Any], read_
     swept = [override for override in overrides if override.is_sweep_override()]
     for override in swept:
         if not override.is_interval_sweep() and is_empty(override):
-            raise ValueError(f"{override.input_line}: there is no value in it; write range(START,STOP) with START<STOP")
+            raise ValueError(f"{override.input_line}: it has no values; write range(START,STOP) with START<STOP")
         if override.is_interval_sweep() and sweeper["_target_"] == BasicSweeperConf._target_:
             raise ValueError(
                 f"{override.input_line}: a sweep runs a list of values, and an interval is searched; add "
@@ -186,7 +186,7 @@ def read_interval(override: Override, current: Any = None) -> Range:
 
 
 def accepts_fractions(key: str, current: Any) -> bool:
-    """Whether a key takes numbers that are no integers; `current` is its value in the yaml."""
+    """Whether a key takes fractions; `current` is its value in the yaml."""
     types = TYPES.get(key) or TYPES.get(key.rpartition(".")[2]) or (type(current),)
     return float in types
 

@@ -93,7 +93,7 @@ def list_confused(class_names: Sequence[str], confusion: np.ndarray) -> list[str
 
 
 def plot_confusion(path: Path, class_names: Sequence[str], confusion: np.ndarray, *, title: str) -> None:
-    """Shares of each class's clips by predicted class, the accuracy of each class beside, the worst pairs below."""
+    """Shares of each class's clips by predicted class, with accuracies next to them and the worst pairs below."""
     wrong = confusion.sum(axis=1) - confusion.diagonal()
     shown = np.sort(np.argsort(-wrong, kind="stable")[:MAX_CLASSES])
     names = [fit_text(class_names[row], MAX_NAME) for row in shown]
@@ -108,10 +108,10 @@ def plot_confusion(path: Path, class_names: Sequence[str], confusion: np.ndarray
     figure = new_figure(side + bars + margin + 1.2, height, title="")
     count = "" if len(shown) == len(class_names) else f", {len(shown)} of {len(class_names)} classes"
     figure.suptitle(f"{title}{count}\n{describe(confusion)}", fontsize=12 * scale, fontweight="bold", color=INK)
-    matrix, beside = figure.subplots(1, 2, sharey=True, width_ratios=[side, bars])
+    matrix, accuracies = figure.subplots(1, 2, sharey=True, width_ratios=[side, bars])
     draw_shares(matrix, shares, names, label_size=label_size)
-    draw_accuracies(beside, shares.diagonal(), clips, len(class_names), label_size=label_size)
-    for label in (matrix.xaxis.label, matrix.yaxis.label, beside.title, *beside.get_xticklabels()):
+    draw_accuracies(accuracies, shares.diagonal(), clips, len(class_names), label_size=label_size)
+    for label in (matrix.xaxis.label, matrix.yaxis.label, accuracies.title, *accuracies.get_xticklabels()):
         label.set(fontsize=9 * scale, color=INK)
     if pairs:
         worst = "\n".join(["most confused, class → predicted class", *map(escape, pairs)])

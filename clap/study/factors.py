@@ -25,7 +25,7 @@ REPEATS = (SEED, FOLD)  # keys that repeat a configuration: other seeds, and the
 
 
 class Repeat(NamedTuple):
-    """What tells the runs of a configuration apart; fold is None without cross-validation."""
+    """Seed and fold of a run of a configuration; fold is None without cross-validation."""
 
     seed: str
     fold: str | None = None

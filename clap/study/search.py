@@ -40,8 +40,8 @@ from clap.run_folder import SEARCH, TRIAL
 from clap.study.factors import list_levels, parse_overrides
 from clap.study.job import FINISHED, PRUNED, Job, read_job, wait_for_jobs
 from clap.study.killed_workers import find_folder
-from clap.study.optuna_study import cut_truncated_line, make_pruner, open_storage
 from clap.study.search_report import find_best, write_report
+from clap.study.search_storage import cut_truncated_line, make_pruner, open_storage
 
 if TYPE_CHECKING:
     from hydra_plugins.clap_search import OptunaSweeper
@@ -53,7 +53,7 @@ SAMPLERS = {"tpe": TPESampler, "random": RandomSampler, "cmaes": CmaEsSampler}
 
 
 def run_search(sweeper: "OptunaSweeper", arguments: Sequence[str]) -> None:
-    """Run the trials that a search lacks, in batches, and tell Optuna their values.
+    """Run the trials that a search lacks, in batches, and report their values to Optuna.
 
     Args:
         arguments: the overrides of the command line.

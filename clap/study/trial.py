@@ -19,7 +19,7 @@ def follow_trial(run_dir: Path) -> Callable[..., None] | None:
     if not record.get("pruner"):
         return None
     # Optuna is imported only by searches.
-    from clap.study.optuna_study import open_trial
+    from clap.study.search_storage import open_trial
 
     return PrunedTrial(open_trial(record, run_dir.parent) if is_main() else None)
 
