@@ -18,10 +18,10 @@ from clap.dataset.clips import ClapDataset
 from clap.evaluation.class_report import write_class_report
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits
 from clap.evaluation.evaluator import Evaluator
+from clap.evaluation.labelled_split import list_class_names, require_labels
 from clap.evaluation.metrics import NOT_FINITE
 from clap.evaluation.query_scores import QueryScores
 from clap.evaluation.results import Evaluation
-from clap.evaluation.zero_shot import require_labels
 from clap.process_group import on_main
 
 if TYPE_CHECKING:  # imports transformers
@@ -33,7 +33,7 @@ TOLERANCE, MAX_ITERATIONS = 1e-4, 1000  # of the solver
 
 
 @dataclass
-class LabelledClips:
+class ProbeClips:
     """The labelled clips of a split, sorted by id, so that nothing depends on the order of a loader.
 
     Attributes:
@@ -123,7 +123,7 @@ class LinearProbe(Evaluator):
             raise ValueError(
                 "a linear probe is tested on other clips than it is fitted to; set split=val or split=test"
             )
-        if unknown := sorted(set(list_classes(dataset)) - set(list_classes(others["train"]))):
+        if unknown := sorted(set(list_class_names(dataset)) - set(list_class_names(others["train"]))):
             raise ValueError(
                 f"no clip of the train split of {dataset.name} has the class {unknown[0]!r} of its {dataset.kind} "
                 f"split (of {len(unknown)} such classes); add training clips, or remove linear_probe from "
@@ -131,7 +131,7 @@ class LinearProbe(Evaluator):
             )
 
     def __call__(self, clap: "Clap", splits: Splits) -> Evaluation:
-        class_names = list_classes(splits["train"].dataset)
+        class_names = list_class_names(splits["train"].dataset)
         train, test = (select_labelled(split, class_names) for split in (splits["train"], splits.evaluated))
         require_labels(splits.evaluated.dataset, test.clips)
         self.check_training_clips(splits["train"].dataset, train.clips)
@@ -159,7 +159,7 @@ class LinearProbe(Evaluator):
         title = "Linear probe, {dataset} ({split})".format(**result.protocol)
         write_class_report(folder, class_names.tolist(), targets, predicted, title)
 
-    def classify(self, train: LabelledClips, test: LabelledClips) -> tuple[float, np.ndarray, list[np.ndarray]]:
+    def classify(self, train: ProbeClips, test: ProbeClips) -> tuple[float, np.ndarray, list[np.ndarray]]:
         """The chosen C, the class of each test clip (clips,), and for each of `shots` the share of draws that hit."""
         strength = self.choose_strength(train)
         predicted = fit_probe(train.embedding, train.labels, strength).predict(test.embedding)
@@ -168,7 +168,7 @@ class LinearProbe(Evaluator):
         ]
         return strength, predicted, few_shot
 
-    def choose_strength(self, train: LabelledClips) -> float:
+    def choose_strength(self, train: ProbeClips) -> float:
         """The C of the grid with the most right clips in cross-validation, of equal ones the smallest."""
         if len(self.c_grid) == 1:
             return self.c_grid[0]
@@ -183,13 +183,13 @@ class LinearProbe(Evaluator):
                     right[place] += (found == train.labels[held_out]).sum()
         return self.c_grid[int(right.argmax())]
 
-    def hit_few(self, train: LabelledClips, test: LabelledClips, shots: int, draw: int) -> np.ndarray:
+    def hit_few(self, train: ProbeClips, test: ProbeClips, shots: int, draw: int) -> np.ndarray:
         """Whether a probe of one draw of a few clips per class finds the class of each test clip, (clips,) bool."""
         rows = draw_clips(train.labels, train.recordings, shots, np.random.default_rng([self.seed, draw]))
         probe = fit_probe(train.embedding[rows], train.labels[rows], self.few_shot_c)
         return probe.predict(test.embedding) == test.labels
 
-    def describe(self, class_names: list[str], train: LabelledClips, test: LabelledClips) -> dict:
+    def describe(self, class_names: list[str], train: ProbeClips, test: ProbeClips) -> dict:
         """The protocol: all that defines the numbers except the weights and the clips."""
         protocol = {
             "class_names": class_names,
@@ -219,16 +219,11 @@ def name_few_shot(shots: int) -> str:
     return f"linear_probe/accuracy_{shots}_shot"
 
 
-def list_classes(dataset: ClapDataset) -> list[str]:
-    """The labels of the listed clips of a split, sorted; those of clips that cannot be read too."""
-    return sorted({clip.label for clip in [*dataset.clips, *dataset.missing] if clip.label is not None})
-
-
 def name_recording(clip: Clip) -> tuple[str, str]:
     return ("clip", clip.id) if clip.source is None else ("source", clip.source)
 
 
-def select_labelled(split: EmbeddedSplit, class_names: Sequence[str]) -> LabelledClips:
+def select_labelled(split: EmbeddedSplit, class_names: Sequence[str]) -> ProbeClips:
     """The labelled clips of an embedded split.
 
     Raises:
@@ -245,7 +240,7 @@ def select_labelled(split: EmbeddedSplit, class_names: Sequence[str]) -> Labelle
     labels = np.array([place[clip.label] for clip in chosen], dtype=int)
     numbers: dict[tuple[str, str], int] = {}
     recordings = np.array([numbers.setdefault(name_recording(clip), len(numbers)) for clip in chosen], dtype=int)
-    return LabelledClips(chosen, embedding, labels, recordings)
+    return ProbeClips(chosen, embedding, labels, recordings)
 
 
 def fit_probe(embedding: np.ndarray, labels: np.ndarray, strength: float) -> Pipeline:

@@ -14,10 +14,11 @@ from clap.dataset.clips import ClapDataset
 from clap.evaluation.bars import plot_bars
 from clap.evaluation.embedded_split import Splits
 from clap.evaluation.evaluator import Evaluator
+from clap.evaluation.labelled_split import LabelledSplit, require_labels, select_labels
 from clap.evaluation.metrics import accuracy, zero_shot_hits
 from clap.evaluation.query_scores import QueryScores
 from clap.evaluation.results import Evaluation
-from clap.evaluation.zero_shot import ClassifiedSplit, compare_with_classes, require_labels, select_labels
+from clap.evaluation.zero_shot import compare_with_classes
 from clap.prompts import check_templates, fill_templates
 from clap.proportion import wilson_interval
 from clap.text_table import to_csv
@@ -113,6 +114,6 @@ class PromptReport(Evaluator):
         )
 
 
-def find_hits(found: ClassifiedSplit, class_embedding: Tensor) -> Tensor:
+def find_hits(found: LabelledSplit, class_embedding: Tensor) -> Tensor:
     """(clips,) bool on the CPU, whether the own class is nearest."""
     return torch.cat([zero_shot_hits(*chunk) for chunk in compare_with_classes(found, class_embedding)]).cpu()

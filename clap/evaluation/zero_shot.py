@@ -1,7 +1,6 @@
 """Zero-shot classification by prompts (Radford et al. 2021)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
 from clap.evaluation.class_report import write_class_report
-from clap.evaluation.embedded_split import EmbeddedSplit, Splits
+from clap.evaluation.embedded_split import Splits
 from clap.evaluation.evaluator import Evaluator
+from clap.evaluation.labelled_split import LabelledSplit, require_labels, select_labels
 from clap.evaluation.metrics import accuracy, predict_classes
 from clap.evaluation.query_scores import QueryScores
 from clap.evaluation.results import Evaluation
@@ -23,23 +22,6 @@ if TYPE_CHECKING:  # imports transformers
     from clap.model import Clap
 
 CHUNK_SIZE = 4096  # clips compared with the classes at a time
-
-
-@dataclass
-class ClassifiedSplit:
-    """The clips of a split that have a label.
-
-    Attributes:
-        clip_ids: (clips,).
-        audio_embedding: (clips, embed_dim), unit norm.
-        targets: (clips,) int64 on the CPU, position of the label in class_names.
-        class_names: (classes,) of all clips of the dataset, also of those without a recording.
-    """
-
-    clip_ids: list[str]
-    audio_embedding: Tensor
-    targets: Tensor
-    class_names: list[str]
 
 
 class ZeroShot(Evaluator):
@@ -95,23 +77,7 @@ class ZeroShot(Evaluator):
         write_class_report(folder, class_names.tolist(), targets, predicted, title)
 
 
-def require_labels(dataset: ClapDataset, clips: Sequence[Clip]) -> None:
-    if all(clip.label is None for clip in clips):
-        raise ValueError(f"no clip of {dataset.name} ({dataset.kind}) has a label; choose evaluation=[retrieval]")
-
-
-def select_labels(split: EmbeddedSplit) -> ClassifiedSplit:
-    """The labelled clips of a split; ValueError if there are none."""
-    rows = [row for row, clip in enumerate(split.clips) if clip.label is not None]
-    labelled = [split.clips[row] for row in rows]
-    require_labels(split.dataset, labelled)
-    listed = [*split.dataset.clips, *split.dataset.missing]
-    class_names = sorted({clip.label for clip in listed if clip.label is not None})
-    targets = torch.tensor([class_names.index(clip.label) for clip in labelled])
-    return ClassifiedSplit([clip.id for clip in labelled], split.audio_embedding[rows], targets, class_names)
-
-
-def compare_with_classes(found: ClassifiedSplit, class_embedding: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def compare_with_classes(found: LabelledSplit, class_embedding: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Cosines (chunk, classes) and targets (chunk,) of a few thousand clips at a time, on the device."""
     chunks = (found.audio_embedding.split(CHUNK_SIZE), found.targets.split(CHUNK_SIZE))
     for some, own in zip(*chunks, strict=True):
