@@ -22,7 +22,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.core.utils import setup_globals
-from hydra.errors import OverrideParseException
+from hydra.errors import ConfigCompositionException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -81,6 +81,7 @@ def check_overrides(argv: list[str], *, config_dir: Path, config_name: str) -> l
     composes_only = bool(args.cfg or args.help or args.info)
     configs = Configs.open(args, config_dir=config_dir, config_name=config_name)
     overrides = configs.parse(args.overrides)
+    configs.check_hydra([override for override in overrides if _is_hydra(override)])
     hydra_lines = [override.input_line for override in overrides if _is_hydra(override)]
     overrides = [override for override in overrides if not _is_hydra(override)]
     groups, values = configs.split(overrides)
@@ -174,10 +175,14 @@ class Configs:
 
     def parse(self, lines: list[str]) -> list[Override]:
         """Parse overrides with Hydra's grammar."""
+        parser = OverridesParser.create(config_loader=self.loader)
         try:
-            return OverridesParser.create(config_loader=self.loader).parse_overrides(lines)
+            return parser.parse_overrides(lines)
         except OverrideParseException as error:
             key, sign, value = error.override.partition("=")
+            if unknown := re.search(r"Unknown function '(\w+)'", str(error)):
+                hint = suggest(unknown[1], parser.functions.functions)
+                raise ValueError(f"{error.override}: there is no function {unknown[1]}{hint}") from error
             quoted = f"; quote a value with special characters: {shell_override(key, value)}" if sign else ""
             raise ValueError(f"{error.override}: not an override; write key=value{quoted}") from error
 
@@ -214,11 +219,28 @@ class Configs:
                 hint = f"; write '{group}=\"{typed}\"'" if is_number else suggest(name, self.options(folder))
                 raise ValueError(f"{line}: {group} has no option {option}{hint}; options: {options}")
 
+    def check_hydra(self, overrides: list[Override]) -> None:
+        """Reject an unknown option of one of Hydra's own groups."""
+        for override in overrides:
+            if self.options(override.key_or_group) and not override.is_delete():
+                self.check_group(override)
+
+    def suggest_hydra_key(self, key: str, lines: list[str]) -> str:
+        """Text that suggests keys of Hydra, with the options that the lines choose."""
+        groups = [line for line in lines if self.options(line.partition("=")[0])]
+        known = flatten(OmegaConf.to_container(self.compose_all(groups).hydra))
+        return suggest_key(key, [f"hydra.{name}" for name, _ in known])
+
     def compose(self, lines: list[str]) -> ComposedJob:
         """Compose the yamls with the chosen options, before values are set; cached by the options."""
         if tuple(lines) in self.composed:
             return self.composed[tuple(lines)]
-        config = self.loader.load_configuration(self.name, lines, RunMode.MULTIRUN)
+        try:
+            config = self.loader.load_configuration(self.name, lines, RunMode.MULTIRUN)
+        except ConfigCompositionException as error:
+            if found := re.match(r"Could not override '(hydra\.[^']+)'", str(error)):
+                raise ValueError(f"there is no key {found[1]}{self.suggest_hydra_key(found[1], lines)}") from error
+            raise
         with open_dict(config):
             settings = config.pop("hydra")
         sweeper = OmegaConf.to_container(settings.sweeper)
