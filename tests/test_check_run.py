@@ -25,6 +25,8 @@ def check(*overrides: str) -> None:
 WRONG = {
     "metric": ("trainer.monitor=x", ValueError, "trainer.monitor=x is not one of val/synthetic/text_to_audio/"),
     "study": ("experiment=loss_ablation study.metrics=[x]", ValueError, "study.metrics: the runs do not log x"),
+    "shots": ("evaluation=[linear_probe] evaluation.linear_probe.shots=[0]", ValueError, "shots: 0 must be a whole"),
+    "template": ("evaluation=[zero_shot] evaluation.zero_shot.templates=[x]", ValueError, "'x'.: each needs {} for"),
     "count": ("trainer.max_epochs=0", ValueError, "trainer.max_epochs=0 must be at least 1"),
     "norm": ("trainer.max_grad_norm=0", ValueError, "trainer.max_grad_norm=0 must be above 0"),
     "scaled": ("trainer.precision=fp16 trainer.parallel=fsdp", ValueError, "which trainer.parallel=fsdp does not"),

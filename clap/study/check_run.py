@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # imports torch
 
 
 def check_run(config: Mapping[str, Any]) -> None:
-    """Check the settings of a run, the files that it starts from, and the metrics that its config names.
+    """Check the settings of a run and of its evaluators, the files that it starts from, and the metrics that it names.
 
     Raises:
         ValueError: a setting is out of range, or no evaluator computes a metric.
@@ -43,8 +43,8 @@ def check_run(config: Mapping[str, Any]) -> None:
     check_sources(config)
     if config["dataset"].get("test_fold") is not None:
         open_corpus(config["dataset"])
-    if config["trainer"]["monitor"] or (config["study"] or {}).get("metrics"):
-        open_evaluators(config, find_splits(open_corpus(config["dataset"])))
+    names_metrics = config["trainer"]["monitor"] or (config["study"] or {}).get("metrics")
+    open_evaluators(config, find_splits(open_corpus(config["dataset"])) if names_metrics else {})
 
 
 def check_schedule(optimizer: Mapping[str, Any]) -> None:
