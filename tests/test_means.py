@@ -11,6 +11,7 @@ from study_store import LEADING, add_job, make_results
 from clap.study.job import read_jobs
 from clap.study.means import Means
 from clap.study.statistics import fold_interval, seed_interval
+from clap.study.table import format_interval
 
 GROUPS = ("audio_encoder",)
 RECALL = "test/x/text_to_audio/recall_at_1"
@@ -101,9 +102,19 @@ def test_chance_is_shown_and_a_sweep_at_chance_says_so(tmp_path: Path) -> None:
     add_folds(tmp_path, "cnn14", 0.1, chance=0.1)
     means = make_means(tmp_path, "dataset.test_fold", metrics=(LEADING,))
     assert read_line(means, "chance")[3] == "0.100"
-    assert "The configuration is not above chance" in means.markdown()
+    assert "The configuration is not above chance in text-to-audio recall@1" in means.markdown()
     add_folds(tmp_path, "htsat", 0.9, chance=0.1)
     assert "above chance" not in make_means(tmp_path, "dataset.test_fold", metrics=(LEADING,)).markdown()
+
+
+def test_every_metric_has_its_interval_and_its_warning(tmp_path: Path) -> None:
+    other = "test/synthetic/audio_to_text/recall_at_1"
+    add_folds(tmp_path, "cnn14", 0.1, chance=0.1)
+    means = make_means(tmp_path, "dataset.test_fold", metrics=(other, LEADING))
+    estimate = means.rows[0].estimate(LEADING)
+    assert read_line(means, "cnn14")[6] == f"{estimate.mean:.3f} ({format_interval(estimate.interval)})"
+    assert means.markdown().count("is not above chance in") == 1  # of the one with a chance level
+    assert "is not above chance in text-to-audio recall@1" in means.markdown()
 
 
 def test_best_configuration_gives_the_metrics_of_the_parent_run(tmp_path: Path) -> None:

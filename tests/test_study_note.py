@@ -163,8 +163,8 @@ def test_runs_of_other_folds_may_have_other_data() -> None:
 def test_study_at_chance_says_so() -> None:
     at_chance = make_runs(make_study("grid"), quality=0.04, gap=0.0, chance=0.1)
     assert (
-        "**No configuration is above chance: every 95 % interval of text-to-audio recall@1 begins at or below the "
-        "chance level of 0.100, so these numbers rank nothing.**"
+        "**No configuration is above chance in text-to-audio recall@1: every 95 % interval begins at or below the "
+        "chance level of 0.100, so this metric ranks nothing.**"
     ) in as_line(write_block(at_chance))
     assert "above chance" not in as_line(write_block(make_runs(make_study("grid"), chance=0.1)))
 

@@ -108,10 +108,9 @@ class Means:
         lines = [["configuration", "seeds", *folds, *headings, "minutes of a job", *gaps]]
         for row in self.rows[:longest]:
             found = row.estimate(leading) or Estimate(None)
-            rest = [row.estimate(metric) for metric in others]
             counts = [str(len(row.replicates)), *(str(len(row.replicates[0]) if row.replicates else 0) for _ in folds)]
             numbers = [format_number(found.mean), format_number(found.deviation), format_interval(found.interval)]
-            numbers += [format_number(estimate and estimate.mean) for estimate in rest]
+            numbers += [format_estimate(row.estimate(metric)) for metric in others]
             lines.append([row.name, *counts, *numbers, format_minutes(row.seconds), *(row.gaps for _ in gaps)])
         if any(levels := [self.list_chances(metric) for metric in self.metrics]):
             first, *rest = map(format_range, levels)
@@ -121,16 +120,18 @@ class Means:
         return f"{to_markdown(lines, 1)}{describe_cut(self.rows, longest)}\n{self.describe()}\n"
 
     def describe(self) -> str:
-        """What the numbers are, and a warning if no configuration is above chance."""
+        """What the numbers are, and for each metric a warning if no configuration is above chance."""
         text = "Means over seeds; SD is over seeds, and the interval over seeds and clips, from three seeds on."
         if self.has_folds:
             text = (
                 "The number of a seed is the unweighted mean over its folds; SD is over folds. The interval is over "
                 "seeds and clips from three seeds on, else over folds from three folds on (Nadeau & Bengio 2003)."
             )
-        leading = self.metrics[0]
-        numbers = [(row.columns[leading], row.replicates) for row in self.rows if row.estimate(leading)]
-        return " ".join(filter(None, (text, self.describe_protocols(), describe_chance(numbers))))
+        numbers = [
+            [(row.columns[metric], row.replicates) for row in self.rows if row.estimate(metric)]
+            for metric in self.metrics
+        ]
+        return " ".join(filter(None, (text, self.describe_protocols(), *map(describe_chance, numbers))))
 
     def describe_protocols(self) -> str:
         """A warning of metrics that the configurations compute under several protocols; empty if there are none."""
@@ -228,3 +229,9 @@ def read_columns(jobs: Mapping[Repeat, Job], metrics: Sequence[str]) -> tuple[di
         except ValueError as error:  # protocols, clips or numbers that do not belong together
             problems.append(str(error))
     return columns, problems
+
+
+def format_estimate(estimate: Estimate | None) -> str:
+    """A mean with its interval, if it is known, such as "0.700 (0.256 to 1.000)"."""
+    mean = format_number(estimate and estimate.mean)
+    return f"{mean} ({format_interval(estimate.interval)})" if estimate and estimate.interval else mean

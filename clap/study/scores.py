@@ -195,8 +195,8 @@ def describe_chance(numbers: Sequence[tuple[Column, Sequence[Replicate]]]) -> st
     levels = [column.chance for column, _ in numbers]
     chance = " to ".join(dict.fromkeys(f"{level:.3f}" for level in (min(levels), max(levels))))
     return (
-        f"{which} above chance: every 95 % interval of {numbers[0][0].label} begins at or below the chance level of "
-        f"{chance}, so these numbers rank nothing."
+        f"{which} above chance in {numbers[0][0].label}: every 95 % interval begins at or below the chance level of "
+        f"{chance}, so this metric ranks nothing."
     )
 
 
