@@ -46,6 +46,7 @@ def test_configurations_are_sorted_by_the_mean_over_seeds(tmp_path: Path) -> Non
     add_seeds(tmp_path, "htsat", 0.5, 0.5, 0.8)
     means = make_means(tmp_path, "seed")
     assert [row.name for row in means.rows] == ["htsat", "cnn14"]
+    assert means.summary() == "Best mean: htsat (x text_to_audio recall_at_1 0.600)."
     estimate = means.rows[1].estimate(RECALL)
     assert estimate.mean == pytest.approx(0.4) and estimate.deviation == pytest.approx(np.std([0.1, 0.9, 0.2], ddof=1))
     assert estimate.interval == seed_interval([0.1, 0.9, 0.2])

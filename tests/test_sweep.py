@@ -20,7 +20,7 @@ from clap.plotting import PALETTE
 from clap.run_folder import append_history
 from clap.study.factors import parse_overrides
 from clap.study.job import Job, read_jobs
-from clap.study.sweep import rename_jobs, replace_stale, set_design
+from clap.study.sweep import name_sweep, rename_jobs, replace_stale, set_design
 from clap.tracking.description import COLOR, NOTE
 from clap.tracking.view import WORKFLOW
 
@@ -55,6 +55,19 @@ def test_one_at_a_time_needs_the_basic_sweeper(restored: None):
         ValueError, match="requires hydra/sweeper=basic, not hydra_plugins.optuna.OptunaSweeper; remove"
     ):
         set_design("one_at_a_time", sweeper="hydra_plugins.optuna.OptunaSweeper")
+
+
+@pytest.mark.parametrize(
+    ("swept", "name"),
+    [
+        (["audio_encoder", "seed"], "audio_encoder"),
+        (["seed", "dataset.test_fold"], "seed x test_fold"),
+        (["dataset.test_fold"], "test_fold"),
+        ([], "seed"),
+    ],
+)
+def test_sweep_is_named_by_what_it_compares(swept: list[str], name: str):
+    assert name_sweep(swept, Path("sweeps/2026-01-31/10-20-30")) == f"{name} 2026-01-31 10-20-30"
 
 
 def test_job_folders_of_an_earlier_version_are_renamed(tmp_path: Path):

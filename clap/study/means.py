@@ -146,6 +146,13 @@ class Means:
         found = [row.chance(metric) for row in self.rows]
         return [level for level in found if level is not None]
 
+    def summary(self) -> str:
+        """The best configuration and its leading number in one line; empty without rows or a result."""
+        found = self.rows[0].estimate(self.metrics[0]) if self.rows else None
+        if found is None or found.mean is None:
+            return ""
+        return f"Best mean: {self.rows[0].name} ({format_heading(self.metrics[0])} {format_number(found.mean)})."
+
     def csv(self) -> str:
         """One line for each configuration with all numbers in full precision."""
         records = []

@@ -191,7 +191,7 @@ class Sweep(Callback):
                 counts=board.counts,
                 configurations=self.read_configurations(),
                 constants=self.constants,
-                summary=board.summary(),
+                summary="\n\n".join([best, board.markdown()]) if (best := means.summary()) else board.summary(),
             )
             self.end_runs("FAILED" if self.has_failed(jobs) else "FINISHED")
         self.ended = True
@@ -280,8 +280,8 @@ def own_search(folder: Path) -> BaseFileLock:
 
 def name_sweep(swept: Sequence[str], folder: Path) -> str:
     """`audio_encoder x text_encoder 2026-01-31 10-20-30`, by what is swept and the folder."""
-    keys = [key.rpartition(".")[2] for key in swept if key not in REPEATS] or ["seed"]
-    return f"{' x '.join(keys)} {folder.parent.name} {folder.name}"
+    keys = [key for key in swept if key not in REPEATS] or swept or ["seed"]
+    return f"{' x '.join(key.rpartition('.')[2] for key in keys)} {folder.parent.name} {folder.name}"
 
 
 def find_question(sources: Sequence[DictConfig], study: str | None) -> str:
