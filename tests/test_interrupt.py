@@ -4,10 +4,13 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 
+from clap.run_folder import METRICS
 from clap.training.interrupt import end_with_parent, stop_on_signal
 
 
@@ -61,3 +64,20 @@ def test_second_signal_is_ignored_with_several_processes(monkeypatch: pytest.Mon
     finally:
         signal.signal(signal.SIGINT, before)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_signal_in_the_last_validation_stops_before_the_test(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=1)
+    validate = trainer.validate
+
+    def validate_and_stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        validate()
+
+    trainer.validate = validate_and_stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train_and_eval(tmp_path)
+    assert not (tmp_path / METRICS).exists()
+    resumed = make_trainer(epochs=1)
+    resumed.resume(tmp_path / "checkpoints" / "last")
+    assert resumed.train_and_eval(tmp_path).keys() > trainer.validation.best_metrics.keys()

@@ -151,6 +151,8 @@ class ClapTrainer:
                 with self.meter.train_time.running():
                     self.train_epoch(stop_requested)
                 self.end_epoch(stop_requested)
+            if any_rank(bool(stop_requested)):  # in the last validation
+                self.interrupt()
         self.skipped.log_total()
         self.set_tags(self.skipped.count_used())
 
