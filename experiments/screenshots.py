@@ -40,6 +40,7 @@ STORAGE = {  # of the browser: no panel of the UI's assistant, which covers a pa
     "mlflow.assistant.panelOpen_v1": "false",
 }
 EXPANDERS = ("mlflow.experiment.metadata_editor.expand_button", "runnamecellrenderer.tsx_46")  # ends of component ids
+MORE = "Show more"  # of a long description
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def open_browser(width: int = 1800, height: int = 1100) -> Iterator[WebDriver]:
 
 
 def find_pages(server: str) -> tuple[dict[str, str], str]:
-    """Name -> address of the pages of the newest sweep, and the name of its best run, which each of them shows."""
+    """Name -> address of the pages of the newest sweep, and the name of its best run."""
     client = MlflowClient(server)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     sweep = client.search_runs(experiments, "tags.role = 'sweep'", order_by=["attributes.start_time DESC"])[0].info
@@ -95,7 +96,9 @@ def main(server: str, folder: Path) -> None:
         for key, value in STORAGE.items():
             browser.execute_script("localStorage.setItem(arguments[0], arguments[1])", key, value)
         for page, address in pages.items():
-            open_page(browser, address, "Newest sweep" if page == "front" else best)
+            open_page(browser, address, {"front": "Newest sweep", "sweep": MORE}.get(page, best))
+            if page == "sweep":
+                browser.find_element(By.XPATH, f"//*[text()='{MORE}']").click()
             if page == "front":
                 expand(browser)
             time.sleep(SETTLE_SECONDS)
