@@ -46,6 +46,7 @@ def test_models_with_other_weights_are_refused():
         models.check()
 
 
+@pytest.mark.slow
 def test_longer_clips_and_batches_are_timed():
     sizes = scaling.SMALL_SIZES
     assert list(scaling.time_batches(sizes, CPU)) == [2, 4]

@@ -100,6 +100,7 @@ def test_encoder_corpus_evaluator_loss_option_and_key_are_added_in_the_named_pla
     assert config["audio_encoder"]["_target_"] == "clap.audio_encoder.foo.Foo"
 
 
+@pytest.mark.slow
 def test_raw_waveform_encoder_and_yaml_variant_train(checkout: Path):
     write(checkout, "audio_encoder", "foo", read_recipe("An audio encoder on the waveform"))
     train(checkout, "audio_encoder=foo", "audio_encoder.window=1.0")
