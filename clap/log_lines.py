@@ -6,19 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 BODY = logging.Formatter("%(message)s")
-LIBRARIES = (
-    "alembic",
-    "huggingface_hub",
-    "mlflow",
-    "transformers",
-)  # have handlers of their own, which write to stderr
+# Libraries with handlers of their own, which write to stderr.
+LIBRARIES = ("alembic", "huggingface_hub", "mlflow", "transformers")
 
 
 class LineFormatter(logging.Formatter):
     """Formats each line of a message by `format`, with the job of a sweep and a level above INFO in front of it.
 
     Args:
-        format: of a line, such as `%(asctime)s %(message)s`.
+        fmt, datefmt, style: as of `logging.Formatter`; the layout of a line.
         job: name of the job; None outside of a sweep.
     """
 
