@@ -3,6 +3,8 @@
 import shlex
 from pathlib import Path
 
+from clap.member import Member
+
 # By format of soundfile.available_formats(), except RAW, which has no header, MAT4 and MAT5, which usually hold other
 # data, and XI, which cannot be read in parts.
 SUFFIXES = {
@@ -36,7 +38,7 @@ CONVERTIBLE_SUFFIXES = (
 )  # fmt: skip
 
 
-def explain_undecodable(path: Path) -> str:
+def explain_undecodable(path: Path | Member) -> str:
     """What is wrong with a file that cannot be decoded, or how to convert it."""
     if path.suffix.lower() in CONVERTIBLE_SUFFIXES:
         return f"convert it with `{shlex.join(['ffmpeg', '-i', path.name, f'{path.stem}.flac'])}`"

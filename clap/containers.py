@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from clap.member import Member, count_bytes
+
 HEAD = 2**14  # bytes in which the first frame of MPEG audio is searched
 LONGEST_TAG = 2**20  # bytes behind MPEG audio that may be a tag; of more, the frames are counted
 
@@ -20,8 +22,8 @@ class AudioError(ValueError):
     """An invalid recording; the message names the file and the problem."""
 
 
-def check_stream(path: Path) -> Path | io.BytesIO:
-    """What to decode in place of a file: itself, or its FLAC or Ogg stream in memory with a correct length.
+def check_stream(path: Path | Member) -> Path | Member | io.BytesIO:
+    """What to decode in place of a recording: itself, or its FLAC or Ogg stream in memory with a correct length.
 
     Raises:
         AudioError: the file is truncated, or libsndfile cannot read it as a whole.
@@ -127,7 +129,7 @@ def find_xing(frame: bytes) -> int:
     return 4 + (17 if is_mono else 32) if is_version_1 else 4 + (9 if is_mono else 17)
 
 
-def has_true_xing(path: Path) -> bool:
+def has_true_xing(path: Path | Member) -> bool:
     """Whether MPEG audio begins with a Xing header that agrees with the size of the file."""
     with path.open("rb") as file:
         tag = skip_id3(file.read(10))
@@ -138,10 +140,10 @@ def has_true_xing(path: Path) -> bool:
         if info is None or None in info:
             return False
         file.seek(tag + first[0] + info[1])
-        return file.tell() <= path.stat().st_size and is_tag(file.read(LONGEST_TAG))
+        return file.tell() <= count_bytes(path) and is_tag(file.read(LONGEST_TAG))
 
 
-def check_mpeg(path: Path, frames: int) -> tuple[Path | io.BytesIO, int]:
+def check_mpeg(path: Path | Member, frames: int) -> tuple[Path | Member | io.BytesIO, int]:
     """MPEG audio, alone or inside a WAV file: what to decode in place of the file, and its length in samples.
 
     The stream is copied into memory behind a Xing header, unless the file has one that agrees with its size.
@@ -197,7 +199,7 @@ def make_xing(stream: bytes, num_frames: int) -> bytes:
 BITS = {1: 8, 2: 12, 4: 16, 5: 20, 6: 24, 7: 32}  # per sample, by code
 
 
-def check_flac(path: Path, start: int) -> Path | io.BytesIO:
+def check_flac(path: Path | Member, start: int) -> Path | Member | io.BytesIO:
     """See `check_stream`; the length is where the last frame ends."""
     with path.open("rb") as file:
         file.seek(start)
@@ -208,7 +210,7 @@ def check_flac(path: Path, start: int) -> Path | io.BytesIO:
         packed = int.from_bytes(info[18:26], "big")
         channels, bits, announced = (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1, packed & (1 << 36) - 1
         longest_frame = largest * channels * (bits + 7) // 8 + 2**16  # and tags behind it
-        file.seek(max(0, path.stat().st_size - longest_frame))
+        file.seek(max(0, count_bytes(path) - longest_frame))
         tail = file.read()
     ends = find_flac_ends(tail, block=block, channels=channels, bits=bits)
     num_samples = next(ends, None)
@@ -276,7 +278,7 @@ def crc8(content: bytes) -> int:
 # Ogg (RFC 3533, section 6)
 
 
-def check_ogg(path: Path) -> Path | io.BytesIO:
+def check_ogg(path: Path | Member) -> Path | Member | io.BytesIO:
     """See `check_stream`. Bytes behind the last page are ignored.
 
     If the last page is not marked as the last, as after a recorder was stopped, it is marked in memory: libsndfile does
@@ -284,7 +286,7 @@ def check_ogg(path: Path) -> Path | io.BytesIO:
     """
     start = position = 0
     has_audio, is_last, lacing = False, False, b""
-    size = path.stat().st_size
+    size = count_bytes(path)
     with path.open("rb") as file:
         while position <= size - 4:
             file.seek(position)
@@ -322,5 +324,5 @@ def mark_last_page(page: bytes) -> bytes:
     return bytes(marked)
 
 
-def advise(path: Path) -> str:
+def advise(path: Path | Member) -> str:
     return f"decode it with `ffmpeg -i {path.name} {path.stem}.flac`"

@@ -8,15 +8,15 @@ import numpy as np
 
 from clap.config.values import SPLITS
 from clap.prompts import check_texts
-from clap.waveform import LONGEST, AudioHeader, load_waveform, read_header
+from clap.waveform import LONGEST, AudioHeader, Member, load_waveform, read_header
 
 
 class WaveformReader(Protocol):
     """Replaces `load_waveform` in a corpus; `WaveformCache` in clap/dataset/cache.py documents both methods."""
 
-    def load(self, path: Path, sample_rate: int, **options: Any) -> np.ndarray: ...
+    def load(self, path: Path | Member, sample_rate: int, **options: Any) -> np.ndarray: ...
 
-    def load_samples(self, path: Path, sample_rate: int, **options: Any) -> tuple[np.ndarray, np.float32]: ...
+    def load_samples(self, path: Path | Member, sample_rate: int, **options: Any) -> tuple[np.ndarray, np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,18 @@ class Clip:
 
     Args:
         id: unique in the corpus.
-        path: the recording; None if the corpus renders it or stores it elsewhere.
+        path: the file of the recording; None if it is in a tar, or the corpus renders it or stores it elsewhere.
         label: the class, for zero-shot classification; None for a clip without a class or with several.
         keywords: all tags or labels.
         source: the published recording that the clip is cut from, `youtube:ID@SECONDS` or `freesound:NUMBER`, if known.
         captions_from_labels: the captions are labels in templates; clips with equal captions are then right answers of
             each other in retrieval.
         labels: all classes of a clip of a corpus whose clips may have several, for multi-label classification.
+        member: the recording, if it is in a tar.
 
     Raises:
-        ValueError: a caption, keyword or label is not a string, is blank or cannot be encoded; captions is not a tuple.
+        ValueError: a caption, keyword or label is not a string, is blank or cannot be encoded; captions is not a tuple;
+            the clip has both a path and a member.
     """
 
     id: str
@@ -45,6 +47,12 @@ class Clip:
     source: str | None = None
     captions_from_labels: bool = False
     labels: tuple[str, ...] = ()
+    member: Member | None = None
+
+    @property
+    def recording(self) -> Path | Member | None:
+        """Where the recording is: a file, or a member of a tar; None if only its corpus can load it."""
+        return self.member if self.path is None else self.path
 
     @property
     def all_labels(self) -> tuple[str, ...]:
@@ -56,6 +64,8 @@ class Clip:
             raise ValueError(f"clip id {self.id!r} is not a string; write it as one")
         if not isinstance(self.captions, tuple):
             raise ValueError(f'clip {self.id!r}: captions={self.captions!r} is not a tuple; write ("a dog barks",)')
+        if self.path is not None and self.member is not None:
+            raise ValueError(f"clip {self.id!r} has path={self.path} and member={self.member}; give one of them")
         check_texts(self.captions, "caption", clip=self.id)
         check_texts(self.keywords, "keyword", clip=self.id)
         check_texts(self.all_labels, "label", clip=self.id)
@@ -93,17 +103,17 @@ class Corpus:
     ) -> np.ndarray:
         """Mono float32 (samples,) at `sample_rate`, at most `max_duration` seconds; None: all (see `load_waveform`)."""
         load = load_waveform if self.cache is None else self.cache.load
-        return load(clip.path, sample_rate, max_duration=max_duration, rng=rng, longest=self.longest_clip)
+        return load(self.locate(clip), sample_rate, max_duration=max_duration, rng=rng, longest=self.longest_clip)
 
     def load_samples(
         self, clip: Clip, *, sample_rate: int, max_duration: float | None, rng: np.random.Generator | None = None
     ) -> tuple[np.ndarray, np.float32]:
         """As `load`, but int16 samples (samples,) if they come from a cache, and the scale that makes them float32."""
-        if self.cache is None or clip.path is None:
+        if self.cache is None or clip.recording is None:
             waveform = self.load(clip, sample_rate=sample_rate, max_duration=max_duration, rng=rng)
             return waveform, np.float32(1)
         options = {"max_duration": max_duration, "rng": rng, "longest": self.longest_clip}
-        return self.cache.load_samples(clip.path, sample_rate, **options)
+        return self.cache.load_samples(self.locate(clip), sample_rate, **options)
 
     def read_header(self, clip: Clip) -> AudioHeader | None:
         """Rate, length and size of a recording, which identify its audio in a protocol; None if they are not known.
@@ -111,7 +121,16 @@ class Corpus:
         Raises:
             AudioError: the recording is invalid.
         """
-        return None if clip.path is None else read_header(clip.path)
+        recording = self.locate(clip)
+        return None if recording is None else read_header(recording)
+
+    def locate(self, clip: Clip) -> Path | Member | None:
+        """The recording of a clip where it can be read: a remote one is fetched.
+
+        Raises:
+            AudioError: it cannot be fetched.
+        """
+        return clip.recording
 
 
 def check_split(split: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import itertools
 import math
 import operator
@@ -17,6 +18,7 @@ import soxr
 
 from clap.audio_formats import explain_undecodable
 from clap.containers import AudioError, advise, check_mpeg, check_stream
+from clap.member import Member, count_bytes
 
 SHORTEST = 0.02  # seconds, about one analysis frame
 LONGEST = 3600.0  # seconds that are decoded of a clip, about 0.7 GB at 48 kHz
@@ -48,7 +50,7 @@ class AudioHeader:
 
 
 def load_waveform(
-    path: str | os.PathLike,
+    path: str | os.PathLike | Member,
     sample_rate: int,
     *,
     max_duration: float | None = None,
@@ -69,7 +71,7 @@ def load_waveform(
             scale.
         ValueError: max_duration is shorter than 20 ms.
     """
-    path = Path(path)
+    path = path if isinstance(path, Member) else Path(path)
     if max_duration is not None and not max_duration >= SHORTEST:
         raise ValueError(
             f"max_duration={max_duration} s is shorter than one frame of {SHORTEST} s; set dataset.max_duration"
@@ -81,7 +83,7 @@ def load_waveform(
         return resample_blocks(blocks, count, file.samplerate, sample_rate)
 
 
-def check_duration(name: Path | str, duration: float, longest: float) -> None:
+def check_duration(name: Path | Member | str, duration: float, longest: float) -> None:
     """TooLongError if more than `longest` seconds of a clip would be read."""
     if duration > longest:
         raise TooLongError(
@@ -90,7 +92,7 @@ def check_duration(name: Path | str, duration: float, longest: float) -> None:
         )
 
 
-def read_mono(path: Path, file: soundfile.SoundFile, start: int, count: int) -> Iterator[np.ndarray]:
+def read_mono(path: Path | Member, file: soundfile.SoundFile, start: int, count: int) -> Iterator[np.ndarray]:
     """A part of a recording, mixed to mono, in consecutive blocks (samples,)."""
     for block in read_blocks(path, file, start, count, size=max(1, BLOCK // file.channels)):
         mono = mix_down(block)
@@ -99,7 +101,9 @@ def read_mono(path: Path, file: soundfile.SoundFile, start: int, count: int) -> 
         yield mono
 
 
-def read_blocks(path: Path, file: soundfile.SoundFile, start: int, count: int, *, size: int) -> Iterator[np.ndarray]:
+def read_blocks(
+    path: Path | Member, file: soundfile.SoundFile, start: int, count: int, *, size: int
+) -> Iterator[np.ndarray]:
     """A part of a recording in consecutive blocks (size, channels).
 
     Raises:
@@ -136,33 +140,29 @@ def resample_blocks(blocks: Iterator[np.ndarray], count: int, file_rate: int, sa
     return waveform[:filled]
 
 
-def read_header(path: str | os.PathLike) -> AudioHeader:
+def read_header(path: str | os.PathLike | Member) -> AudioHeader:
     """Rate, length and size of a recording, without decoding it; AudioError if it is invalid."""
-    with open_recording(Path(path)) as (file, num_frames):
-        return AudioHeader(file.samplerate, num_frames, os.stat(path).st_size)
+    path = path if isinstance(path, Member) else Path(path)
+    with open_recording(path) as (file, num_frames):
+        return AudioHeader(file.samplerate, num_frames, count_bytes(path))
 
 
 @contextlib.contextmanager
-def open_recording(path: Path) -> Iterator[tuple[soundfile.SoundFile, int]]:
+def open_recording(path: Path | Member) -> Iterator[tuple[soundfile.SoundFile, int]]:
     """A recording, open for reading, and its length in samples.
 
     Raises:
         AudioError: the file is invalid or cannot be decoded; also for errors of the decoder inside the `with` block.
     """
-    if not path.is_file():
-        raise AudioError(
-            f"{path}: no such audio file" + (f", a link to {path.readlink()}" if path.is_symlink() else "")
-        )
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path}: empty, 0 bytes")
+    check_present(path)
     try:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(soundfile.SoundFile(check_stream(path)))
+            file = stack.enter_context(open_decoder(check_stream(path)))
             num_frames = file.frames
             if file.subtype.startswith("MPEG"):
                 source, num_frames = check_mpeg(path, num_frames)
                 if source is not path:
-                    file = stack.enter_context(soundfile.SoundFile(source))
+                    file = stack.enter_context(open_decoder(source))
                     num_frames = file.frames  # without the decoder's delay
             check_header(path, file, num_frames)
             yield file, num_frames
@@ -174,12 +174,31 @@ def open_recording(path: Path) -> Iterator[tuple[soundfile.SoundFile, int]]:
         raise AudioError(f"{path}: does not fit into memory; cut it into shorter clips") from None
 
 
+def check_present(path: Path | Member) -> None:
+    """AudioError if a recording is missing, empty, or behind the end of its shard."""
+    file = Path(path.local) if isinstance(path, Member) else path
+    if not file.is_file():
+        kind = "shard" if isinstance(path, Member) else "audio file"
+        raise AudioError(f"{path}: no such {kind}" + (f", a link to {file.readlink()}" if file.is_symlink() else ""))
+    if count_bytes(path) == 0:
+        raise AudioError(f"{path}: empty, 0 bytes")
+    if isinstance(path, Member) and path.offset + path.size > (length := file.stat().st_size):
+        raise AudioError(
+            f"{path}: truncated, the shard has {length} bytes, this recording ends at {path.offset + path.size}"
+        )
+
+
+def open_decoder(source: Path | Member | io.BytesIO) -> soundfile.SoundFile:
+    """libsndfile on a file, on a member of a shard, or on bytes in memory."""
+    return soundfile.SoundFile(source.open() if isinstance(source, Member) else source)
+
+
 def mix_down(samples: np.ndarray) -> np.ndarray:
     """Mean over channels, (samples, channels) -> (samples,); for stereo 20 times as fast as `mean`."""
     return samples[:, 0] if samples.shape[1] == 1 else functools.reduce(operator.add, samples.T) / samples.shape[1]
 
 
-def check_samples(path: Path, waveform: np.ndarray) -> None:
+def check_samples(path: Path | Member, waveform: np.ndarray) -> None:
     """AudioError if samples are not finite or far above full scale."""
     peak = max(waveform.max(), -waveform.min())
     if not np.isfinite(peak):
@@ -188,7 +207,7 @@ def check_samples(path: Path, waveform: np.ndarray) -> None:
         raise AudioError(f"{path}: samples reach {peak:.4g}, full scale is 1; rescale the file")
 
 
-def check_header(path: Path, file: soundfile.SoundFile, num_frames: int) -> None:
+def check_header(path: Path | Member, file: soundfile.SoundFile, num_frames: int) -> None:
     """AudioError if a file is empty, too short, or shorter than the length in its header."""
     for announced, present in re.findall(ANNOUNCED, file.extra_info):
         if int(present) < int(announced) < UNKNOWN_LENGTH:

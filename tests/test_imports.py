@@ -30,7 +30,7 @@ ROWS = (
     ("clap.audio", "clap.waveform", "clap.checkpoint", "clap.device", "clap.config.output_folder", "clap.config.ranks"),
     ("clap.run_folder", "clap.fetch", "clap.plotting", "clap.audio_formats", "clap.prompts", "clap.containers"),
     ("clap.atomic", "clap.config", "clap.log_lines", "clap.process_group", "clap.progress", "clap.proportion"),
-    ("clap.processes", "clap.text_table"),
+    ("clap.member", "clap.processes", "clap.text_table"),
 )
 ROOMS = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 MOST_LATE_IMPORTS = 23

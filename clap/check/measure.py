@@ -10,7 +10,7 @@ import numpy as np
 
 from clap.corpus import Clip, Corpus
 from clap.progress import progress_bar
-from clap.waveform import AudioError, check_samples, mix_down, open_recording, read_blocks
+from clap.waveform import AudioError, Member, check_samples, mix_down, open_recording, read_blocks
 
 WINDOW = 0.1  # seconds over which the level is averaged
 FULL_SCALE = 32767 / 32768  # largest sample of 16 bits
@@ -56,12 +56,13 @@ def measure_clip(corpus: Corpus, clip: Clip) -> Measures | str:
     if clip.path is not None and not clip.path.is_file():
         return "missing"
     try:
-        return measure_rendered(corpus, clip) if clip.path is None else measure_file(clip.path)
+        recording = corpus.locate(clip)
+        return measure_rendered(corpus, clip) if recording is None else measure_file(recording)
     except AudioError as error:
-        return str(error).removeprefix(f"{clip.path}: ")
+        return str(error).removeprefix(f"{clip.recording}: ")
 
 
-def measure_file(path: Path) -> Measures:
+def measure_file(path: Path | Member) -> Measures:
     """Measure a recording by decoding it completely.
 
     Raises:

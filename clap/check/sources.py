@@ -25,7 +25,7 @@ def infer_sources(clips: Sequence[Clip]) -> list[str | None]:
     A name of 11 characters is a YouTube id if it looks random, or if half of all names do. A plain number is a
     Freesound id if nine tenths of the names are numbers and these do not count up.
     """
-    names = [PurePath(clip.id if clip.path is None else clip.path.name).name for clip in clips]
+    names = [PurePath(clip.id if clip.recording is None else clip.recording.name).name for clip in clips]
     stems = [re.sub(r"\.(?!\d+(_|$))\w+$", "", name) for name in names]
     youtube = [YOUTUBE.fullmatch(stem) for stem in stems]
     all_random = 2 * sum(bool(match) and looks_random(match[1]) for match in youtube) > len(stems)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clap.waveform import LONGEST, TooLongError, check_duration, choose_part, load_waveform
+from clap.waveform import LONGEST, Member, TooLongError, check_duration, choose_part, load_waveform
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class WaveformCache:
 
     def load(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike | Member,
         sample_rate: int,
         *,
         max_duration: float | None = None,
@@ -51,7 +51,7 @@ class WaveformCache:
 
     def load_samples(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike | Member,
         sample_rate: int,
         *,
         max_duration: float | None = None,
@@ -72,7 +72,7 @@ class WaveformCache:
         return samples[start : start + count], scale
 
     def find_samples(
-        self, path: str | os.PathLike, sample_rate: int, *, longest: float
+        self, path: str | os.PathLike | Member, sample_rate: int, *, longest: float
     ) -> tuple[np.ndarray, np.float32] | None:
         """All samples of a recording and their scale; None if they cannot be cached.
 
@@ -124,11 +124,12 @@ def warn_once(message: str) -> None:
     log.warning(message)
 
 
-def read_identity(path: str | os.PathLike) -> tuple[str, float]:
+def read_identity(path: str | os.PathLike | Member) -> tuple[str, float]:
     """A hash that identifies a recording without reading it, and its last change in seconds since 1970."""
-    status = os.stat(path)
+    file, part = (path.local, f" {path.offset} {path.size}") if isinstance(path, Member) else (path, "")
+    status = os.stat(file)
     times = (status.st_mtime_ns, status.st_ctime_ns)  # ctime cannot be set, not even by a copy that keeps mtime
-    text = f"{os.path.abspath(path)} {status.st_size} {times} {status.st_ino}"
+    text = f"{os.path.abspath(file)} {status.st_size} {times} {status.st_ino}{part}"
     return hash_bytes(os.fsencode(text)), max(times) / 1e9
 
 
@@ -136,9 +137,9 @@ def hash_bytes(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def hash_file(path: str | os.PathLike) -> str:
-    """The hash of a file's content, read in pieces."""
-    with open(path, "rb") as file:
+def hash_file(path: str | os.PathLike | Member) -> str:
+    """The hash of a recording's content, read in pieces."""
+    with path.open() if isinstance(path, Member) else open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 

@@ -315,9 +315,8 @@ class ClapDataset(Dataset):
         try:
             samples, scale = corpus.load_samples(clip, sample_rate=self.sample_rate, max_duration=duration, rng=rng)
         except (AudioError, MemoryError) as error:
-            problem = (
-                str(error) if isinstance(error, AudioError) else f"{clip.path or clip.id}: does not fit into memory"
-            )
+            is_audio = isinstance(error, AudioError)
+            problem = str(error) if is_audio else f"{clip.recording or clip.id}: does not fit into memory"
             return Item(index, None, caption, self.groups[index], problem=problem)
         return Item(index, samples, caption, self.groups[index], scale=scale)
 

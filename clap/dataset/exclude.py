@@ -59,7 +59,8 @@ def parse_line(line: str) -> tuple[set[str], str]:
 
 def list_names(clip: "Clip") -> set[str]:
     """The names by which a block list can have a clip: its id, its path, and its absolute path."""
-    return {clip.id} if clip.path is None else {clip.id, str(clip.path), os.path.abspath(clip.path)}
+    recording = set() if clip.recording is None else {str(clip.recording)}
+    return {clip.id, *recording} | (set() if clip.path is None else {os.path.abspath(clip.path)})
 
 
 def is_excluded(clip: "Clip", names: Collection[str]) -> bool:

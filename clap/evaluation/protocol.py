@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clap import __version__ as clap_version
 from clap.evaluation.embedded_split import EmbeddedSplit
 from clap.run_folder import git_commit
-from clap.waveform import AudioHeader
+from clap.waveform import AudioHeader, Member
 
 if TYPE_CHECKING:  # imports transformers
     from clap.model import Clap
@@ -23,7 +23,7 @@ def describe_split(clap: "Clap", split: EmbeddedSplit) -> dict[str, Any]:
     dataset = split.dataset
     left_out = {clip.id: "missing" for clip in dataset.missing}
     for clip, problem in ((dataset.clips[index], problem) for index, problem in split.problems.items()):
-        left_out[clip.id] = strip_path(problem, clip.path or clip.id)
+        left_out[clip.id] = strip_path(problem, clip.recording or clip.id)
     return {
         "dataset": dataset.name,
         "split": dataset.kind,
@@ -71,6 +71,6 @@ def describe_code() -> dict[str, str | None]:
     return {"clap": clap_version, "commit": git_commit(Path(__file__).parent)}
 
 
-def strip_path(problem: str, name: Path | str) -> str:
+def strip_path(problem: str, name: Path | Member | str) -> str:
     """A problem without the file that it names, whose folder differs from machine to machine."""
     return problem.partition(f"{name}: ")[2] or problem

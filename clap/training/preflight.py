@@ -116,7 +116,7 @@ def check_recordings(dataset: ClapDataset) -> None:
     Raises:
         ValueError: more recordings than `max_bad_fraction` allows cannot be read.
     """
-    recorded = [index for index, clip in enumerate(dataset.clips) if clip.path is not None]
+    recorded = [index for index, clip in enumerate(dataset.clips) if clip.recording is not None]
     chosen = recorded[:: -(-len(recorded) // MOST_HEADERS) or 1]
     found = zip(chosen, dataset.share_headers(chosen), strict=True)
     checked = ((index, find_clip_problem(dataset, index, header)) for index, header in found)
@@ -139,7 +139,7 @@ def find_clip_problem(dataset: ClapDataset, index: int, header: AudioHeader | Au
     corpus = dataset.owners[index]
     try:
         duration = min(header.duration, dataset.limit_duration(corpus) or header.duration)
-        check_duration(dataset.clips[index].path, duration, corpus.longest_clip)
+        check_duration(dataset.clips[index].recording, duration, corpus.longest_clip)
     except TooLongError as error:
         return error
     return None
