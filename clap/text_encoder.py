@@ -149,6 +149,11 @@ class TextEncoder(nn.Module):
             raise ValueError(f"{name} has no activation checkpointing; set trainer.activation_checkpointing=false")
         self.transformer.activation_checkpointing_enable({"use_reentrant": False})
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """The modules that `trainer.compile` compiles: the layers, or a transformer without a list of them."""
+        lists = [module for module in self.transformer.modules() if isinstance(module, nn.ModuleList)]
+        return list(max(lists, key=len, default=[self.transformer]))
+
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         if self.length_step is not None:
             ids, mask = self.pad_to_step(ids, mask)

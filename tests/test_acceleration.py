@@ -172,9 +172,11 @@ def test_compiled_text_encoder_has_few_lengths(tiny_clap: Callable, caplog: pyte
     clap = tiny_clap()
     prepare(clap, TrainerSettings(compile=True))
     with caplog.at_level(logging.WARNING), torch.no_grad():
+        torch._dynamo.reset()  # code that an earlier test has compiled
         torch._dynamo.utils.counters.clear()
         for tokens in range(3, 60):
             ids = torch.zeros(2, tokens, dtype=torch.long)
             clap.eval().embed_text(ids, ids == 0)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 0 < graphs <= 2 * 4  # with and without padding: 16, 32, 48 and 64 tokens
     assert "recompile_limit" not in caplog.text

@@ -53,7 +53,10 @@ class AudioEncoder(nn.Module):
             raise ValueError(f"windows={windows}: {type(self).__name__} has no windows to average; set windows=null")
 
     def parts_to_compile(self) -> list[nn.Module]:
-        """The modules that `trainer.compile` compiles, each as a whole: those with most of the work."""
+        """The modules that `trainer.compile` compiles, each as a whole: those with most of the work.
+
+        Blocks of one class and shape share the compiled code.
+        """
         return [self]
 
     def fuse_attention(self) -> None:

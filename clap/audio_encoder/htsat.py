@@ -97,7 +97,7 @@ class HTSAT(LogMelEncoder):
         return x.mean(dim=(1, 2))
 
     def parts_to_compile(self) -> list[nn.Module]:
-        return [self.trunk.layers]
+        return [block for stage in self.trunk.layers for block in stage.blocks]
 
     def checkpoint_activations(self) -> None:
         self.trunk.set_grad_checkpointing()

@@ -29,6 +29,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "study": (dict, type(None)),
     "tracking.uri": (str, type(None)),
     "trainer.channels_last": (bool, str),
+    "trainer.fused_attention": (bool, str),
     "trainer.monitor": (str, type(None)),
     "trainer.max_steps": (int, type(None)),
     "trainer.max_grad_norm": (float, int, type(None)),

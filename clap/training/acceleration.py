@@ -9,7 +9,7 @@ from clap.model import Clap
 from clap.training.trainer_settings import TrainerSettings
 
 LENGTH_STEP = 16  # tokens: a compiled text encoder has a few lengths, not one of each batch
-MAX_RECOMPILATIONS = 64  # of one function: blocks of one class share it, in training and in evaluation, by shape
+MAX_RECOMPILATIONS = 256  # of one function, which all blocks of a class share: by shape, in training and evaluation
 
 
 def prepare(clap: Clap, settings: TrainerSettings) -> None:
@@ -20,9 +20,9 @@ def prepare(clap: Clap, settings: TrainerSettings) -> None:
     Raises:
         ValueError: an encoder has no activation checkpointing.
     """
-    if settings.channels_last is True or (settings.channels_last == "auto" and clap.device.type == "cuda"):
+    if is_on(settings.channels_last, clap):
         clap.audio_encoder.to(memory_format=torch.channels_last)  # convolutions follow the layout of their weights
-    if settings.fused_attention:
+    if is_on(settings.fused_attention, clap):
         clap.audio_encoder.fuse_attention()
     if settings.activation_checkpointing:
         for name in ("audio_encoder", "text_encoder"):
@@ -30,9 +30,15 @@ def prepare(clap: Clap, settings: TrainerSettings) -> None:
                 clap.get_submodule(name).checkpoint_activations()
     if settings.compile:
         torch._dynamo.config.recompile_limit = MAX_RECOMPILATIONS  # beyond it, blocks run uncompiled
+        torch._dynamo.config.accumulated_recompile_limit = 4 * MAX_RECOMPILATIONS
         clap.text_encoder.length_step = LENGTH_STEP
-        for module in (*clap.audio_encoder.parts_to_compile(), clap.text_encoder.transformer):
-            module.compile()
+        for module in (*clap.audio_encoder.parts_to_compile(), *clap.text_encoder.parts_to_compile()):
+            module.compile(dynamic=False)  # a graph for each shape: with symbolic sizes, compiling takes minutes more
+
+
+def is_on(switch: bool | str, clap: Clap) -> bool:
+    """Whether a switch is True, or `auto` for a model on a GPU."""
+    return switch is True or (switch == "auto" and clap.device.type == "cuda")
 
 
 @contextmanager

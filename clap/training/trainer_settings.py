@@ -37,7 +37,8 @@ class TrainerSettings:
         tf32: matrix products and convolutions of training steps round their inputs to TF32, on a GPU.
         channels_last: memory layout of the audio encoder's images; `auto`: True on a GPU.
         compile: the encoders are compiled by torch.compile.
-        fused_attention: HTS-AT and Swin backbones compute attention by `scaled_dot_product_attention`.
+        fused_attention: HTS-AT and Swin backbones compute attention by `scaled_dot_product_attention`; `auto`: on a
+            GPU.
         activation_checkpointing: activations are computed again in the backward pass instead of kept.
         micro_batch_size: rows that each process encodes at once (gradient caching, see `GradientCache`); None: all.
         micro_batch_norm: with micro_batch_size, `frozen` batch norms, or the statistics of each `micro` batch.
@@ -68,7 +69,7 @@ class TrainerSettings:
     tf32: bool = False
     channels_last: bool | str = "auto"
     compile: bool = False
-    fused_attention: bool = False
+    fused_attention: bool | str = "auto"
     activation_checkpointing: bool = False
     micro_batch_size: int | None = None
     micro_batch_norm: str = "frozen"
@@ -99,8 +100,9 @@ class TrainerSettings:
             raise ValueError(
                 f"trainer.max_grad_norm={self.max_grad_norm} must be above 0, or null for gradients without clipping"
             )
-        if self.channels_last not in SWITCHES:
-            raise ValueError(f"trainer.channels_last={self.channels_last!r} is not one of auto, true, false")
+        for name in ("channels_last", "fused_attention"):
+            if (value := getattr(self, name)) not in SWITCHES:
+                raise ValueError(f"trainer.{name}={value!r} is not one of auto, true, false")
         if self.precision not in PRECISIONS:
             raise ValueError(f"trainer.precision={self.precision!r} is not one of {', '.join(PRECISIONS)}")
 
