@@ -9,17 +9,39 @@ not. FLOPs are those of matrix products, convolutions and attention; their share
 products, measured between the steps in the same precision.
 
 The second table has the trainer's own step with one setting changed. --small is a quick check of the script with tiny
-models. A GPU adds bf16, the largest batch and `trainer.tf32`.
+models, and --only one part. A GPU adds bf16, the largest batch, `trainer.tf32` and `trainer.compile`.
 
-Two cores, float32, five repeats; GEMM rate 346 GFLOP/s:
+Ratios to transformers, and the share of the GEMM rate that the model alone reaches:
 
-| batch | end to end | end to end, 77 tokens | model alone | share of GEMM rate |
-|--:|--:|--:|--:|--:|
-| 8 | 1.18 | 1.70 | 1.34 | 37 % |
-| 16 | 1.20 | 1.56 | 1.16 | 38 % |
+| machine | precision | batch | end to end | end to end, 77 tokens | model alone | share of GEMM rate |
+|---|---|--:|--:|--:|--:|--:|
+| two cores | fp32 | 8 | 1.18 | 1.70 | 1.34 | 37 % |
+| two cores | fp32 | 16 | 1.20 | 1.56 | 1.16 | 38 % |
+| H200 | fp32 | 8 | 3.98 | 3.98 | 1.23 | 16 % |
+| H200 | fp32 | 64 | 8.76 | 9.08 | 1.03 | 49 % |
+| H200 | bf16 | 8 | 3.46 | 3.28 | 1.23 | 1 % |
+| H200 | bf16 | 64 | 13.47 | 13.43 | 1.16 | 5 % |
 
-On a host under other load the same rows were 1.13, 1.41, 1.06 and 26 % at batch 8. With one setting changed, batch 8:
-the fused optimizer 5.25 times as fast, bf16 2.44 times on a CPU with AMX. A GPU has not been run.
+End to end, ClapFeatureExtractor computes on the CPU of the H200's host. That host launches kernels slowly: a step of 64
+clips in bf16 has 3,000 kernels and takes 81 ms, of which the GPU computes for 65. The text encoder alone, 77 tokens,
+bf16, reaches 25 % of the GEMM rate at 256 captions, 34 % at 1,024 and 37 % at 4,096.
+
+Speed and memory of a step with a setting, relative to the step without it:
+
+| setting | two cores, batch 8 | H200, batch 64 in bf16 |
+|---|--:|--:|
+| fused optimizer | 1.21 | 1.42 |
+| trainer.precision=bf16 | 2.12, 0.80 | 1.68, 0.73 |
+| trainer.tf32=true, in float32 | | 1.63 |
+| trainer.channels_last=true, Cnn14 | 0.97 | 1.49 |
+| trainer.fused_attention=true | 0.95, 0.95 | 1.17, 0.79 |
+| trainer.activation_checkpointing=true | 0.78, 0.86 | 0.55, 0.35 |
+| trainer.micro_batch_size=half the batch | 0.81, 0.93 | 0.39, 0.61 |
+| trainer.compile=true, after 55 s of compilation | | 1.01 |
+
+The two cores have AMX, and other work on their host changes these figures by a tenth or more. The largest batch of the
+H200 in bf16 is 1,024 clips, and 8,192 (the most that is tried) with trainer.micro_batch_size=64. Trainings wait for
+data from the cache for 0.3 % of the time on the two cores, and less than 0.1 % on the H200 with eight workers.
 """
 
 import argparse
@@ -37,13 +59,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from clap.config.compose import compose_config
+from clap.dataset.loader import closing_workers
 from clap.device import choose_device, describe_machine
 from clap.model import Clap
 from clap.training.cost import count_flops, synchronize
 from clap.training.trainer_settings import TrainerSettings
 from experiments.benchmarks.steps import (
     FULL,
+    LAION_TOKENS,
     MISSING,
+    NUM_TOKENS,
     SMALL,
     Models,
     build_models,
@@ -59,6 +84,7 @@ from experiments.benchmarks.steps import (
 
 CNN14, SMALL_CNN14 = "audio_encoder=cnn14", "audio_encoder=cnn14_nano"  # with a small text encoder
 LARGEST = 8192
+LARGE_TEXTS = 1024  # captions with which a GPU has enough to do
 WAIT_STEPS = 8  # of which the first is not counted
 COLUMNS = "clap, ms | transformers, ms | ratio | share of GEMM rate | GEMM, GFLOP/s | clap, MB | transformers, MB"
 SWITCH_COLUMNS = "without, ms | with, ms | speed-up | without, MB | with, MB"
@@ -86,20 +112,21 @@ def compare_models(models: Models, repeats: int) -> None:
         )
 
 
-def compare_text_tower(models: Models, repeats: int) -> None:
+def compare_text_tower(models: Models, size: int, repeats: int, *, num_tokens: int = NUM_TOKENS) -> None:
     """Print the text encoder's own row, forward and backward."""
-    batch, encoder = models.batch.to(models.device), models.clap.text_encoder
+    encoder = models.clap.text_encoder
+    ids = torch.randint(5, 300, (size, num_tokens), device=models.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
 
     def step() -> None:
         with models.autocast():
-            features = encoder(batch.token_ids, batch.token_mask)
+            features = encoder(ids, mask)
         features.float().sum().backward()
 
     seconds, rate = time_with_rate({"text": step}, repeats, device=models.device, precision=models.precision)
     share = count_flops(step) / seconds["text"] / rate
-    row = (
-        f"| {len(batch)} | {models.precision} | text encoder, forward and backward | {1000 * seconds['text']:.0f} | | |"
-    )
+    name = f"text encoder, forward and backward, {num_tokens} tokens"
+    row = f"| {size} | {models.precision} | {name} | {1000 * seconds['text']:.0f} | | |"
     print(f"{row} {share:.0%} | {rate / 1e9:,.0f} | | |", flush=True)
 
 
@@ -112,6 +139,7 @@ class Switch:
         fused: the optimizer is fused with the setting, and not without it.
         cnn14: of a model with Cnn14.
         needs_gpu: on a CPU it has no effect, or takes minutes to start.
+        float32: measured in float32 on a GPU too, where the others are measured in bf16.
     """
 
     name: str
@@ -120,18 +148,19 @@ class Switch:
     fused: bool = False
     cnn14: bool = False
     needs_gpu: bool = False
+    float32: bool = False
 
 
 def list_switches(batch_size: int) -> list[Switch]:
     return [
         Switch("fused optimizer", fused=True),
-        Switch("trainer.precision=bf16", {"precision": "bf16"}),
-        Switch("trainer.tf32=true", {"tf32": True}, needs_gpu=True),
-        Switch("trainer.compile=true", {"compile": True}, needs_gpu=True),
+        Switch("trainer.precision=bf16", {"precision": "bf16"}, float32=True),
+        Switch("trainer.tf32=true", {"tf32": True}, needs_gpu=True, float32=True),
         Switch("trainer.channels_last=true, Cnn14", {"channels_last": True}, {"channels_last": False}, cnn14=True),
         Switch("trainer.fused_attention=true", {"fused_attention": True}, {"fused_attention": False}),
         Switch("trainer.activation_checkpointing=true", {"activation_checkpointing": True}),
         Switch(f"trainer.micro_batch_size={batch_size // 2}", {"micro_batch_size": batch_size // 2}),
+        Switch("trainer.compile=true", {"compile": True}, needs_gpu=True),
     ]
 
 
@@ -142,8 +171,9 @@ def compare_switch(switch: Switch, clap: Clap, batch_size: int, repeats: int) ->
         return f"| {batch_size} | {switch.name} | {MISSING} | | | | |"
     loader = open_scenes(clap, batch_size)
     batch = load_batch(loader)
-    off = make_trainer(copy.deepcopy(clap), loader, fused=not switch.fused, **switch.without)
-    on = make_trainer(copy.deepcopy(clap), loader, **switch.settings)
+    base = {} if switch.float32 or clap.device.type == "cpu" else {"precision": "bf16"}
+    off = make_trainer(copy.deepcopy(clap), loader, fused=not switch.fused, **base, **switch.without)
+    on = make_trainer(copy.deepcopy(clap), loader, **base, **switch.settings)
     calls = {"off": lambda: train_step(off, batch), "on": lambda: train_step(on, batch)}
     seconds = time_in_turn(calls, repeats, device=clap.device)
     memory = [step_memory(calls[name], trainer.optimizer, clap.device) for name, trainer in (("off", off), ("on", on))]
@@ -154,18 +184,20 @@ def compare_switch(switch: Switch, clap: Clap, batch_size: int, repeats: int) ->
 def measure_waiting(clap: Clap, batch_size: int, *, num_workers: int, cache: Path) -> str:
     """Share of a training's time in which it waits for data from the cache, after an epoch that fills it."""
     loader = open_scenes(clap, batch_size, num_batches=WAIT_STEPS, num_workers=num_workers, cache=cache)
-    for _ in loader:
-        pass
-    trainer, waited, start = make_trainer(clap, loader), 0.0, 0.0
-    batches = iter(loader)
-    for step in range(WAIT_STEPS):
-        if step == 1:  # the first waits for the workers to start
-            waited, start = 0.0, time.perf_counter()
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - asked
-        train_step(trainer, batch)
-        synchronize(clap.device)
+    settings = {"precision": "bf16"} if clap.device.type == "cuda" else {}
+    trainer, waited, start = make_trainer(clap, loader, **settings), 0.0, 0.0
+    with closing_workers(loader):
+        for _ in loader:
+            pass
+        batches = iter(loader)
+        for step in range(WAIT_STEPS):
+            if step == 1:  # the first waits for the workers to start
+                waited, start = 0.0, time.perf_counter()
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            train_step(trainer, batch)
+            synchronize(clap.device)
     share = waited / (time.perf_counter() - start)
     return f"{share:.1%} of the time at batch {batch_size} with {num_workers} workers"
 
@@ -189,7 +221,9 @@ def compare_all(models: Models, batch_sizes: list[int], repeats: int) -> None:
         for size in batch_sizes:
             models.batch = repeat_rows(load_batch(open_scenes(models.clap, min(size, 16))), size)
             compare_models(models, repeats)
-            compare_text_tower(models, repeats)
+            compare_text_tower(models, size, repeats)
+    if models.device.type == "cuda":
+        compare_text_tower(models, LARGE_TEXTS, repeats, num_tokens=LAION_TOKENS)
 
 
 def compare_switches(clap: Clap, cnn14: Clap, batch_size: int, repeats: int) -> None:
@@ -218,18 +252,23 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="of the loader (default: %(default)s)")
     parser.add_argument("--small", action="store_true", help="tiny models, to check the script")
+    parser.add_argument("--only", choices=("models", "switches", "limits"), help="one part of the tables")
     args = parser.parse_args()
     device = choose_device(args.device)
     batch_sizes = args.batch or ([8, 16, 64] if device.type == "cuda" else [8, 16])
     models = build_models(compose_config(list(SMALL if args.small else FULL)), device=device)
     models.check()
     print(f"{describe_machine(device)}, {torch.get_num_threads()} threads\n")
-    compare_all(models, batch_sizes, args.repeats)
+    if args.only in (None, "models"):
+        compare_all(models, batch_sizes, args.repeats)
     clap = models.clap
     del models  # ClapModel and both optimizers
-    cnn14 = Clap.from_config(compose_config([SMALL_CNN14 if args.small else CNN14])).to(device)
-    compare_switches(clap, cnn14, batch_sizes[0], -(-args.repeats // 2))
-    measure_limits(clap, batch_sizes[-1] if device.type == "cuda" else batch_sizes[0], args.workers)
+    size = batch_sizes[-1] if device.type == "cuda" else batch_sizes[0]
+    if args.only in (None, "switches"):
+        cnn14 = Clap.from_config(compose_config([SMALL_CNN14 if args.small else CNN14])).to(device)
+        compare_switches(clap, cnn14, size, -(-args.repeats // 2))
+    if args.only in (None, "limits"):
+        measure_limits(clap, size, args.workers)
 
 
 if __name__ == "__main__":
