@@ -34,11 +34,22 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         OSError: the file cannot be written; an existing file is unchanged.
     """
+    with atomic_path(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary file next to `path`, which it replaces if the `with` block ends without an error.
+
+    Raises:
+        OSError: the file cannot be written; an existing file is unchanged.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     remove_partial_files(path.parent, name=path.name)
     try:
         with name_file(path, kept="; an existing file is unchanged"):
-            partial.write_bytes(content)
+            yield partial
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 import numpy as np
 
 from clap.corpus import Clip
+from clap.dataset.clip_table import ClipTable, JoinedClips, digest_clip
 
 
 def digest_clips(clips: Iterable[Clip]) -> np.ndarray:
     """64-bit digest of each clip, int64 (clips,): its id, captions, label and keywords, not its recording."""
-    texts = (repr((clip.id, clip.captions, clip.label, clip.keywords)) for clip in clips)
-    digests = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
-    return np.frombuffer(b"".join(digests), dtype="<i8")
+    if isinstance(clips, ClipTable | JoinedClips):
+        return clips.numbers("digest")
+    return np.fromiter(map(digest_clip, clips), dtype=np.int64)
 
 
 def hash_digests(digests: np.ndarray) -> str:

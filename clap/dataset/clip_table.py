@@ -1,0 +1,280 @@
+"""Clips in columns: a memory-mapped Arrow file, of which a Clip is made when it is read. Imports no torch.
+
+A list of three million clips needs 4 GB, which each worker copies as it counts references; columns are mapped from disk
+and shared by all processes.
+"""
+
+import copy
+import hashlib
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clap.atomic import atomic_path
+from clap.corpus import SPLITS, Clip
+from clap.dataset.index import find_file
+from clap.waveform import Member
+
+BATCH = 2**16  # clips that are written, or made to Python objects, at once
+TEXTS = pa.list_(pa.string())
+MEMBER = pa.struct([("shard", pa.binary()), ("offset", pa.int64()), ("size", pa.int64()), ("name", pa.binary())])
+SCHEMA = pa.schema(
+    [
+        ("split", pa.int8()),  # position in SPLITS
+        ("id", pa.binary()),  # names of files, as ids may be, are not always text: UTF-8 with surrogates
+        ("captions", TEXTS),
+        ("path", pa.binary()),  # relative to the root
+        ("label", pa.string()),
+        ("keywords", TEXTS),
+        ("source", pa.binary()),
+        ("captions_from_labels", pa.bool_()),
+        ("labels", TEXTS),
+        ("digest", pa.int64()),  # see `digest_clip`
+        ("captions_digest", pa.int64()),  # equal for clips with equal captions
+        ("member", MEMBER),
+    ]
+)
+
+
+class ClipTable(Sequence[Clip]):
+    """Clips as rows of a table, or some of its rows in any order.
+
+    Args:
+        table: with the columns of SCHEMA.
+        root: folder of relative paths.
+        rows: (clips,) of the table; None: all.
+        tolerant: a file is also found under another spelling of its name (see `find_file`); the id is the name.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        *,
+        root: Path | None = None,
+        rows: np.ndarray | None = None,
+        tolerant: bool = False,
+    ) -> None:
+        self.table, self.root, self.rows, self.tolerant = table, root, rows, tolerant
+        self.file: Path | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A process that is not forked maps the file itself."""
+        return vars(self) | ({} if self.file is None else {"table": None})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.table is None:
+            self.table = map_table(self.file)
+
+    @classmethod
+    def from_clips(cls, clips: Iterable[Clip], *, split: str = SPLITS[0]) -> "ClipTable":
+        """A table in memory."""
+        return cls(pa.Table.from_batches(encode_clips(((split, clip) for clip in clips), root=None)))
+
+    @classmethod
+    def write(
+        cls,
+        path: Path,
+        rows: Iterable[tuple[str, Clip]],
+        *,
+        root: Path | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write (split, clip) rows to a file, in batches and atomically.
+
+        Args:
+            root: folder that paths are written relative to.
+            metadata: read when `rows` has given its first clip; see `read_metadata`.
+
+        Raises:
+            OSError: the file cannot be written; an existing file is unchanged.
+        """
+        batches = encode_clips(rows, root=root)
+        first = next(batches)
+        with atomic_path(path) as partial, pa.OSFile(str(partial), "wb") as file:
+            schema = SCHEMA.with_metadata(dict(metadata or {}))
+            with pa.ipc.new_file(file, schema) as writer:
+                for batch in itertools.chain([first], batches):
+                    writer.write_batch(batch)
+
+    @classmethod
+    def read(cls, path: Path, *, root: Path | None = None, tolerant: bool = False) -> "ClipTable":
+        """The memory-mapped table of a file.
+
+        Raises:
+            FileNotFoundError: the file is missing.
+            pa.ArrowInvalid: it is not a whole Arrow file.
+        """
+        found = cls(map_table(path), root=root, tolerant=tolerant)
+        found.file = path
+        return found
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of `write`."""
+        return {key.decode(): value.decode() for key, value in (self.table.schema.metadata or {}).items()}
+
+    def __len__(self) -> int:
+        return len(self.table) if self.rows is None else len(self.rows)
+
+    def __getitem__(self, index: int | slice) -> "Clip | ClipTable":
+        if isinstance(index, slice):
+            return self.select(np.arange(len(self))[index])
+        index = range(len(self))[operator.index(index)]  # counts negative ones from the end; IndexError
+        row = index if self.rows is None else int(self.rows[index])
+        return self.make_clip(self.table.slice(row, 1).to_pylist()[0])
+
+    def __iter__(self) -> Iterator[Clip]:
+        for batch in self.batches():
+            yield from map(self.make_clip, batch.to_pylist())
+
+    def select(self, indices: np.ndarray) -> "ClipTable":
+        """The clips at indices, in their order, without a copy of the columns."""
+        rows = np.asarray(indices) if self.rows is None else self.rows[indices]
+        chosen = copy.copy(self)
+        chosen.rows = rows.astype(np.int32)
+        return chosen
+
+    def select_split(self, split: str) -> "ClipTable":
+        """The clips of a split."""
+        return self.select(np.flatnonzero(self.numbers("split") == SPLITS.index(split)))
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column of numbers or truth values, (clips,)."""
+        column = self.table[name].to_numpy()
+        return column if self.rows is None else column[self.rows]
+
+    def batches(self, *names: str) -> Iterator[pa.Table]:
+        """The clips in tables of at most BATCH rows, with some columns or all."""
+        table = self.table.select(list(names)) if names else self.table
+        for first in range(0, len(self), BATCH):
+            if self.rows is None:
+                yield table.slice(first, BATCH)
+            else:
+                yield table.take(self.rows[first : first + BATCH])
+
+    def make_clip(self, row: Mapping[str, Any]) -> Clip:
+        """The clip of a row."""
+        clip_id, path, source = (decode(row[name]) for name in ("id", "path", "source"))
+        return Clip(
+            clip_id,
+            tuple(row["captions"]),
+            None if path is None else self.find_path(path, clip_id),
+            row["label"],
+            tuple(row["keywords"]),
+            source,
+            row["captions_from_labels"],
+            tuple(row["labels"]),
+            None if row["member"] is None else self.make_member(**row["member"]),
+        )
+
+    def make_member(self, shard: bytes, offset: int, size: int, name: bytes) -> Member:
+        """The member of a tar; an address of a tar stays a text."""
+        place = decode(shard)
+        return Member(place if "://" in place else join(self.root, place), offset, size, decode(name))
+
+    def find_path(self, path: str, clip_id: str) -> Path:
+        """The file of a clip; in a tolerant table, spaces at the ends of a path count if such a file exists."""
+        exact = join(self.root, path)
+        if not self.tolerant or (path != path.strip() and exact.is_file()):
+            return exact
+        return find_file(self.root, clip_id)
+
+
+class JoinedClips(Sequence[Clip]):
+    """The clips of several tables, one table after the other."""
+
+    def __init__(self, tables: Sequence[ClipTable]) -> None:
+        self.tables = list(tables)
+        self.ends = np.cumsum([len(table) for table in self.tables], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        index = range(len(self))[operator.index(index)]
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        return self.tables[number][index - int(self.ends[number])]  # counted from the end of the table
+
+    def __iter__(self) -> Iterator[Clip]:
+        return itertools.chain.from_iterable(self.tables)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """See `ClipTable.numbers`."""
+        return np.concatenate([table.numbers(name) for table in self.tables])
+
+    def batches(self, *names: str) -> Iterator[pa.Table]:
+        """See `ClipTable.batches`."""
+        return itertools.chain.from_iterable(table.batches(*names) for table in self.tables)
+
+
+def map_table(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def encode_clips(rows: Iterable[tuple[str, Clip]], *, root: Path | None) -> Iterator[pa.RecordBatch]:
+    """Record batches of (split, clip) rows; at least one, which may be empty."""
+    rows = iter(rows)
+    batch = list(itertools.islice(rows, BATCH))
+    while True:
+        columns = list(zip(*(encode_clip(split, clip, root) for split, clip in batch), strict=True))
+        columns = columns or [()] * len(SCHEMA)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+        yield pa.record_batch(arrays, schema=SCHEMA)
+        if not (batch := list(itertools.islice(rows, BATCH))):
+            return
+
+
+def encode_clip(split: str, clip: Clip, root: Path | None) -> tuple:
+    """The values of a clip in the order of SCHEMA."""
+    member = clip.member
+    return (
+        SPLITS.index(split),
+        encode(clip.id),
+        clip.captions,
+        encode_path(clip.path, root),
+        clip.label,
+        clip.keywords,
+        encode(clip.source),
+        clip.captions_from_labels,
+        clip.labels,
+        digest_clip(clip),
+        digest_text(repr(clip.captions)),
+        member and (encode_path(member.shard, root), member.offset, member.size, encode(member.name)),
+    )
+
+
+def digest_clip(clip: Clip) -> int:
+    """64-bit digest of id, captions, label and keywords, not of the recording."""
+    return digest_text(repr((clip.id, clip.captions, clip.label, clip.keywords)))
+
+
+def digest_text(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def encode_path(path: Path | str | None, root: Path | None) -> bytes | None:
+    """A path, relative to the root if it is inside; an address as it is."""
+    if isinstance(path, Path) and root is not None and path.is_relative_to(root):
+        path = path.relative_to(root)
+    return None if path is None else encode(str(path))
+
+
+def join(root: Path | None, path: str) -> Path:
+    return Path(path) if root is None else root / path
+
+
+def encode(text: str | None) -> bytes | None:
+    return None if text is None else text.encode("utf-8", "surrogatepass")
+
+
+def decode(content: bytes | None) -> str | None:
+    return None if content is None else content.decode("utf-8", "surrogatepass")
