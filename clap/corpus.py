@@ -1,5 +1,7 @@
 """The corpus contract: Clip, Corpus, splits. This module does not import torch."""
 
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,9 +92,9 @@ class Corpus:
         return {}
 
     @property
-    def parts(self) -> "list[tuple[Corpus, float]]":
-        """The mixed corpora and their weights in training; for a single corpus, itself with weight 1."""
-        return [(self, 1.0)]
+    def parts(self) -> "list[Part]":
+        """The mixed corpora and how they are used; for a single corpus, itself."""
+        return [Part(self)]
 
     def clips(self, split: str) -> list[Clip]:
         """The clips of a split: train, val or test."""
@@ -131,6 +133,38 @@ class Corpus:
             AudioError: it cannot be fetched.
         """
         return clip.recording
+
+
+@dataclass(frozen=True)
+class Part:
+    """A corpus, and how a mixture uses it.
+
+    Args:
+        weight: draws of each clip per training epoch; 0.5: half of the clips, different ones each epoch.
+        captions: caption policy in training; None: that of the dataset.
+        exclude: files of clips that training skips (see `read_exclusions`), besides that of the dataset.
+        splits: split -> splits of the corpus that it consists of, none for a split without a key; None: each is itself.
+    """
+
+    corpus: Corpus
+    weight: float = 1.0
+    captions: str | None = None
+    exclude: tuple[str, ...] = ()
+    splits: Mapping[str, Sequence[str]] | None = None
+
+    def list_splits(self, split: str) -> Sequence[str]:
+        """The splits of the corpus that a split consists of."""
+        return [split] if self.splits is None else self.splits.get(split, [])
+
+    def clips(self, split: str) -> Sequence[Clip]:
+        """The clips of a split."""
+        found = [self.corpus.clips(own) for own in self.list_splits(split)]
+        return found[0] if len(found) == 1 else list(itertools.chain(*found))
+
+    def count_published(self, split: str) -> int | None:
+        """Published number of clips of a split; None if it is not known."""
+        counts = [self.corpus.counts.get(own) for own in self.list_splits(split)]
+        return None if None in counts else sum(counts)
 
 
 def check_split(split: str) -> None:

@@ -44,3 +44,9 @@ def find_absent(node: Mapping[str, Any], prefix: str = "") -> str | None:
     """The required keys without a value, as text: "dataset.root is missing"; None if all are given."""
     absent = [f"{prefix}{key}" for key, value in flatten(node) if value == "???"]
     return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing" if absent else None
+
+
+def find_conf_dir() -> Path:
+    """The folder conf/: inside the installed package, or next to it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return next(folder for folder in (package / "conf", package.parent / "conf") if (folder / "config.yaml").is_file())

@@ -6,14 +6,8 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from clap.config import read_config
+from clap.config import find_conf_dir, read_config
 from clap.config.overrides import VERSION_BASE, check_overrides
-
-
-def find_conf_dir() -> Path:
-    """The folder conf/: inside the installed package, or next to it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    return next(folder for folder in (package / "conf", package.parent / "conf") if (folder / "config.yaml").is_file())
 
 
 def compose_config(overrides: Sequence[str]) -> dict:

@@ -31,7 +31,7 @@ from clap.config import flatten
 from clap.config.required import MISSING
 from clap.config.search_space import check_sweep, read_interval
 from clap.config.secrets import check_no_secrets
-from clap.config.values import check_value, check_yaml_values, shell_override, suggest, suggest_key
+from clap.config.values import OPEN_MAPPINGS, check_value, check_yaml_values, shell_override, suggest, suggest_key
 
 
 def resolve_value(config: DictConfig, key: str) -> Any:
@@ -347,7 +347,8 @@ def _check_key(override: Override, key: str, keys: dict[str, Any], job: Composed
     line = override.input_line
     if override.is_delete():
         raise ValueError(f"{line}: keys cannot be removed; set {key} to another value")
-    if key not in keys:
+    is_open = any(key.startswith(f"{mapping}.") and mapping in keys for mapping in OPEN_MAPPINGS)
+    if key not in keys and not is_open:
         raise ValueError(
             f"{line}: there is no key {key}{job.describe_option(key)}{suggest_key(key, keys | job.choices)}"
         )

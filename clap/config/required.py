@@ -1,7 +1,8 @@
-"""Required values: `???` in a yaml, also over a value of a yaml that it extends.
+"""Required values, `???` in a yaml, also over a value of a yaml that it extends; and open mappings.
 
 OmegaConf ignores `???` in a merge, so that an option could not require a key that another yaml sets. Importing this
 module makes Hydra's loader keep it: the key is required until a later yaml or an override sets it.
+Overrides may add items to an open mapping.
 """
 
 import functools
@@ -15,13 +16,15 @@ from hydra.core.default_element import ResultDefault
 from hydra.plugins.config_source import ConfigSource
 from omegaconf import DictConfig, OmegaConf, flag_override
 
+from clap.config.values import OPEN_MAPPINGS
+
 MISSING = "???"
 STRUCTURED = "structured://"  # path of Hydra's own defaults, which are types with values that Hydra sets later
 merge_yamls = ConfigLoaderImpl._compose_config_from_defaults_list
 
 
 def merge_and_require(loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: Any) -> DictConfig:
-    """Merge yamls as Hydra does, then set the keys to `???` that a yaml requires and no later one sets.
+    """Merge yamls as Hydra does, set the keys to `???` that a yaml requires and no later one sets, open mappings.
 
     The loader's attribute `required` names the yaml of each, {dotted key: (option, file)}.
     """
@@ -38,6 +41,8 @@ def merge_and_require(loader: ConfigLoaderImpl, defaults: list[ResultDefault], r
     with flag_override(config, ["readonly", "struct"], False):
         for *parents, name in required:
             functools.reduce(operator.getitem, parents, config)[name] = MISSING
+    for node in filter(OmegaConf.is_dict, (OmegaConf.select(config, key) for key in OPEN_MAPPINGS)):
+        OmegaConf.set_struct(node, False)
     loader.required = {".".join(path): origin for path, origin in required.items()}
     return config
 

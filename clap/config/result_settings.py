@@ -6,7 +6,7 @@ from typing import Any
 
 from clap.config import flatten
 from clap.config.build import update_node
-from clap.config.values import LOCAL_KEYS
+from clap.config.values import LOCAL_KEYS, single_key
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ def read_result_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def changes_result(key: str) -> bool:
     """Whether a dotted key changes the result of a run."""
-    return key not in LOCAL_KEYS and key.split(".")[0] != "study"
+    return single_key(key) not in LOCAL_KEYS and key.split(".")[0] != "study"
 
 
 def update_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,9 @@ TYPES: dict[str, tuple[type, ...]] = {
     "hydra.sweeper.study_name": (str, type(None)),
     "hydra.sweeper.params": (dict, type(None)),
 }
+# Mappings {name: options of a corpus}, whose names are the user's own: overrides may add names and options, which the
+# class that receives them checks.
+OPEN_MAPPINGS = ("dataset.corpora", "evaluation_datasets")
 # Keys that set where a run reads, writes and computes; they do not change its result.
 LOCAL_KEYS = (
     "dataset.root",
@@ -127,6 +130,15 @@ TYPE_NAMES = {
 }
 
 
+def single_key(key: str) -> str:
+    """The key of a single corpus for an option in an open mapping: `dataset.corpora.mine.root` is a `dataset.root`."""
+    for mapping in OPEN_MAPPINGS:
+        name, _, option = key.removeprefix(f"{mapping}.").partition(".")
+        if key.startswith(f"{mapping}.{name}.") and option:
+            return f"dataset.{option}"
+    return key
+
+
 def suggest(name: str, allowed: Iterable[str]) -> str:
     """The text "; did you mean NAME?" with the closest allowed name, or an empty string if none is close."""
     nearest = difflib.get_close_matches(name, list(allowed), n=1)
@@ -195,15 +207,16 @@ def check_name(name: Any, what: str) -> str:
 
 def check_yaml_values(config: dict[str, Any]) -> None:
     """Reject a value of a composed config, by dotted key, of a wrong type (`root: 2021`) or below the minimum."""
-    for key, value in config.items():
+    for name, value in config.items():
+        key = single_key(name)
         types = TYPES.get(key) or TYPES.get(key.rpartition(".")[2])
         if types and type(value) not in types and not str(value).startswith("${"):
             allowed = " or ".join(TYPE_NAMES[kind] for kind in types)
             quoted = "; quote it in the yaml" if str in types else ""
-            raise ValueError(f"{key}: {json.dumps(value)} must be {allowed}{quoted}")
+            raise ValueError(f"{name}: {json.dumps(value)} must be {allowed}{quoted}")
         minimum = MINIMA.get(key)
         if minimum is not None and isinstance(value, int | float) and value < minimum:
-            raise ValueError(f"{key}={value} must be at least {minimum}")
+            raise ValueError(f"{name}={value} must be at least {minimum}")
 
 
 def check_learning_rates(*, lr: float, min_lr: float, warmup_steps: float) -> None:
@@ -225,14 +238,14 @@ def check_value(line: str, key: str, value: Any, current: Any, *, typed: str | N
             "the interpolation does not resolve; refer to a key that has a value" if "${" in line else "give a value"
         )
         raise ValueError(f"{line}: {problem}")
-    last = key.rpartition(".")[2]
-    if value == "" and str in (TYPES.get(key) or ()):  # a path or name; an empty path would be the working directory
+    last, known = key.rpartition(".")[2], single_key(key)
+    if value == "" and str in (TYPES.get(known) or ()):  # a path or name; an empty path would be the working directory
         raise ValueError(f"{line}: {key} must not be empty; give a value, or remove the override")
     if current == "???" and value is None:
         raise ValueError(f"{line}: {key} must not be null; give a value")
-    if (choices := CHOICES.get(key) or CHOICES.get(last)) and value not in choices:
+    if (choices := CHOICES.get(known) or CHOICES.get(last)) and value not in choices:
         raise ValueError(f"{line}: {key} must be one of {', '.join(choice or 'null' for choice in choices)}")
-    types = TYPES.get(key) or TYPES.get(last)
+    types = TYPES.get(known) or TYPES.get(last)
     if types and type(value) not in types:
         allowed = " or ".join(TYPE_NAMES[kind] for kind in types)
         raise ValueError(f"{line}: {key} must be {allowed}{_spelling(key, value, types, typed)}")

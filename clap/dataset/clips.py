@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from clap import process_group
 from clap.audio_encoder.base import find_sample_rate
 from clap.config import read_config
-from clap.corpus import SPLITS, Clip, Corpus
+from clap.corpus import SPLITS, Clip, Corpus, Part
 from clap.dataset.cache import WaveformCache
 from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
 from clap.dataset.exclude import find_unknown, is_excluded, read_exclusions
@@ -115,10 +115,12 @@ class ClapDataset(Dataset):
         found = [find_corpus(item, root) if isinstance(item, str) else item for item in datasets]
         given = check_weights(weights, len(found))
         parts = [
-            (part, own * weight) for corpus, own in zip(found, given, strict=True) for part, weight in corpus.parts
+            replace(part, weight=own * part.weight)
+            for corpus, own in zip(found, given, strict=True)
+            for part in corpus.parts
         ]
         check_names(parts)
-        self.corpora, self.weights = [corpus for corpus, _ in parts], [weight for _, weight in parts]
+        self.parts, self.corpora = parts, [part.corpus for part in parts]
         if settings.cache is not None:
             for corpus in self.corpora:
                 corpus.cache = WaveformCache(settings.cache)
@@ -129,7 +131,7 @@ class ClapDataset(Dataset):
         self.kind, self.sample_rate, self.window, self.seed = kind, sample_rate, window, seed
         self.settings, self.max_bad_fraction = settings, settings.max_bad_fraction
         self.training = kind == "train" if training is None else training
-        clips = [self.list_clips(corpus) for corpus in self.corpora]
+        clips = [self.list_clips(part) for part in parts]
         if settings.exclude is not None and kind == "train":
             clips = self.skip_excluded(clips, settings.exclude)
         listed = [
@@ -173,7 +175,8 @@ class ClapDataset(Dataset):
         for name in self.names:
             part = copy.copy(self)
             part.__dict__.pop("digest", None)
-            part.name, part.corpora = name, [corpus for corpus in self.corpora if corpus.name == name]
+            part.name, part.parts = name, [own for own in self.parts if own.corpus.name == name]
+            part.corpora = [own.corpus for own in part.parts]
             part.separate_missing([(corpus, clip) for corpus, clip in self.listed if corpus.name == name])
             chosen = [i for i, corpus in enumerate(self.owners) if corpus.name == name]
             part.groups = [self.groups[i] for i in chosen]
@@ -216,12 +219,13 @@ class ClapDataset(Dataset):
         ]
         return max(durations, default=0.0)
 
-    def list_clips(self, corpus: Corpus) -> list[Clip]:
+    def list_clips(self, part: Part) -> Sequence[Clip]:
         """The clips of a corpus in this split, with a warning if there are fewer than published."""
-        clips, published = corpus.clips(self.kind), corpus.counts.get(self.kind)
+        clips, published = part.clips(self.kind), part.count_published(self.kind)
         if published and len(clips) < published:
             log.warning(
-                "the index of %s (%s) lists %d of %d published clips", corpus.name, self.kind, len(clips), published
+                "the index of %s (%s) lists %d of %d published clips",
+                *(part.corpus.name, self.kind, len(clips), published),
             )
         return clips
 
@@ -262,7 +266,7 @@ class ClapDataset(Dataset):
     @property
     def num_published(self) -> int | None:
         """Published number of clips in this split; None if it is not known for one of the corpora."""
-        counts = [corpus.counts.get(self.kind) for corpus in self.corpora]
+        counts = [part.count_published(self.kind) for part in self.parts]
         return None if None in counts else sum(counts)
 
     def check_missing(self) -> None:
@@ -283,8 +287,8 @@ class ClapDataset(Dataset):
         for index, (corpus, clip) in enumerate(zip(self.owners, self.clips, strict=True)):
             numbers = range(len(clip.captions)) if every_caption else [None]
             pairs[self.corpora.index(corpus)] += [(index, number) for number in numbers]
-        drawn = enumerate(zip(pairs, self.weights, strict=True))
-        return [EpochPairs(own, weight, seed=(self.seed, place)) for place, (own, weight) in drawn]
+        drawn = enumerate(zip(pairs, self.parts, strict=True))
+        return [EpochPairs(own, part.weight, seed=(self.seed, place)) for place, (own, part) in drawn]
 
     def locate_pair(self, position: int, epoch: int) -> tuple[int, int | None]:
         """Index of the clip and number of its caption (None: random) at a position of an epoch."""

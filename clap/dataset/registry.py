@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clap.config import find_conf_dir
 from clap.config.build import build
 from clap.config.values import check_name
-from clap.corpus import SPLITS, Corpus, find_folder, plain_name
+from clap.corpus import SPLITS, Corpus, Part, find_folder, plain_name
 from clap.dataset.dataset_settings import SETTINGS_KEYS
 from clap.download.addresses import read_addresses
 
@@ -26,10 +27,10 @@ def open_corpus(config: Mapping) -> Corpus:
     return corpus
 
 
-def check_names(parts: Sequence[tuple[Corpus, float]]) -> None:
+def check_names(parts: Sequence[Part]) -> None:
     """ValueError if the name of a corpus cannot be part of a metric or of a file name."""
-    for corpus, _ in parts:
-        check_name(getattr(corpus, "name", None), f"name of {type(corpus).__name__}")
+    for part in parts:
+        check_name(getattr(part.corpus, "name", None), f"name of {type(part.corpus).__name__}")
 
 
 def find_corpus(name: str, root: str | Path | None, options: Mapping | None = None) -> Corpus:
@@ -72,7 +73,7 @@ def find_class(name: str) -> type[Corpus] | None:
 
 def find_splits(corpus: Corpus) -> dict[str, list[str]]:
     """Split -> names of the corpora with clips in it, without empty evaluation splits."""
-    counts = {split: {part.name: len(part.clips(split)) for part, _ in corpus.parts} for split in SPLITS}
+    counts = {split: {part.corpus.name: len(part.clips(split)) for part in corpus.parts} for split in SPLITS}
     found = {split: [name for name, number in count.items() if number] for split, count in counts.items()}
     return {split: names for split, names in found.items() if names or split == "train"}
 
@@ -80,6 +81,12 @@ def find_splits(corpus: Corpus) -> dict[str, list[str]]:
 def list_corpora() -> list[str]:
     """Class names of all corpora in clap/dataset/."""
     return [found.__name__ for name in list_modules() if (found := find_class(name)) is not None]
+
+
+def list_kinds() -> list[str]:
+    """The options of the group `dataset` that are single corpora; no module of another kind is imported."""
+    options = sorted(path.stem for path in (find_conf_dir() / "dataset").glob("[!_]*.yaml"))
+    return [name for name in options if find_class(name) is not None]
 
 
 def list_modules() -> list[str]:
