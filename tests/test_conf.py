@@ -201,7 +201,9 @@ def test_corpus_and_settings_have_the_defaults_of_the_yaml(dataset: str):
         defaults |= {"max_duration": corpus_class.max_duration}
     defaults |= {field.name: field.default for field in fields(DatasetSettings)}
     free = [name for name, default in defaults.items() if default is inspect.Parameter.empty]
-    free += ["num_workers"] * (dataset == "synthetic") + ["weights"] * (dataset == "clotho_audiocaps")
+    free += ["num_workers"] * (dataset == "synthetic") + ["root", "weights"] * (
+        dataset in ("clotho_audiocaps", "mixture")
+    )
     expected = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
     assert {key: config[key] for key in config if key not in ("_target_", *free)} == {
         name: value for name, value in expected.items() if name not in free

@@ -122,7 +122,7 @@ def test_splits_take_the_clips_of_other_splits(root: Path):
         ({"clotho": {"root": 3}}, "clotho.root=3 is not a path"),
         ({"clotho": 3}, "clotho=3 is not a mapping"),
         ({"a/b": {"corpus": "clotho"}}, "'a/b' cannot be part of a metric or file name"),
-        ({"clotho": {}, "Clotho": {}}, "two corpora have the name 'clotho' in metrics"),
+        ({"clotho": {}, "Clotho": {}}, "'clotho' is the name of two corpora in metrics"),
     ],
 )
 def test_invalid_option_is_named_with_its_key(root: Path, corpora: dict, message: str):

@@ -11,11 +11,30 @@ from clap.config.values import CAPTION_POLICIES, SPLITS, check_name, suggest
 from clap.corpus import Clip, Corpus, Part, find_folder, plain_name
 from clap.dataset.registry import find_class, list_kinds
 
-CORPORA = "dataset.corpora"  # key of the corpora of a mixture
 USE = ("weight", "captions", "exclude", "splits")  # how a corpus is used; the other options are its own
 
 
-class Mixture(Corpus):
+class Parts(Corpus):
+    """The clips of several corpora, or of one under another name or with other splits.
+
+    Args:
+        parts: the corpora, each with a name of its own.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.mixed = list(parts)
+        self.name = "_".join(part.corpus.name for part in self.mixed)
+        self.max_duration = max(part.corpus.max_duration for part in self.mixed)
+
+    @property
+    def parts(self) -> list[Part]:
+        return self.mixed
+
+    def clips(self, split: str) -> list[Clip]:
+        return [clip for part in self.mixed for clip in part.clips(split)]
+
+
+class Mixture(Parts):
     """The clips of several corpora; in training, each is drawn by its weight.
 
     Args:
@@ -26,7 +45,6 @@ class Mixture(Corpus):
             weight, captions, exclude, splits: see `Part`; `exclude` is a file or a list of files, and `splits: [train]`
             is short for `splits: {train: [train]}`.
         weights: {name: weight}, for those without the option.
-        key: of the corpora in the config, for errors.
 
     Raises:
         FileNotFoundError: the folder of a corpus is missing.
@@ -34,38 +52,22 @@ class Mixture(Corpus):
     """
 
     def __init__(
-        self,
-        root: str | Path = ".",
-        *,
-        corpora: Mapping[str, Mapping],
-        weights: Mapping[str, float] | None = None,
-        key: str = CORPORA,
+        self, root: str | Path = ".", *, corpora: Mapping[str, Mapping], weights: Mapping[str, float] | None = None
     ) -> None:
         weights = dict(weights or {})
         if not corpora:
-            raise ValueError(f"corpora={{}} is empty; name one or more in {key}")
+            raise ValueError("corpora={} is empty; name one or more in dataset.corpora")
         if unknown := sorted(weights.keys() - corpora.keys()):
             raise ValueError(f"weights: {unknown[0]} is not one of {', '.join(corpora)}; set dataset.weights")
         plans = [
-            plan_part(name, options, key=f"{key}.{name}", weight=weights.get(name, 1.0))
+            plan_part(name, options, key=f"dataset.corpora.{name}", weight=weights.get(name, 1.0))
             for name, options in corpora.items()
         ]
         folders = [plan.find_root(root) for plan in plans]
-        self.mixed = [plan.open(folder) for plan, folder in zip(plans, folders, strict=True)]
+        super().__init__([plan.open(folder) for plan, folder in zip(plans, folders, strict=True)])
         names = [part.corpus.name for part in self.mixed]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(
-                f"{key}: two corpora have the name {twice!r} in metrics; rename one of {', '.join(corpora)}"
-            )
-        self.name = "_".join(names)
-        self.max_duration = max(part.corpus.max_duration for part in self.mixed)
-
-    @property
-    def parts(self) -> list[Part]:
-        return self.mixed
-
-    def clips(self, split: str) -> list[Clip]:
-        return [clip for part in self.mixed for clip in part.clips(split)]
+            raise ValueError(f"dataset.corpora: {twice!r} is the name of two corpora in metrics; rename one of them")
 
 
 @dataclass(frozen=True)
