@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from clap.config import read_config
+from clap.config.augmentation_settings import AugmentationSettings
 from clap.config.build import build_module
 from clap.config.launch import launch
 from clap.corpus import SPLITS
@@ -24,6 +25,7 @@ def train(cfg: DictConfig) -> float:
     corpus, settings = open_corpus(config["dataset"]), TrainerSettings(**config["trainer"])
     corpora, data = find_splits(corpus), read_dataset_settings(config["dataset"])
     evaluators = open_evaluators(config, corpora)
+    augmentation = AugmentationSettings(**config["augmentation"])
 
     # These imports take seconds; mistakes in the command line and in index files are reported before them.
     from clap import ClapTrainer, open_loader, process_group
@@ -37,7 +39,7 @@ def train(cfg: DictConfig) -> float:
     resume_from, run_id = process_group.on_main(lambda: find_resumable_run(cfg.resume, run_dir, uri=cfg.tracking.uri))
     set_seed(cfg.seed)
     clap = open_model(config, resume_from=resume_from, overrides=HydraConfig.get().overrides.task)
-    clap = clap.freeze(cfg.freeze).to(choose_device(cfg.device))
+    clap = clap.freeze(cfg.freeze).augment(augmentation).to(choose_device(cfg.device))
     distribute_model(clap, settings)
     loaders = {kind: open_loader(corpus, kind, settings=data, seed=cfg.seed, **clap.input_format) for kind in corpora}
     criterion = build_module(config["loss"]).to(clap.device)

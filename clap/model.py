@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from clap import checkpoint, saving
 from clap.audio_encoder.base import AudioEncoder
 from clap.config import read_config
+from clap.config.augmentation_settings import AugmentationSettings
 from clap.config.secrets import hide_secrets
 from clap.config.values import WINDOW_POLICIES
 from clap.dataset.loader import Collate
@@ -98,7 +99,8 @@ class Clap(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(check_logit_scale(init_logit_scale))))  # a logarithm
         self.longest_clip = LONGEST  # seconds; inference refuses a clip of which more would be read
         self.frozen: list[str] = []
-        self._windows: str | None = None
+        self.windows: str | None = None  # `mean` if those of longer clips are averaged, regardless of the fusion
+        self.augmentation = AugmentationSettings()
 
     @classmethod
     def from_config(cls, config: str | Path | Mapping[str, Any]) -> "Clap":
@@ -183,10 +185,6 @@ class Clap(nn.Module):
         """
         saving.write_pretrained(self, Path(folder).resolve(), huggingface=huggingface)
 
-    def save_huggingface(self, folder: Path) -> None:
-        """Write a new Hugging Face ClapModel folder, or log which parts of the model ClapModel does not have."""
-        saving.export_huggingface(self, folder)
-
     def save(self, folder: Path, extra: Mapping | None = None, *, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write config, weights and tokenizer into an existing folder; `extra` (data, evaluation) joins the config."""
         saving.write_model(self, folder, extra, weights)
@@ -224,23 +222,18 @@ class Clap(nn.Module):
 
     @property
     def collate(self) -> Collate:
-        """Collate function of a DataLoader over ClapDataset: pads waveforms and tokenises captions.
+        """Collate function of a DataLoader over ClapDataset: pads waveforms, tokenises captions, draws augmentation.
 
         Raises:
             FileNotFoundError: the tokenizer's files are missing; raised here, not in a worker of the DataLoader.
         """
         if not self.tokenizer.needs_training:
             self.tokenizer.read()
-        return Collate(self.tokenizer)
+        return Collate(self.tokenizer, augmentation=self.augmentation, sample_rate=self.sample_rate)
 
     @property
     def device(self) -> torch.device:
         return self.logit_scale.device
-
-    @property
-    def windows(self) -> str | None:
-        """`mean` if windows of longer clips are averaged, regardless of the fusion."""
-        return self._windows
 
     def set_windows(self, windows: str | None) -> None:
         """`mean`: average evenly spaced windows of longer clips; None: the policy that the model was trained with.
@@ -251,7 +244,7 @@ class Clap(nn.Module):
         if windows not in WINDOW_POLICIES:
             raise ValueError(f"windows={windows!r} is not mean or null")
         self.audio_encoder.set_windows(windows)
-        self._windows = windows
+        self.windows = windows
 
     def freeze(self, names: Sequence[str]) -> "Clap":
         """Freeze submodules: no gradients, no dropout and no updates of batch statistics in training."""
@@ -261,6 +254,13 @@ class Clap(nn.Module):
                 raise ValueError(f"freeze={list(names)}: {name!r} is not one of {', '.join(allowed)}")
             self.get_submodule(name).requires_grad_(False).eval()
         self.frozen = list(names)
+        return self
+
+    def augment(self, settings: AugmentationSettings) -> "Clap":
+        """Augment training, in loaders that use `collate` afterwards; ValueError if the audio encoder cannot."""
+        self.audio_encoder.drop_frames(settings.frame_out)
+        self.audio_encoder.drop_patches(settings.patch_out)
+        self.augmentation = settings
         return self
 
     def train(self, mode: bool = True) -> "Clap":

@@ -30,7 +30,7 @@ def write_pretrained(clap: nn.Module, folder: Path, *, huggingface: bool) -> Non
     def write(temporary: Path) -> None:
         clap.save(temporary)
         if huggingface:
-            clap.save_huggingface(temporary / checkpoint.HUGGING_FACE)
+            export_huggingface(clap, temporary / checkpoint.HUGGING_FACE)
 
     checkpoint.write_folder(folder, write)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from clap.audio import SpecAugment
-from clap.audio_encoder.base import LogMelEncoder, average_by_row
+from clap.audio_encoder.base import LogMelEncoder, average_by_row, choose_frames
 from clap.audio_encoder.cnn14 import Cnn14
 from clap.audio_encoder.htsat import HTSAT
 from clap.audio_encoder.timm_backbone import TimmBackbone
@@ -215,6 +215,7 @@ def test_step_does_not_wait_for_the_device(cls: type[LogMelEncoder], fusion: str
     augment = SpecAugment(time_mask=8, frequency_mask=8)
     dropout = {"drop_path": 0.1} if cls is HTSAT else {"dropout": 0.1}
     encoder = make_encoder(cls, fusion, spec_augment=augment, **dropout).to("meta")
+    encoder.drop_frames(0.2)
     waveform, lengths = make_batch(LENGTHS)
     waveform = waveform.to("meta")
     with NoWaiting():
@@ -249,7 +250,52 @@ def test_timm_backbone_by_name(compose: Callable[..., DictConfig], name: str) ->
     assert features.shape == (2, timm.create_model(name, num_classes=0).num_features)
 
 
+# Augmentation
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("cls", SMALL)
+def test_dropped_frames_change_training_alone(
+    cls: type[LogMelEncoder], fusion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, batch = make_encoder(cls, fusion), make_batch(LENGTHS)
+    before, encode, frames = encoder(*batch), encoder.encode, []
+    monkeypatch.setattr(encoder, "encode", lambda *views: frames.append(views[0].shape[2]) or encode(*views))
+    encoder.drop_frames(0.25)
+    assert torch.equal(encoder(*batch), before) and encoder.train()(*batch).isfinite().all()
+    assert frames == [101, 76]
+
+
+def test_kept_frames_are_in_order_and_of_each_row_alone() -> None:
+    log_mel = torch.arange(20.0)[None, None, :, None].expand(6, 2, 20, 3)
+    kept = choose_frames(log_mel, 15)
+    assert kept.shape == (6, 2, 15, 3) and (kept.diff(dim=2) > 0).all()
+    assert torch.equal(kept[:, 0], kept[:, 1]) and len({tuple(row[0, :, 0].tolist()) for row in kept}) > 1
+
+
+@torch.no_grad()
+def test_vision_transformer_drops_patches_in_training_alone() -> None:
+    encoder = TimmBackbone(name="test_vit", frontend=make_frontend()).eval()
+    tokens, batch = [], make_batch(LENGTHS[:2])
+    encoder.backbone.blocks.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[1]))
+    encoder.drop_patches(0.5)
+    for mode in (False, True):
+        encoder.train(mode)(*batch)
+    prefix = encoder.backbone.num_prefix_tokens
+    assert tokens[1] - prefix == (tokens[0] - prefix) // 2
+
+
 # Errors
+
+
+def test_dropping_what_an_encoder_needs_is_refused() -> None:
+    with pytest.raises(ValueError, match="frame_out=0.7 keeps 30 of 101 frames, and Cnn14 needs 32"):
+        make_encoder(Cnn14).drop_frames(0.7)
+    with pytest.raises(ValueError, match="HTSAT cannot drop patches; set augmentation.patch_out=0"):
+        make_encoder(HTSAT).drop_patches(0.5)
+    with pytest.raises(ValueError, match="audio_encoder.name=test_convnext cannot drop patches"):
+        TimmBackbone(name="test_convnext", frontend=make_frontend()).drop_patches(0.5)
 
 
 @pytest.mark.parametrize("fusion", MERGING)

@@ -9,6 +9,7 @@ from conftest import CAPTIONS, make_tone
 from planted import plant_module
 from torch.testing import assert_close
 
+from clap.config.augmentation_settings import AugmentationSettings
 from clap.dataset.clips import ClapDataset
 from clap.evaluation.retrieved_clips import retrieve_clips
 from clap.evaluation.run_plots import plot_run
@@ -100,6 +101,13 @@ def test_windows_for_an_encoder_of_one_window_are_refused(clap: Clap) -> None:
     with pytest.raises(ValueError, match="windows=mean: WaveformEncoder has no windows to average; set windows=null"):
         clap.set_windows("mean")
     assert clap.windows is None
+
+
+@pytest.mark.parametrize("option", ["frame_out", "patch_out"])
+def test_encoder_without_frames_and_patches_is_refused_by_name(clap: Clap, option: str) -> None:
+    clap.augment(AugmentationSettings(gain=6.0))
+    with pytest.raises(ValueError, match=f"WaveformEncoder .* set augmentation.{option}=0"):
+        clap.augment(AugmentationSettings(**{option: 0.5}))
 
 
 def test_dataset_reads_the_rate_of_the_encoder(config: dict) -> None:

@@ -6,13 +6,17 @@ import pytest
 import torch
 from test_parallel import ROWS, make_batch
 
+from clap.config.augmentation_settings import AugmentationSettings
 from clap.loss import SigmoidLoss
 from clap.model import Clap
 from clap.training.objective import Objective
 from clap.training.precision import make_autocast
 from clap.training.trainer_settings import TrainerSettings
 
-RANDOM = ("audio_encoder.drop_path=0.3", "text_encoder.model.resid_pdrop=0.3")  # and random windows and SpecAugment
+RANDOM = (
+    "audio_encoder.drop_path=0.3",
+    "text_encoder.model.resid_pdrop=0.3",
+)  # and random windows, frames and SpecAugment
 SIZE = 6
 
 
@@ -27,7 +31,7 @@ def test_cached_gradients_use_the_random_numbers_of_the_first_pass(tiny_config: 
     for cached in (True, False):
         torch.manual_seed(0)
         clap, criterion = Clap.from_config(tiny_config(*RANDOM)), SigmoidLoss()
-        clap.train()
+        clap.augment(AugmentationSettings(frame_out=0.2)).train()
         if cached:
             objective = make_objective(clap, criterion, micro_batch_size=SIZE, micro_batch_norm=norm)
             loss, compute_gradients = objective.forward(batch, [ROWS])

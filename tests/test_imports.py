@@ -26,7 +26,7 @@ ROWS = (
     ("clap.published", "clap.dataset"),
     ("clap.download",),
     ("clap.corpus", "clap.audio_encoder", "clap.text_encoder", "clap.loss", "clap.optimizer", "clap.lora"),
-    ("clap.fusion", "clap.tokenizer", "clap.config.launch"),
+    ("clap.fusion", "clap.tokenizer", "clap.augmentation", "clap.config.launch"),
     ("clap.audio", "clap.waveform", "clap.checkpoint", "clap.device", "clap.config.output_folder", "clap.config.ranks"),
     ("clap.run_folder", "clap.fetch", "clap.plotting", "clap.audio_formats", "clap.prompts", "clap.containers"),
     ("clap.atomic", "clap.config", "clap.log_lines", "clap.process_group", "clap.progress", "clap.proportion"),

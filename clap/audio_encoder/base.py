@@ -75,6 +75,29 @@ class AudioEncoder(nn.Module):
             f"{type(self).__name__} has no activation checkpointing; set trainer.activation_checkpointing=false"
         )
 
+    def drop_frames(self, share: float) -> None:
+        """Drop a random share of the frames of the input in training; `augmentation.frame_out`.
+
+        Raises:
+            ValueError: the encoder has no frames, or too few remain.
+        """
+        if share:
+            raise ValueError(
+                f"{type(self).__name__} has no log-mel of which to drop frames; set augmentation.frame_out=0"
+            )
+
+    def drop_patches(self, share: float) -> None:
+        """Drop a random share of the patches in training; `augmentation.patch_out`.
+
+        Raises:
+            ValueError: the encoder has no patches, or needs all of them.
+        """
+        if share:
+            raise ValueError(
+                f"{type(self).__name__} cannot drop patches; set augmentation.patch_out=0, or audio_encoder=timm and a "
+                "vision transformer, such as audio_encoder.name=vit_tiny_patch16_224"
+            )
+
     @classmethod
     def find_weights(cls, pretrained: bool | str, name: str | None) -> str | None:
         """Hub name, address, file or folder of the configured weights; None for random weights."""
@@ -94,6 +117,7 @@ class LogMelEncoder(AudioEncoder):
     """
 
     takes_fusion = True
+    shortest_frames = 1  # of the log-mel
 
     def __init__(
         self,
@@ -107,6 +131,7 @@ class LogMelEncoder(AudioEncoder):
         self.spec_augment = spec_augment
         self.bn0 = nn.BatchNorm2d(frontend.n_mels)  # over mel bins
         self.windows: str | None = None
+        self.num_kept = frontend.num_frames  # in training
 
     @property
     def sample_rate(self) -> int:
@@ -146,16 +171,38 @@ class LogMelEncoder(AudioEncoder):
         normalised = self.bn0(log_mel.transpose(1, 3)).transpose(1, 3)  # (n, views, frames, n_mels)
         if self.spec_augment is not None:
             normalised = self.spec_augment(normalised)
+        if self.training and self.num_kept < self.frontend.num_frames:
+            normalised = choose_frames(normalised, self.num_kept)
         return self.encode(normalised, views.is_longer)
 
     def encode(self, log_mel: Tensor, is_longer: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def drop_frames(self, share: float) -> None:
+        kept = round((1 - share) * self.frontend.num_frames)
+        if kept < self.shortest_frames:
+            raise ValueError(
+                f"augmentation.frame_out={share} keeps {kept} of {self.frontend.num_frames} frames, and "
+                f"{type(self).__name__} needs {self.shortest_frames}; lower it, or raise audio_encoder.frontend.window"
+            )
+        self.num_kept = kept
 
     def find_merged(self, is_longer: Tensor, device: torch.device) -> Tensor | None:
         """Rows (n,) on the device whose local features are merged inside the encoder; None: no row."""
         if not (self.fusion.merge and is_longer.any()):
             return None
         return is_longer.nonzero().flatten().to(device, non_blocking=True)
+
+
+def choose_frames(log_mel: Tensor, count: int) -> Tensor:
+    """Random frames of each row, in order: (n, views, frames, n_mels) -> (n, views, count, n_mels).
+
+    The views of a row keep the same frames. Koutini et al. 2022 (PaSST) drop columns of patches (structured Patchout).
+    """
+    chosen = torch.rand(len(log_mel), log_mel.shape[2]).argsort(dim=1)[:, :count].sort(dim=1).values
+    rows = torch.arange(len(log_mel))[:, None]
+    rows, chosen = (index.to(log_mel.device, non_blocking=True) for index in (rows, chosen))
+    return log_mel.transpose(1, 2)[rows, chosen].transpose(1, 2)
 
 
 def find_sample_rate(node: Mapping[str, Any]) -> int:

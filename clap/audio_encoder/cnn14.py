@@ -23,6 +23,8 @@ class Cnn14(LogMelEncoder):
         dropout: after each block; the last two layers have 0.5 in the paper.
     """
 
+    shortest_frames = SHORTEST_FRAMES
+
     def __init__(
         self,
         *,

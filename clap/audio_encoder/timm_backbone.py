@@ -1,6 +1,8 @@
 """Any timm image backbone on the log-mel, by name."""
 
 import timm
+from timm.layers import PatchDropout
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,6 +71,17 @@ class TimmBackbone(LogMelEncoder):
                 "without batch norm"
             )
         self.backbone.set_grad_checkpointing()
+
+    def drop_patches(self, share: float) -> None:
+        if isinstance(self.backbone, VisionTransformer):
+            dropout = PatchDropout(share, num_prefix_tokens=self.backbone.num_prefix_tokens)
+            self.backbone.patch_drop = dropout.train(self.training)
+        elif share:
+            name = self.backbone.pretrained_cfg["architecture"]
+            raise ValueError(
+                f"audio_encoder.name={name} cannot drop patches; set augmentation.patch_out=0, or a plain vision "
+                "transformer, such as vit_tiny_patch16_224"
+            )
 
     def encode(self, log_mel: Tensor, is_longer: Tensor) -> Tensor:
         image = log_mel.transpose(2, 3)  # (batch, views, n_mels, frames)

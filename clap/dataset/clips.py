@@ -40,6 +40,7 @@ class Item:
         group: equal for clips with the same captions.
         problem: the error if the clip cannot be loaded; `samples` is None then.
         scale: factor that converts `samples` to [-1, 1].
+        seed: of the random numbers of this clip in this epoch; None in evaluation.
     """
 
     index: int
@@ -48,6 +49,7 @@ class Item:
     group: int
     problem: str | None = None
     scale: np.float32 = np.float32(1)
+    seed: tuple[int, ...] | None = None
 
     @property
     def waveform(self) -> np.ndarray | None:
@@ -311,7 +313,8 @@ class ClapDataset(Dataset):
     def __getitem__(self, position: int | tuple[int, int]) -> Item:
         """`position`: an index, or (epoch, index) from EpochSampler; without an epoch, training draws at random."""
         epoch, position = position if isinstance(position, tuple) else (int(torch.randint(2**31, ())), position)
-        rng = np.random.default_rng([self.seed, epoch, position]) if self.training else None
+        seed = (self.seed, epoch, position) if self.training else None
+        rng = None if seed is None else np.random.default_rng(seed)
         index, number = self.locate_pair(position, epoch)
         clip, corpus = self.clips[index], self.owners[index]
         caption = clip.captions[rng.integers(len(clip.captions)) if number is None else number]
@@ -322,7 +325,7 @@ class ClapDataset(Dataset):
             is_audio = isinstance(error, AudioError)
             problem = str(error) if is_audio else f"{clip.recording or clip.id}: does not fit into memory"
             return Item(index, None, caption, self.groups[index], problem=problem)
-        return Item(index, samples, caption, self.groups[index], scale=scale)
+        return Item(index, samples, caption, self.groups[index], scale=scale, seed=seed)
 
 
 class EpochPairs:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from clap import process_group
+from clap.augmentation import Changes, draw_changes, join_captions, join_groups
+from clap.config.augmentation_settings import AugmentationSettings
 from clap.corpus import Corpus
 from clap.dataset.clips import ClapDataset, Item
 from clap.dataset.dataset_settings import DatasetSettings
@@ -34,6 +36,7 @@ class Batch:
     clip_ids (batch,): equal for rows that are positives of each other, since they share a clip or all its captions.
     index (batch,): indices in the dataset. is_cached (batch,): whether the samples are from a cache, in 16 bits.
     problems: {index: error} of the clips that were skipped. captions: one for each row, for models with other tokens.
+    changes: augmentation of the waveforms, which `to` applies; all other fields are those of the augmented clips.
     """
 
     samples: Tensor
@@ -46,6 +49,7 @@ class Batch:
     is_cached: Tensor
     problems: dict[int, str] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
+    changes: Changes | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -58,25 +62,30 @@ class Batch:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The fields with one row for each clip."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("problems", "captions")}
+        others = ("problems", "captions", "changes")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
 
     def split(self, sizes: Sequence[int]) -> "list[Batch]":
         """Consecutive parts with these numbers of rows, without `problems` and captions."""
         return [Batch(*rows) for rows in zip(*(tensor.split(sizes) for tensor in self.tensors.values()), strict=True)]
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on a device, in float32, without waiting for the copies; what the host reads stays on the CPU.
+        """The batch on a device, in float32 and augmented, without waiting; what the host reads stays on the CPU.
 
         On the CPU stay lengths, index, is_cached, problems and captions.
         """
         names = ("samples", "scale", "token_ids", "token_mask", "clip_ids")
         non_blocking = torch.device(device).type != "cpu"  # a copy to the CPU could be read before it is complete
         batch = replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
-        return replace(batch, samples=batch.waveform)
+        if self.changes is None:
+            return replace(batch, samples=batch.waveform)
+        changes = self.changes.to(device, non_blocking=non_blocking)
+        return replace(batch, samples=changes.apply(batch.waveform), changes=None)
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; a DataLoader with pin_memory=True calls it."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors.items()})
+        changes = None if self.changes is None else self.changes.pin_memory()
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors.items()}, changes=changes)
 
 
 class Collate:
@@ -84,10 +93,19 @@ class Collate:
 
     Args:
         tokenize: captions -> token ids and mask (batch, tokens).
+        augmentation: of the clips of training; a worker draws it and tokenises joined captions.
+        sample_rate: Hz, for augmentation.
     """
 
-    def __init__(self, tokenize: Callable[[list[str]], tuple[Tensor, Tensor]]) -> None:
-        self.tokenize = tokenize
+    def __init__(
+        self,
+        tokenize: Callable[[list[str]], tuple[Tensor, Tensor]],
+        *,
+        augmentation: AugmentationSettings | None = None,
+        sample_rate: int = 0,
+    ) -> None:
+        self.tokenize, self.sample_rate = tokenize, sample_rate
+        self.augmentation = augmentation or AugmentationSettings()
 
     def __call__(self, items: Sequence[Item]) -> Batch:
         good = [item for item in items if item.problem is None]
@@ -98,8 +116,12 @@ class Collate:
             return Batch(
                 torch.zeros(0, 0), empty.float(), empty, tokens, tokens.bool(), empty, empty, empty.bool(), problems
             )
-        token_ids, token_mask = self.tokenize([item.caption for item in good])
+        captions, groups = [item.caption for item in good], [item.group for item in good]
         lengths = [len(item.samples) for item in good]
+        changes = self.draw_changes(good)
+        partner = range(len(good)) if changes is None else changes.partner.tolist()
+        captions, groups = join_captions(captions, partner), join_groups(groups, partner)
+        token_ids, token_mask = self.tokenize(captions)
         is_cached = [item.samples.dtype == np.int16 for item in good]
         samples = allocate_samples(len(good), max(lengths), dtype=np.int16 if all(is_cached) else np.float32)
         for row, length, item in zip(samples.numpy(), lengths, good, strict=True):
@@ -111,14 +133,24 @@ class Collate:
         return Batch(
             samples=samples,
             scale=torch.from_numpy(np.array([item.scale for item in good], dtype=np.float32)),
-            lengths=torch.tensor(lengths),
+            lengths=torch.tensor([max(length, lengths[other]) for length, other in zip(lengths, partner, strict=True)]),
             token_ids=token_ids,
             token_mask=token_mask,
-            clip_ids=torch.tensor([item.group for item in good]),
+            clip_ids=torch.tensor(groups),
             index=torch.tensor([item.index for item in good]),
             is_cached=torch.tensor(is_cached),
             problems=problems,
-            captions=[item.caption for item in good],
+            captions=captions,
+            changes=changes,
+        )
+
+    def draw_changes(self, items: Sequence[Item]) -> Changes | None:
+        """Draw the augmentation of a batch from the seed of its first clip; None in evaluation, and without any."""
+        if items[0].seed is None or not self.augmentation.changes_waveforms:
+            return None
+        lengths, groups = [len(item.samples) for item in items], [item.group for item in items]
+        return draw_changes(
+            self.augmentation, items[0].seed, lengths=lengths, groups=groups, sample_rate=self.sample_rate
         )
 
 

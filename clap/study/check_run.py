@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clap import checkpoint
+from clap.config.augmentation_settings import AugmentationSettings
 from clap.config.lora_settings import read_lora
 from clap.config.values import TRAINED_PARTS, check_learning_rates, check_name
 from clap.dataset.dataset_settings import read_dataset_settings
@@ -26,6 +27,7 @@ def check_run(config: Mapping[str, Any]) -> None:
         FileNotFoundError: a checkpoint or a list of clips does not exist.
     """
     TrainerSettings(**config["trainer"])
+    AugmentationSettings(**config["augmentation"])
     settings = read_dataset_settings(config["dataset"])
     check_batch_size(settings.batch_size, read_processes().world_size)
     check_schedule(config["optimizer"])

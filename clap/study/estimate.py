@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 
 from clap.config import find_absent
+from clap.config.augmentation_settings import AugmentationSettings
 from clap.config.build import build_module
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import EpochSampler, make_loader
@@ -72,7 +73,7 @@ def count_steps(config: Mapping[str, Any], dataset: ClapDataset) -> float:
 
 def time_step(config: dict[str, Any], dataset: ClapDataset) -> float:
     """Seconds of a training step of this cell, from random weights, on a batch of its corpus; not compiled."""
-    clap = Clap.from_config(config)
+    clap = Clap.from_config(config).augment(AugmentationSettings(**config["augmentation"]))
     clap.freeze(config["freeze"] if config["trainer"].get("unfreeze_at") is None else [])  # as the costliest step
     clap.to(choose_device(config["device"]))
     dataset.window = clap.window

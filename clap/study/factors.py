@@ -20,7 +20,8 @@ DESIGNS = ("grid", "one_at_a_time")
 KEYS = ("design", "metrics", "minutes")  # allowed in `study` in a yaml
 SEED = "seed"
 FOLD = "dataset.test_fold"
-GROUPS = ("audio_encoder", "text_encoder", "fusion", "loss", "dataset")  # their options are parameters of every run
+# Their options are parameters of every run.
+GROUPS = ("audio_encoder", "text_encoder", "fusion", "loss", "dataset", "augmentation")
 REPEATS = (SEED, FOLD)  # keys that repeat a configuration: other seeds, and the parts of a cross-validation
 
 
