@@ -14,11 +14,13 @@ from clap.waveform import LONGEST, AudioHeader, Member, load_waveform, read_head
 
 
 class WaveformReader(Protocol):
-    """Replaces `load_waveform` in a corpus; `WaveformCache` in clap/dataset/cache.py documents both methods."""
+    """Replaces `load_waveform` in a corpus; `WaveformCache` in clap/dataset/cache.py documents the methods."""
 
     def load(self, path: Path | Member, sample_rate: int, **options: Any) -> np.ndarray: ...
 
     def load_samples(self, path: Path | Member, sample_rate: int, **options: Any) -> tuple[np.ndarray, np.float32]: ...
+
+    def take_hit(self) -> bool | None: ...
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ranks import run_ranks
 
+from clap.dataset.cache import CacheUse
 from clap.model import Clap
 from clap.process_group import rank
 from clap.training import meter as meter_module
@@ -34,7 +35,13 @@ def meter(tiny_clap: Callable) -> Meter:
 def add_steps(meter: Meter, norms: list[float]) -> None:
     """Steps of six clips with these norms of the gradients and the losses 1, 2, ..."""
     for number, norm in enumerate(norms, start=1):
-        meter.add(None, torch.tensor(float(number)), torch.tensor(norm), clips=6, samples=60)
+        meter.add(
+            SimpleNamespace(cache_use=CacheUse(4, 2, 100)),
+            torch.tensor(float(number)),
+            torch.tensor(norm),
+            clips=6,
+            samples=60,
+        )
 
 
 def test_logged_norm_is_that_before_clipping(make_trainer: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -119,6 +126,15 @@ def test_numbers_count_for_all_processes(tiny_clap: Callable, monkeypatch: pytes
         )
         assert found["log"]["train/peak_memory_bytes"] == found["state"]["peaks"]["peak_memory_bytes"] == 10**12 + 1
         assert found["cost"]["peak_memory_bytes"] == 10**12 + 1
+        assert [found["cost"][f"cache_{name}"] for name in ("hits", "misses", "bytes")] == [8, 4, 200]
+
+
+def test_use_of_the_cache_counts_over_resumes(meter: Meter):
+    add_steps(meter, [1.0])
+    resumed = make_meter(meter.clap)
+    resumed.load_state_dict(meter.state_dict())
+    add_steps(resumed, [1.0, 1.0])
+    assert resumed.read_cache_use() == CacheUse(12, 6, 300)
 
 
 def test_trainer_logs_the_parts_and_keeps_them_in_a_checkpoint(make_trainer: Callable, tmp_path: Path):

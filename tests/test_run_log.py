@@ -172,3 +172,8 @@ def test_only_rank_0_logs(make_trainer: Callable, tmp_path: Path):
     first, second = run_ranks(log_line)
     assert len(first) == 2 and not second
     assert "loss 0.500" in first[1]  # the mean over the ranks
+
+
+def test_end_states_the_share_of_clips_from_a_cache():
+    cost = {"cache_hits": 750, "cache_misses": 250, "cache_bytes": 1_500_000_000}
+    assert run_log.describe_cache(cost) == "75.0% of 1000 training clips read from it, 1.50 GB; 250 decoded"

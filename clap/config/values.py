@@ -47,6 +47,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "dataset.test_folds": (list, type(None)),
     "dataset.max_clips": (int, type(None)),
     "dataset.cache": (str, type(None)),
+    "dataset.cache_gigabytes": (float, int, type(None)),
     "dataset.exclude": (str, type(None)),
     "hydra.sweeper.n_jobs": (int, type(None)),
     "hydra.sweeper.storage": (str, type(None)),
@@ -60,6 +61,7 @@ OPEN_MAPPINGS = ("dataset.corpora", "evaluation_datasets")
 LOCAL_KEYS = (
     "dataset.root",
     "dataset.num_workers",
+    "dataset.cache_gigabytes",
     "dataset.persistent_workers",
     "dataset.prefetch_factor",
     "device",

@@ -7,17 +7,31 @@ import logging
 import os
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from clap.dataset.eviction import SizeLimit, mark_used
 from clap.waveform import LONGEST, Member, TooLongError, check_duration, choose_part, load_waveform
 
 log = logging.getLogger(__name__)
 
 HEADER = 4  # 16-bit words at the start of a file: full scale as float32, number of samples as uint32
 MIN_AGE = 2.0  # seconds, the coarsest file system clock: a younger file can change without a new modification time
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """How often recordings were read from a cache (hits) or decoded (misses), and the bytes of samples read from it."""
+
+    hits: int = 0
+    misses: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "CacheUse") -> "CacheUse":
+        return CacheUse(self.hits + other.hits, self.misses + other.misses, self.bytes + other.bytes)
 
 
 class WaveformCache:
@@ -27,14 +41,22 @@ class WaveformCache:
     corpora can share a folder. `known/` has links to these files, named by a hash of a recording's path, size, times
     and inode, so that its content is hashed once; a recording younger than two seconds is hashed every time. Files are
     memory-mapped, so only the requested part is read, and written atomically. If the folder is not writable, recordings
-    are decoded every time.
+    are decoded every time; the samples are the same.
 
     Args:
         folder: created if it does not exist; can be deleted at any time.
+        gigabytes: limit of its size, above which the least recently used files are removed; None: no limit.
     """
 
-    def __init__(self, folder: str | os.PathLike) -> None:
+    def __init__(self, folder: str | os.PathLike, gigabytes: float | None = None) -> None:
         self.folder = Path(folder)
+        self.limit = SizeLimit(self.folder, None if gigabytes is None else int(gigabytes * 1e9))
+        self.is_hit: bool | None = None
+
+    def take_hit(self) -> bool | None:
+        """Whether the last load found its recording in the folder; None: there was none since the last call."""
+        is_hit, self.is_hit = self.is_hit, None
+        return is_hit
 
     def load(
         self,
@@ -58,7 +80,8 @@ class WaveformCache:
         rng: np.random.Generator | None = None,
         longest: float = LONGEST,
     ) -> tuple[np.ndarray, np.float32]:
-        """As `load`, but the memory-mapped int16 (samples,) and the scale that makes them float32."""
+        """As `load`, but int16 (samples,), memory-mapped if found, and the scale that makes them float32."""
+        self.is_hit = False
         try:
             found = self.find_samples(path, sample_rate, longest=longest)
         except TooLongError:  # the required part may be short
@@ -83,39 +106,47 @@ class WaveformCache:
         try:
             identity, changed = read_identity(path)
             link = f"{self.folder}/known/{identity[:2]}/{identity}-{sample_rate}"
-            if (found := map_file(link)) is not None:
+            if (found := self.map_hit(link)) is not None:
                 return found
             content = hash_file(path)
             file = self.folder / "samples" / content[:2] / f"{content}-{sample_rate}"
-            if (found := map_file(file)) is None:
-                waveform = load_waveform(path, sample_rate, longest=longest)
-                if read_identity(path) == (identity, changed):  # not replaced in the meantime
-                    self.write_samples(file, waveform)
-                    found = map_file(file)
+            is_old = changed < now - MIN_AGE
+            if (found := self.map_hit(file)) is None:
+                words = to_words(load_waveform(path, sample_rate, longest=longest))
+                if read_identity(path) != (identity, changed) or not (is_old or hash_file(path) == content):
+                    return None  # it was replaced in the meantime
+                self.write_words(file, words)
+                found = from_words(words)
         except OSError:
             return None  # load_waveform raises the error
-        if found is not None and changed < now - MIN_AGE:
+        if is_old and file.exists():
             with contextlib.suppress(OSError):  # the link exists already, or the file system has no links
                 os.makedirs(os.path.dirname(link), exist_ok=True)
                 os.symlink(os.path.relpath(file, os.path.dirname(link)), link)
         return found
 
-    def write_samples(self, file: Path, waveform: np.ndarray) -> None:
-        """Write to a temporary file and rename it, so that no process reads a partial file."""
-        full_scale = max(1.0, np.abs(waveform).max())
-        header = np.float32(full_scale).tobytes() + np.uint32(len(waveform)).tobytes()
-        samples = (waveform / full_scale * 32767).round().astype(np.int16)
-        temporary = file.with_name(f"{uuid.uuid4().hex}.tmp")
+    def map_hit(self, file: str | os.PathLike) -> tuple[np.ndarray, np.float32] | None:
+        """The samples in a file of the folder and their scale, if it is there and complete."""
+        found = map_file(file)
+        self.is_hit = found is not None
+        return found
+
+    def write_words(self, file: Path, words: np.ndarray) -> None:
+        """Write to a temporary file and rename it, so that no process reads a partial file; not above the limit."""
+        temporary, is_reserved = file.with_name(f"{uuid.uuid4().hex}.tmp"), False
         try:
+            if not (is_reserved := self.limit.reserve(words.nbytes)):
+                return
             file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(header + samples.tobytes())
+            temporary.write_bytes(words)
             temporary.replace(file)
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            warn_once(
-                f"dataset.cache={self.folder} is not writable ({error.strerror}); recordings are decoded every time"
-            )
+            if is_reserved:
+                self.limit.release(words.nbytes)
+            reason = error.strerror or error
+            warn_once(f"dataset.cache={self.folder} is not writable ({reason}); recordings are decoded every time")
 
 
 @functools.cache
@@ -143,16 +174,30 @@ def hash_file(path: str | os.PathLike | Member) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def to_words(waveform: np.ndarray) -> np.ndarray:
+    """A waveform (samples,) as the 16-bit words of a file: the header, then the samples."""
+    full_scale = max(1.0, np.abs(waveform).max())
+    header = np.float32(full_scale).tobytes() + np.uint32(len(waveform)).tobytes()
+    samples = (waveform / full_scale * 32767).round().astype(np.int16)
+    return np.concatenate([np.frombuffer(header, dtype=np.int16), samples])
+
+
+def from_words(words: np.ndarray) -> tuple[np.ndarray, np.float32] | None:
+    """Int16 (samples,) and their scale from the words of a file; None if it is incomplete."""
+    if len(words) < HEADER or len(words) != HEADER + words[2:HEADER].view(np.uint32)[0]:
+        return None
+    return words[HEADER:], words[:2].view(np.float32)[0] / 32767
+
+
 def map_file(file: str | os.PathLike) -> tuple[np.ndarray, np.float32] | None:
     """Memory-map int16 (samples,) and return them with their scale; None if the file is missing or incomplete.
 
     numpy would keep the file open, and a large batch can exceed the limit of open files; torch closes it.
     """
     try:
-        num_words = os.stat(file).st_size // 2
-        words = torch.from_file(os.fspath(file), size=num_words, dtype=torch.int16).numpy()
+        status = os.stat(file)
+        words = torch.from_file(os.fspath(file), size=status.st_size // 2, dtype=torch.int16).numpy()
     except (OSError, RuntimeError):
         return None
-    if num_words < HEADER or num_words != HEADER + words[2:HEADER].view(np.uint32)[0]:
-        return None
-    return words[HEADER:], words[:2].view(np.float32)[0] / 32767
+    mark_used(file, status.st_mtime)
+    return from_words(words)

@@ -41,6 +41,7 @@ class Item:
         problem: the error if the clip cannot be loaded; `samples` is None then.
         scale: factor that converts `samples` to [-1, 1].
         seed: of the random numbers of this clip in this epoch; None in evaluation.
+        is_hit: whether the samples were found in a cache; None without one.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Item:
     problem: str | None = None
     scale: np.float32 = np.float32(1)
     seed: tuple[int, ...] | None = None
+    is_hit: bool | None = None
 
     @property
     def waveform(self) -> np.ndarray | None:
@@ -125,7 +127,7 @@ class ClapDataset(Dataset):
         self.parts, self.corpora = parts, [part.corpus for part in parts]
         if settings.cache is not None:
             for corpus in self.corpora:
-                corpus.cache = WaveformCache(settings.cache)
+                corpus.cache = WaveformCache(settings.cache, settings.cache_gigabytes)
         for corpus in self.corpora:
             corpus.longest_clip = settings.longest_clip
         self.name = "_".join(corpus.name for corpus in self.corpora)
@@ -325,7 +327,8 @@ class ClapDataset(Dataset):
             is_audio = isinstance(error, AudioError)
             problem = str(error) if is_audio else f"{clip.recording or clip.id}: does not fit into memory"
             return Item(index, None, caption, self.groups[index], problem=problem)
-        return Item(index, samples, caption, self.groups[index], scale=scale, seed=seed)
+        is_hit = None if corpus.cache is None else corpus.cache.take_hit()
+        return Item(index, samples, caption, self.groups[index], scale=scale, seed=seed, is_hit=is_hit)
 
 
 class EpochPairs:

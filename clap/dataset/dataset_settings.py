@@ -21,6 +21,7 @@ class DatasetSettings:
         longest_clip: seconds; a clip of which more would be read counts as unreadable.
         max_clips: maximum number of clips per corpus and split, the first ones; None: all.
         cache: folder of decoded recordings (see `WaveformCache`); None: decode every time.
+        cache_gigabytes: limit of its size; None: no limit.
         exclude: text file of clips that the train split skips (see `read_exclusions`); other splits ignore it.
         captions: in training, `sample` draws one caption of a clip each time; `all` makes a separate pair of each
             caption; `keywords` replaces the captions of clips with keywords by templates.
@@ -37,6 +38,7 @@ class DatasetSettings:
     longest_clip: float = LONGEST
     max_clips: int | None = None
     cache: str | None = None
+    cache_gigabytes: float | None = None
     exclude: str | None = None
     captions: str = "sample"
 
@@ -54,6 +56,8 @@ class DatasetSettings:
             raise ValueError(f"dataset.longest_clip={self.longest_clip} must be above 0 s")
         if self.max_clips is not None and self.max_clips < 1:
             raise ValueError(f"dataset.max_clips={self.max_clips} must be 1 or more, or null for all clips")
+        if self.cache_gigabytes is not None and not self.cache_gigabytes > 0:
+            raise ValueError(f"dataset.cache_gigabytes={self.cache_gigabytes} must be above 0, or null for no limit")
         if self.captions not in CAPTION_POLICIES:
             allowed = ", ".join(CAPTION_POLICIES)
             raise ValueError(f"captions={self.captions!r} is not one of {allowed}; set dataset.captions")

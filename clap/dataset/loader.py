@@ -17,6 +17,7 @@ from clap import process_group
 from clap.augmentation import Changes, draw_changes, join_captions, join_groups
 from clap.config.augmentation_settings import AugmentationSettings
 from clap.corpus import Corpus
+from clap.dataset.cache import CacheUse
 from clap.dataset.clips import ClapDataset, Item
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.processes import check_batch_size
@@ -37,6 +38,7 @@ class Batch:
     index (batch,): indices in the dataset. is_cached (batch,): whether the samples are from a cache, in 16 bits.
     problems: {index: error} of the clips that were skipped. captions: one for each row, for models with other tokens.
     changes: augmentation of the waveforms, which `to` applies; all other fields are those of the augmented clips.
+    cache_use: of the recordings of these rows, if there is a cache.
     """
 
     samples: Tensor
@@ -50,6 +52,7 @@ class Batch:
     problems: dict[int, str] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
     changes: Changes | None = None
+    cache_use: CacheUse = CacheUse()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -62,11 +65,10 @@ class Batch:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The fields with one row for each clip."""
-        others = ("problems", "captions", "changes")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
 
     def split(self, sizes: Sequence[int]) -> "list[Batch]":
-        """Consecutive parts with these numbers of rows, without `problems` and captions."""
+        """Consecutive parts with these numbers of rows, without problems, captions and cache_use."""
         return [Batch(*rows) for rows in zip(*(tensor.split(sizes) for tensor in self.tensors.values()), strict=True)]
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -142,6 +144,7 @@ class Collate:
             problems=problems,
             captions=captions,
             changes=changes,
+            cache_use=count_cache_use(good),
         )
 
     def draw_changes(self, items: Sequence[Item]) -> Changes | None:
@@ -152,6 +155,12 @@ class Collate:
         return draw_changes(
             self.augmentation, items[0].seed, lengths=lengths, groups=groups, sample_rate=self.sample_rate
         )
+
+
+def count_cache_use(items: Sequence[Item]) -> CacheUse:
+    """Hits, misses, and bytes of the samples that were read from a cache."""
+    hits = [item.samples.nbytes for item in items if item.is_hit]
+    return CacheUse(len(hits), sum(item.is_hit is False for item in items), sum(hits))
 
 
 def allocate_samples(*shape: int, dtype: type[np.number]) -> Tensor:

@@ -1,11 +1,12 @@
 """What training has processed so far, and its speed: between two logged steps or lines, and as a whole."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from clap.dataset.cache import CacheUse
 from clap.dataset.loader import Batch
 from clap.model import Clap
 from clap.process_group import gather_numbers, mean_over_ranks
@@ -34,6 +35,7 @@ class Meter:
         unlogged: loss, norm of the gradients and number of clips of each step since the last logged one.
         line: what the next line of an epoch or validation describes.
         clips_seen, samples_seen: clips that were trained on, and their samples.
+        cache_use, earlier_cache_use: of this process; of all processes before a resume.
         peaks: of memory, before a resume.
     """
 
@@ -44,6 +46,7 @@ class Meter:
         self.logged_time, self.logged_parts = 0.0, dict.fromkeys(PARTS, 0.0)  # until the last logged step
         self.line = LineTotals()
         self.clips_seen, self.samples_seen = 0, 0
+        self.cache_use, self.earlier_cache_use = CacheUse(), CacheUse()
         self.peaks: dict[str, int] = {}
 
     def add(self, batch: Batch, loss: Tensor, norm: Tensor, *, clips: int, samples: int) -> None:
@@ -58,6 +61,7 @@ class Meter:
         self.unlogged.append((loss.detach(), norm.detach(), clips))
         self.line.loss = self.line.loss + loss.detach()
         self.line.steps, self.line.clips = self.line.steps + 1, self.line.clips + clips
+        self.cache_use += batch.cache_use
         self.utilization.add(batch)
 
     def read(self) -> dict[str, float]:
@@ -99,16 +103,21 @@ class Meter:
         highest = facts[:, len(parts) :].amax(dim=0).tolist()
         return dict(zip(parts, means, strict=True)), dict(zip(peaks, highest, strict=True))
 
+    def read_cache_use(self) -> CacheUse:
+        """Of the training clips of all ranks and resumes; collective."""
+        return self.earlier_cache_use + CacheUse(*gather_numbers(astuple(self.cache_use)).sum(dim=0).tolist())
+
     def cost(self, *, steps: int) -> dict[str, float]:
         """Time, speed, peak memory and size of the training; docs/runs.md describes each number. Collective."""
         duration = self.samples_seen / max(self.clips_seen, 1) / self.clap.sample_rate
-        parts, peaks = self.read_ranks()
+        (parts, peaks), use = self.read_ranks(), asdict(self.read_cache_use())
         return {
             "seconds": round(self.fit_time.seconds, 1),
             **{f"seconds_{part}": round(seconds, 1) for part, seconds in parts.items()},
             "clips_per_second": round(self.clips_seen / max(self.train_time.seconds, 1e-9), 1),
             "steps": steps,
             **peaks,
+            **({f"cache_{name}": count for name, count in use.items()} if any(use.values()) else {}),
             **measure_size(self.clap, duration=duration or self.clap.audio_encoder.window),
         }
 
@@ -125,16 +134,18 @@ class Meter:
             "logged_time": self.logged_time,
             "logged_parts": self.logged_parts,
             "peaks": peaks,
+            "cache_use": astuple(self.read_cache_use()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the state of a checkpoint; earlier versions have no parts and no norms of gradients."""
+        """Continue from the state of a checkpoint; earlier versions lack parts, norms of gradients, and cache_use."""
         self.clips_seen, self.samples_seen = state["clips_seen"], state["samples_seen"]
         self.fit_time.before, self.train_time.before = state["seconds"], state["train_seconds"]
         self.clock.seconds |= state["parts"]
         unlogged = [(loss, norm[0] if norm else torch.nan, clips) for loss, clips, *norm in state["unlogged"]]
         device = self.clap.device
         self.unlogged = [(torch.tensor(a, device=device), torch.tensor(b, device=device), n) for a, b, n in unlogged]
+        self.earlier_cache_use = CacheUse(*state.get("cache_use", ()))
         self.logged_time, self.peaks = state["logged_time"], state["peaks"]
         self.logged_parts |= state["logged_parts"]
         self.line = LineTotals(self.fit_time.before, self.train_time.before)

@@ -111,6 +111,7 @@ class RunLog:
         rows = {
             "best": self.describe_checkpoint(),
             "cost": describe_cost(cost),
+            **({"cache": describe_cache(cost)} if "cache_hits" in cost else {}),
             "folder": show_path(folder),
             "next": f"python evaluate.py {shell_override('checkpoint', show_path(folder))}  # dataset=NAME for another",
             "MLflow": describe_tracker(trainer),
@@ -214,6 +215,13 @@ def describe_cost(cost: Mapping[str, float]) -> str:
             f"{cost['gigaflops_per_clip']:g} GFLOPs a clip",
         ]
     )
+
+
+def describe_cache(cost: Mapping[str, float]) -> str:
+    """Share of the training clips that a cache had, and what was read from it."""
+    loads = cost["cache_hits"] + cost["cache_misses"]
+    share, size = cost["cache_hits"] / loads, cost["cache_bytes"] / 1e9
+    return f"{share:.1%} of {loads} training clips read from it, {size:.2f} GB; {cost['cache_misses']} decoded"
 
 
 def format_speed(clips_per_second: float) -> str:
