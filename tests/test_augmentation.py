@@ -105,9 +105,9 @@ def test_captions_of_mixtures_name_both_clips():
     assert join_captions(captions, range(4)) == captions
 
 
-def make_batch(ramps: list, *, training: bool = True, epoch: int = 0, mix: float = 1.0) -> Batch:
-    dataset = make_dataset(ramps, "train", training=training)
-    settings = AugmentationSettings(gain=6.0, shift=0.001, mix=mix)
+def make_batch(ramps: list, *, training: bool = True, epoch: int = 0, cache: Path | None = None) -> Batch:
+    dataset = make_dataset(ramps, "train", training=training, cache=cache)
+    settings = AugmentationSettings(gain=6.0, shift=0.001, mix=1.0)
     collate = Collate(tokenize, augmentation=settings, sample_rate=dataset.sample_rate)
     return collate([dataset[(epoch, position)] for position in range(4)])
 
@@ -136,11 +136,20 @@ def test_changes_depend_on_seed_epoch_and_clips_alone(ramps: list):
     assert not torch.equal(first.changes.gain, other.changes.gain)
 
 
-def test_waveforms_change_once_on_the_way_to_the_device(ramps: list):
-    batch = make_batch(ramps)
+@pytest.mark.parametrize("cached", [False, True])
+def test_waveforms_change_once_on_the_way_to_the_device(ramps: list, tmp_path: Path, cached: bool):
+    batch = make_batch(ramps, cache=tmp_path if cached else None)
     moved = batch.to("cpu")
+    assert batch.samples.dtype == (torch.int16 if cached else torch.float32)
     torch.testing.assert_close(moved.waveform, batch.changes.apply(batch.waveform))
     assert moved.changes is None and torch.equal(moved.to("cpu").waveform, moved.waveform)
+
+
+def test_changes_are_pinned(ramps: list, monkeypatch: pytest.MonkeyPatch):
+    batch, pinned = make_batch(ramps), []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(id(tensor)) or tensor.clone())
+    assert batch.pin_memory().changes is not batch.changes
+    assert {id(tensor) for tensor in vars(batch.changes).values()} < set(pinned)
 
 
 def test_workers_draw_the_same_changes(ramps: list):

@@ -12,6 +12,7 @@ from ramps import make_dataset
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from clap.config.augmentation_settings import AugmentationSettings
 from clap.corpus import Clip
 from clap.training.comparison import (
     check_data,
@@ -38,12 +39,13 @@ CONFIG = {
 }
 
 
-def make_settings(config: dict = CONFIG, *, batch_size: int = 8, **options) -> dict:
+def make_settings(config: dict = CONFIG, *, batch_size: int = 8, gain: float = 0.0, **options) -> dict:
     """The settings of a trainer; of an empty config those that it knows."""
     settings = TrainerSettings(**options)
     loader = SimpleNamespace(dataset=SimpleNamespace(seed=0), batch_sampler=SimpleNamespace(batch_size=batch_size))
     config = {**config, "trainer": vars(settings)} if config else {}
-    return read_settings(SimpleNamespace(train_loader=loader, settings=settings, config=config))
+    clap = SimpleNamespace(augmentation=AugmentationSettings(gain=gain))
+    return read_settings(SimpleNamespace(train_loader=loader, settings=settings, config=config, clap=clap))
 
 
 @pytest.mark.parametrize("key", ["seed", "optimizer.lr", "dataset.batch_size", "trainer.precision", "trainer.monitor"])
@@ -86,6 +88,8 @@ def test_trainer_without_a_config_compares_what_it_knows():
             check_settings(LAST, before, now)
         with pytest.raises(ValueError, match=rf"trained with {key}=\w+, now it is {key}="):
             check_settings(LAST, make_settings({}), now)
+    with pytest.raises(ValueError, match="trained with augmentation.gain=0.0, now it is augmentation.gain=6.0"):
+        check_settings(LAST, make_settings({}), make_settings({}, gain=6.0))
 
 
 def refuse_data(before: list[Clip], now: list[Clip], match: str) -> None:

@@ -20,6 +20,12 @@ def test_option_out_of_range_is_refused(option: str, value: float, allowed: str)
         AugmentationSettings(**{option: value})
 
 
+def test_description_names_what_is_on():
+    assert AugmentationSettings().describe() == ""
+    assert AugmentationSettings(gain=6.0, frame_out=0.25).describe() == "gain 6, frame_out 0.25"
+    assert AugmentationSettings(mix=0.5).describe() == "mix 0.5, mix_level 5"
+
+
 def test_settings_state_what_they_change():
     off, frames = AugmentationSettings(), AugmentationSettings(frame_out=0.5)
     gain, mix = AugmentationSettings(gain=6.0), AugmentationSettings(mix=0.5)

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from ranks import run_ranks
 from torch.utils.data import DataLoader
 
+from clap.config.augmentation_settings import AugmentationSettings
 from clap.optimizer import describe_learning_rate
 from clap.run_folder import HISTORY, read_history
 from clap.training import run_log
@@ -33,9 +34,10 @@ def find_row(lines: list[str], name: str) -> str:
 
 def test_header_describes_model_data_and_training(make_trainer: Callable, tmp_path: Path, lines: Callable):
     trainer = make_trainer(epochs=2, max_steps=3)
-    trainer.clap.freeze(["text_encoder"])
+    trainer.clap.freeze(["text_encoder"]).augment(AugmentationSettings(gain=6.0))
     trainer.fit(tmp_path)
     found = lines()
+    assert find_row(found, "augmentation") == "gain 6"
     assert "torch" in find_row(found, "device") and "fp32" in find_row(found, "device")
     total, frozen = (
         sum(p.numel() for p in part.parameters()) / 1e6 for part in (trainer.clap, trainer.clap.text_encoder)

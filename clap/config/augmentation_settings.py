@@ -1,6 +1,6 @@
 """The options `augmentation.*` of conf/augmentation/. This module does not import torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 SHARES = ("polarity", "mix")  # probabilities
 DROPPED = ("frame_out", "patch_out")  # some must remain
@@ -42,6 +42,11 @@ class AugmentationSettings:
             for name in names:
                 if not is_valid(value := getattr(self, name)):
                     raise ValueError(f"augmentation.{name}={value} must be {text}")
+
+    def describe(self) -> str:
+        """The options that are on, for the log: `gain 6, mix 0.5`; empty for none."""
+        names = [f.name for f in fields(self) if getattr(self, f.name) and (f.name != "mix_level" or self.mix)]
+        return ", ".join(f"{name} {getattr(self, name):g}" for name in names)
 
     @property
     def changes_waveforms(self) -> bool:

@@ -52,6 +52,7 @@ def read_settings(trainer: "ClapTrainer") -> dict[str, Any]:
         "trainer": asdict(trainer.settings),
         "seed": loader.dataset.seed,
         "dataset": {"batch_size": loader.batch_sampler.batch_size},
+        "augmentation": asdict(trainer.clap.augmentation),
     }
     return read_result_settings(known | trainer.config)
 

@@ -142,6 +142,7 @@ def describe_training(trainer: "ClapTrainer") -> dict[str, str]:
         **{f"  {name}": describe_part(parts, trainer) for name, parts in modules.items()},
         "data": describe_data(trainer),
         "window": describe_window(trainer),
+        **({"augmentation": text} if (text := clap.augmentation.describe()) else {}),
         "training": f"{extent}, {describe_batch(loader)}{start}",
         "learning rate": describe_learning_rate(trainer.optimizer, trainer.scheduler),
         "folder": show_path(trainer.checkpoints.parent),
