@@ -283,7 +283,7 @@ def test_captions_lists_every_caption_of_every_clip(ramps):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"captions": "some"}, "captions='some' is not one of sample, all, keywords; set dataset.captions"),
+        ({"captions": "some"}, "captions='some' is not one of sample, all, keywords, rewritten; set dataset.captions"),
         ({"max_clips": 0}, "dataset.max_clips=0 must be 1 or more, or null"),
         ({"max_bad_fraction": 1.5}, "dataset.max_bad_fraction=1.5 must be between 0 and 1"),
     ],

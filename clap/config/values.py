@@ -49,6 +49,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "dataset.cache": (str, type(None)),
     "dataset.cache_gigabytes": (float, int, type(None)),
     "dataset.exclude": (str, type(None)),
+    "dataset.rewritings": (str, type(None)),
     "hydra.sweeper.n_jobs": (int, type(None)),
     "hydra.sweeper.storage": (str, type(None)),
     "hydra.sweeper.study_name": (str, type(None)),
@@ -79,7 +80,7 @@ MICRO_BATCH_NORMS = ("frozen", "micro")
 PARALLEL = ("ddp", "fsdp")
 GATHERS = ("full", "local")
 SCHEDULES = ("cosine", "constant")
-CAPTION_POLICIES = ("sample", "all", "keywords")
+CAPTION_POLICIES = ("sample", "all", "keywords", "rewritten")
 WINDOW_POLICIES = ("mean", None)
 POOLINGS = ("first", "last", "mean", "pooler")
 FILL_MODES = ("repeat_pad", "repeat", "pad")

@@ -24,6 +24,7 @@ from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
 from clap.dataset.exclude import find_unknown, is_excluded, read_exclusions
 from clap.dataset.keywords import fill_keyword_templates
 from clap.dataset.registry import check_names, check_weights, download_named, find_corpus, open_corpus
+from clap.dataset.rewritings import RewrittenCaptions, read_rewritings
 from clap.waveform import AudioError, AudioHeader
 
 log = logging.getLogger(__name__)
@@ -155,6 +156,11 @@ class ClapDataset(Dataset):
             )
         numbers: dict[tuple[str, ...], int] = {}
         self.groups = [numbers.setdefault(clip.captions, len(numbers)) for clip in self.clips]
+        self.rewritten: RewrittenCaptions | None = None
+        if self.training and settings.captions == "rewritten":
+            self.rewritten = RewrittenCaptions(
+                read_rewritings(settings.rewritings), self.clips, self.groups, fraction=settings.rewritten_fraction
+            )
         self.epoch_pairs = self.build_epoch_pairs(every_caption=settings.captions == "all") if self.training else []
 
     def separate_missing(self, listed: Sequence[tuple[Corpus, Clip]]) -> None:
@@ -235,8 +241,9 @@ class ClapDataset(Dataset):
 
     @property
     def captions(self) -> list[str]:
-        """Every caption of every clip."""
-        return [caption for clip in self.clips for caption in clip.captions]
+        """Every caption of every clip, rewritten ones that training draws too."""
+        rewritten = [] if self.rewritten is None else self.rewritten.list_texts()
+        return [caption for clip in self.clips for caption in clip.captions] + rewritten
 
     @functools.cached_property
     def digest(self) -> str:
@@ -319,7 +326,8 @@ class ClapDataset(Dataset):
         rng = None if seed is None else np.random.default_rng(seed)
         index, number = self.locate_pair(position, epoch)
         clip, corpus = self.clips[index], self.owners[index]
-        caption = clip.captions[rng.integers(len(clip.captions)) if number is None else number]
+        caption = None if self.rewritten is None else self.rewritten.draw(index, rng)
+        caption = caption or clip.captions[rng.integers(len(clip.captions)) if number is None else number]
         duration = self.limit_duration(corpus)
         try:
             samples, scale = corpus.load_samples(clip, sample_rate=self.sample_rate, max_duration=duration, rng=rng)

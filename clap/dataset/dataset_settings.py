@@ -24,7 +24,10 @@ class DatasetSettings:
         cache_gigabytes: limit of its size; None: no limit.
         exclude: text file of clips that the train split skips (see `read_exclusions`); other splits ignore it.
         captions: in training, `sample` draws one caption of a clip each time; `all` makes a separate pair of each
-            caption; `keywords` replaces the captions of clips with keywords by templates.
+            caption; `keywords` replaces the captions of clips with keywords by templates; `rewritten` draws from
+            `rewritings` too.
+        rewritings: JSON Lines file of rewritten captions (see `read_rewritings`).
+        rewritten_fraction: share of draws that are rewritings, of clips that have any.
 
     Raises:
         ValueError: a value is out of range.
@@ -41,6 +44,8 @@ class DatasetSettings:
     cache_gigabytes: float | None = None
     exclude: str | None = None
     captions: str = "sample"
+    rewritings: str | None = None
+    rewritten_fraction: float = 0.6
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.num_workers < 0:
@@ -61,6 +66,10 @@ class DatasetSettings:
         if self.captions not in CAPTION_POLICIES:
             allowed = ", ".join(CAPTION_POLICIES)
             raise ValueError(f"captions={self.captions!r} is not one of {allowed}; set dataset.captions")
+        if self.captions == "rewritten" and self.rewritings is None:
+            raise ValueError("captions=rewritten needs a file of rewritten captions; set dataset.rewritings")
+        if not 0 <= self.rewritten_fraction <= 1:
+            raise ValueError(f"dataset.rewritten_fraction={self.rewritten_fraction} must be between 0 and 1")
 
 
 SETTINGS_KEYS = tuple(field.name for field in fields(DatasetSettings))

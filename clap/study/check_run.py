@@ -11,6 +11,7 @@ from clap.config.values import TRAINED_PARTS, check_learning_rates, check_name
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.exclude import read_exclusions
 from clap.dataset.registry import find_splits, open_corpus
+from clap.dataset.rewritings import read_rewritings
 from clap.processes import check_batch_size, check_parallel, read_processes
 from clap.published.sources import is_published
 from clap.training.trainer_settings import TrainerSettings
@@ -42,6 +43,8 @@ def check_run(config: Mapping[str, Any]) -> None:
         check_name(config["dataset"]["name"], "dataset.name")
     if settings.exclude is not None:
         read_exclusions(settings.exclude)
+    if settings.captions == "rewritten":
+        read_rewritings(settings.rewritings)
     check_sources(config)
     if config["dataset"].get("test_fold") is not None:
         open_corpus(config["dataset"])

@@ -36,8 +36,10 @@ def _digest_dataset(node: str) -> dict[str, str]:
     corpus = open_corpus(config)
     clips = {split: corpus.clips(split) for split in SPLITS}
     found = {split: f"{len(own)} clips {hash_digests(digest_clips(own))}" for split, own in clips.items()}
-    if exclude := config.get("exclude"):
-        found["exclude"] = hashlib.sha256(Path(exclude).read_bytes()).hexdigest()[:16]
+    for key in ("exclude", "rewritings"):
+        if path := config.get(key):
+            with open(path, "rb") as file:
+                found[key] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return found
 
 

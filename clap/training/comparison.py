@@ -39,6 +39,7 @@ APPLIED = (
     "dataset.max_bad_fraction",
     "dataset.metadata",
     "dataset.exclude",
+    "dataset.rewritings",
 )
 CORPUS = "dataset._target_"  # a key of every composed config
 IMPLEMENTATION = {"fused", "foreach"}  # of an optimizer's step: a choice of kernels, which a resumed run may change
@@ -58,8 +59,11 @@ def read_settings(trainer: "ClapTrainer") -> dict[str, Any]:
 
 
 def digest_dataset(dataset: ClapDataset) -> Tensor:
-    """Digests of the clips of a split (clips,), see `digest_clips`."""
-    return torch.from_numpy(digest_clips(dataset.clips).copy())
+    """Digests of the clips of a split (clips,), see `digest_clips`, and of the rewritten captions that it draws."""
+    digests = digest_clips(dataset.clips).copy()
+    if (rewritten := getattr(dataset, "rewritten", None)) is not None:
+        digests += rewritten.digests
+    return torch.from_numpy(digests)
 
 
 def check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -101,8 +105,8 @@ def check_data(
             where = f"clip {first + 1}, now {datasets[split].clips[first].id}" if first < len(new) else "at the end"
             raise ValueError(
                 f"{folder} was trained on other data: the {split} split had {len(old)} clips and has {len(new)}, the "
-                f"first difference is {where}; restore the files (index, exclude, missing recordings) to resume, or "
-                f"start a new run with {shell_override('init_from', folder)}"
+                f"first difference is {where}; restore the files (index, exclude, rewritings, missing recordings) to "
+                f"resume, or start a new run with {shell_override('init_from', folder)}"
             )
 
 
