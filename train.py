@@ -24,7 +24,7 @@ def train(cfg: DictConfig) -> float:
     config, run_dir = read_config(cfg), Path(HydraConfig.get().runtime.output_dir)
     corpus, settings = open_corpus(config["dataset"]), TrainerSettings(**config["trainer"])
     corpora, data = find_splits(corpus), read_dataset_settings(config["dataset"])
-    evaluators = open_evaluators(config, corpora)
+    evaluators, others = open_evaluators(config, corpora)
     augmentation = AugmentationSettings(**config["augmentation"])
 
     # These imports take seconds; mistakes in the command line and in index files are reported before them.
@@ -42,6 +42,7 @@ def train(cfg: DictConfig) -> float:
     clap = clap.freeze(cfg.freeze).augment(augmentation).to(choose_device(cfg.device))
     distribute_model(clap, settings)
     loaders = {kind: open_loader(corpus, kind, settings=data, seed=cfg.seed, **clap.input_format) for kind in corpora}
+    evaluated = {name: other.open(**clap.input_format) for name, other in others.items()}
     criterion = build_module(config["loss"]).to(clap.device)
     optimizer, scheduler = instantiate(cfg.optimizer)(clap, criterion, total_steps=settings.num_steps(loaders["train"]))
     trainer = ClapTrainer(
@@ -50,7 +51,7 @@ def train(cfg: DictConfig) -> float:
         optimizer,
         criterion,
         scheduler=scheduler,
-        evaluators=evaluators,
+        evaluators=evaluators | evaluated,
         settings=settings,
         config=config,
     )

@@ -90,7 +90,7 @@ def test_average_is_resumed_exactly(make_trainer: Callable, tmp_path: Path):
 
 def test_average_without_validation_is_saved(make_trainer: Callable, tmp_path: Path):
     trainer = make_trainer(epochs=1, ema_decay=0.5)
-    trainer.val_loader, trainer.validation.monitors = None, []
+    trainer.validation.sets[0].loaders.pop("val")
     trainer.fit(tmp_path)
     assert torch.equal(read_weights(tmp_path / "checkpoints/ema")["logit_scale"], trainer.ema.averages["logit_scale"])
 

@@ -30,7 +30,7 @@ def test_trace_has_a_few_steps_after_the_first_and_is_an_artifact(
     caplog.set_level(logging.INFO)
     trainer, sent = make_trainer(epochs=5, profile=True), []
     trainer.tracker = Mock(run_id="", log_artifact=sent.append)
-    trainer.val_loader = None
+    trainer.validation.sets[0].loaders.pop("val")
     trainer.fit(tmp_path)
     first = WAIT + WARMUP
     assert read_steps(tmp_path) == [f"ProfilerStep#{number}" for number in range(first, first + ACTIVE)]
@@ -41,7 +41,7 @@ def test_trace_has_a_few_steps_after_the_first_and_is_an_artifact(
 @pytest.mark.slow
 def test_short_training_is_traced(make_trainer: Callable, tmp_path: Path):
     trainer = make_trainer(epochs=2, max_steps=3, profile=True)
-    trainer.val_loader = None
+    trainer.validation.sets[0].loaders.pop("val")
     trainer.fit(tmp_path)
     assert len(read_steps(tmp_path)) == 3 - WARMUP
 

@@ -104,7 +104,7 @@ def test_validation_within_an_epoch_has_a_line(make_trainer: Callable, tmp_path:
 
 def test_training_without_validation_has_lines(make_trainer: Callable, tmp_path: Path, lines: Callable):
     trainer = make_trainer(epochs=2)
-    trainer.val_loader = None
+    trainer.validation.sets[0].loaders.pop("val")
     trainer.fit(tmp_path)
     found = [line for line in lines() if line.startswith("epoch")]
     assert len(found) == 2 and not any("chance" in line for line in found)

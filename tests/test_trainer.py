@@ -127,7 +127,7 @@ def test_unknown_monitor_is_refused_before_training(make_trainer: Callable):
 
 def test_without_validation_the_last_checkpoint_is_the_best(make_trainer: Callable, tmp_path: Path):
     trainer = make_trainer()
-    trainer.val_loader, trainer.validation.monitors = None, []
+    trainer.validation.sets[0].loaders.pop("val")
     trainer.fit(tmp_path)
     best, last = (tmp_path / "checkpoints" / name / "model.safetensors" for name in ("best", "last"))
     assert best.read_bytes() == last.read_bytes()
@@ -263,11 +263,11 @@ def test_gradients_are_not_clipped_without_a_norm(make_trainer: Callable, tmp_pa
 
 def test_settings_without_effect_are_reported(make_trainer: Callable, tmp_path: Path, caplog):
     trainer = make_trainer(epochs=2, eval_every=3, log_every=9)
-    trainer.test_loader = None
+    trainer.validation.sets[0].loaders.pop("test")
     dataset = trainer.train_loader.dataset
     trainer.train_loader = DataLoader(dataset, batch_size=11, shuffle=True, collate_fn=trainer.clap.collate)
     log_ineffective_settings(trainer)
-    trainer.val_loader = None
+    trainer.validation.sets[0].loaders.pop("val")
     log_ineffective_settings(trainer)
     for words in (
         "eval_every=3 epochs is longer",

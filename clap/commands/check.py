@@ -1,6 +1,7 @@
 """python -m clap check: find faults in the clips of a corpus, and overlap of its splits with evaluation data."""
 
 import argparse
+import itertools
 import os
 import shlex
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from clap.check.limits import OVERLAPS, Limits
 from clap.config import find_absent
 from clap.config.compose import compose_config
+from clap.dataset.evaluation_options import plan_evaluation_datasets
 
 LIMITS = {
     "shortest": "seconds; shorter clips are reported",
@@ -54,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
     if args.workers < 1:
         raise ValueError(f"--workers {args.workers} is not positive; set it to 1 or more")
     limits = Limits(**{option.name: getattr(args, option.name) for option in fields(Limits)})
-    own, *against = (compose_dataset(lines) for lines in (args.overrides, *map(shlex.split, args.against)))
+    datasets = [compose_datasets(lines) for lines in (args.overrides, *map(shlex.split, args.against))]
+    own, *against = itertools.chain(*datasets)
 
     from clap.check import outputs, survey  # torch and matplotlib; a wrong option is reported without them
 
@@ -69,13 +72,13 @@ def run(args: argparse.Namespace) -> None:
         print(f"to exclude these clips from training: dataset.exclude={folder / 'exclude.txt'}")
 
 
-def compose_dataset(overrides: Sequence[str]) -> dict[str, Any]:
-    """The `dataset` node of the config that train.py composes.
+def compose_datasets(overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """The `dataset` node of the config that train.py composes, and a node for each evaluation dataset.
 
     Raises:
         ValueError: an override is invalid, or a required key is missing.
     """
-    settings = compose_config(list(overrides))["dataset"]
-    if absent := find_absent(settings, "dataset."):
+    config = compose_config(list(overrides))
+    if absent := find_absent(config["dataset"], "dataset."):
         raise ValueError(f"{absent} in {' '.join(overrides)}")
-    return settings
+    return [config["dataset"], *(plan.to_node() for plan in plan_evaluation_datasets(config).values())]

@@ -6,14 +6,22 @@ from typing import Any
 
 from clap.config import flatten
 from clap.config.build import update_node
-from clap.config.values import LOCAL_KEYS, single_key
+from clap.config.values import LOCAL_KEYS, OPEN_MAPPINGS, single_key
 
 log = logging.getLogger(__name__)
 
 
 def read_result_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a composed config that its result depends on, {dotted key: value}; an empty list is a value."""
-    return {key: v for key, v in flatten(config) if changes_result(key) and (v == [] or not isinstance(v, dict | list))}
+    """The settings of a composed config that its result depends on, {dotted key: value}.
+
+    An empty list is a value, as is an empty mapping that may have items of any name.
+    """
+    return {key: value for key, value in flatten(config) if changes_result(key) and is_value(key, value)}
+
+
+def is_value(key: str, value: Any) -> bool:
+    """Whether a value has no items with keys of their own."""
+    return not isinstance(value, dict | list) or value == [] or (value == {} and key in OPEN_MAPPINGS)
 
 
 def changes_result(key: str) -> bool:

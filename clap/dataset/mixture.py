@@ -54,15 +54,7 @@ class Mixture(Parts):
     def __init__(
         self, root: str | Path = ".", *, corpora: Mapping[str, Mapping], weights: Mapping[str, float] | None = None
     ) -> None:
-        weights = dict(weights or {})
-        if not corpora:
-            raise ValueError("corpora={} is empty; name one or more in dataset.corpora")
-        if unknown := sorted(weights.keys() - corpora.keys()):
-            raise ValueError(f"weights: {unknown[0]} is not one of {', '.join(corpora)}; set dataset.weights")
-        plans = [
-            plan_part(name, options, key=f"dataset.corpora.{name}", weight=weights.get(name, 1.0))
-            for name, options in corpora.items()
-        ]
+        plans = plan_mixture(corpora, weights)
         folders = [plan.find_root(root) for plan in plans]
         super().__init__([plan.open(folder) for plan, folder in zip(plans, folders, strict=True)])
         names = [part.corpus.name for part in self.mixed]
@@ -105,12 +97,28 @@ class PlannedPart:
         return Part(corpus, **self.use)
 
 
-def plan_part(name: str, options: Mapping[str, Any] | None, *, key: str, weight: float = 1.0) -> PlannedPart:
+def plan_mixture(corpora: Mapping[str, Mapping], weights: Mapping[str, float] | None) -> list[PlannedPart]:
+    """Check the options of a mixture without reading its files; ValueError as of `Mixture`."""
+    weights = dict(weights or {})
+    if not corpora:
+        raise ValueError("corpora={} is empty; name one or more in dataset.corpora")
+    if unknown := sorted(weights.keys() - corpora.keys()):
+        raise ValueError(f"weights: {unknown[0]} is not one of {', '.join(corpora)}; set dataset.weights")
+    return [
+        plan_part(name, options, key=f"dataset.corpora.{name}", weight=weights.get(name, 1.0))
+        for name, options in corpora.items()
+    ]
+
+
+def plan_part(
+    name: str, options: Mapping[str, Any] | None, *, key: str, weight: float = 1.0, is_mixed: bool = True
+) -> PlannedPart:
     """Check the name and the options of a corpus without reading its files.
 
     Args:
         key: of the options in the config, for errors.
         weight: if it is not among the options.
+        is_mixed: whether the corpus is in a mixture, which may give it a root, or is evaluated only.
 
     Raises:
         ValueError: the kind or an option is unknown, missing or invalid.
@@ -126,13 +134,16 @@ def plan_part(name: str, options: Mapping[str, Any] | None, *, key: str, weight:
         hint = "" if "corpus" in options else f", or give its kind, {key}.corpus=csv"
         raise ValueError(f"{key}: {kind!r} is not one of {', '.join(kinds)}{suggest(str(kind), kinds)}{hint}")
     known = {item.name: item for item in inspect.signature(corpus_class).parameters.values() if item.name != "name"}
-    own = {option: value for option, value in options.items() if option not in ("corpus", *USE)}
+    others = ("corpus", *USE) if is_mixed else ("corpus", "splits", "evaluation")
+    own = {option: value for option, value in options.items() if option not in others}
     if unknown := next((option for option in own if option not in known), None):
-        allowed = [*known, "corpus", *USE]
+        allowed = [*known, *others]
         raise ValueError(
             f"{key} has no option {unknown}{suggest(str(unknown), allowed)}; options: {', '.join(allowed)}"
         )
-    required = [option for option, item in known.items() if item.default is item.empty and option != "root"]
+    required = [
+        option for option, item in known.items() if item.default is item.empty and (option, is_mixed) != ("root", True)
+    ]
     if missing := [option for option in required if own.get(option, "???") == "???"]:
         raise ValueError(f"{key} needs {', '.join(missing)}; set {key}.{missing[0]}")
     if own.get("root") is not None and not isinstance(own["root"], str | Path):

@@ -66,17 +66,22 @@ def build_evaluators(config: Mapping[str, Any]) -> dict[str, Evaluator]:
 
 
 def check_metrics(
-    config: Mapping[str, Any], evaluators: Mapping[str, Evaluator], corpora: Mapping[str, Sequence[str]]
+    config: Mapping[str, Any],
+    evaluators: Mapping[str, Evaluator],
+    corpora: Mapping[str, Sequence[str]],
+    others: Mapping[str, Sequence[str]] = {},
 ) -> None:
     """Check that evaluators compute the metrics `trainer.monitor` and `study.metrics` of a config.
 
     Args:
         corpora: split -> names of the corpora that are evaluated.
+        others: split -> full names of the metrics of evaluation datasets.
 
     Raises:
         ValueError: no evaluator computes a metric.
     """
     known = {split: name_metrics(split, names, evaluators) for split, names in corpora.items()}
+    known = {split: [*known.get(split, []), *others.get(split, [])] for split in {**known, **others}}
     monitor, allowed = config["trainer"]["monitor"], list(filter(is_monitor, known.get("val", [])))
     if monitor is not None and allowed and monitor not in allowed:
         raise ValueError(f"trainer.monitor={monitor} is not one of {', '.join(allowed)}")

@@ -1,15 +1,20 @@
 """Checks of a run's config, before Hydra starts, which takes seconds, and before the first job of a sweep."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clap import checkpoint
 from clap.config.augmentation_settings import AugmentationSettings
+from clap.config.build import find_target
 from clap.config.lora_settings import read_lora
-from clap.config.values import TRAINED_PARTS, check_learning_rates, check_name
+from clap.config.values import SPLITS, TRAINED_PARTS, check_learning_rates, check_name
+from clap.corpus import Corpus
 from clap.dataset.dataset_settings import read_dataset_settings
+from clap.dataset.evaluation_options import open_evaluation_datasets, plan_evaluation_datasets
 from clap.dataset.exclude import read_exclusions
+from clap.dataset.mixture import Mixture, plan_mixture
 from clap.dataset.registry import find_splits, open_corpus
 from clap.dataset.rewritings import read_rewritings
 from clap.processes import check_batch_size, check_parallel, read_processes
@@ -17,6 +22,7 @@ from clap.published.sources import is_published
 from clap.training.trainer_settings import TrainerSettings
 
 if TYPE_CHECKING:  # imports torch
+    from clap.evaluation.evaluation_set import EvaluationDataset
     from clap.evaluation.evaluator import Evaluator
 
 
@@ -48,8 +54,12 @@ def check_run(config: Mapping[str, Any]) -> None:
     check_sources(config)
     if config["dataset"].get("test_fold") is not None:
         open_corpus(config["dataset"])
+    if find_target(config["dataset"], Corpus) is Mixture:
+        plan_mixture(config["dataset"]["corpora"], config["dataset"].get("weights"))
+    plan_evaluation_datasets(config)
     names_metrics = config["trainer"]["monitor"] or (config["study"] or {}).get("metrics")
-    open_evaluators(config, find_splits(open_corpus(config["dataset"])) if names_metrics else {})
+    needs_corpora = names_metrics or config.get("evaluation_datasets")
+    open_evaluators(config, find_splits(open_corpus(config["dataset"])) if needs_corpora else {})
 
 
 def check_schedule(optimizer: Mapping[str, Any]) -> None:
@@ -59,17 +69,24 @@ def check_schedule(optimizer: Mapping[str, Any]) -> None:
         check_learning_rates(**numbers)
 
 
-def open_evaluators(config: Mapping[str, Any], corpora: Mapping[str, Sequence[str]]) -> "dict[str, Evaluator]":
-    """The evaluators of a run, after checking that they compute the metrics that its config names.
+def open_evaluators(
+    config: Mapping[str, Any], corpora: Mapping[str, Sequence[str]]
+) -> "tuple[dict[str, Evaluator], dict[str, EvaluationDataset]]":
+    """The evaluators of a run and its evaluation datasets, after checking that they compute the metrics that it names.
 
     Args:
         corpora: split -> names of the corpora with clips in it.
     """
-    from clap.evaluation.evaluator import build_evaluators, check_metrics  # imports torch, which takes a second
+    plans = open_evaluation_datasets(config, trained=set(itertools.chain(*corpora.values()))) if corpora else {}
 
-    evaluators = build_evaluators(config)
-    check_metrics(config, evaluators, {kind: names for kind, names in corpora.items() if kind != "train"})
-    return evaluators
+    from clap.evaluation import evaluation_set, evaluator  # imports torch, which takes a second
+
+    evaluators = evaluator.build_evaluators(config)
+    others = {name: evaluation_set.EvaluationDataset.build(plan) for name, plan in plans.items()}
+    evaluated = {kind: names for kind, names in corpora.items() if kind != "train"}
+    metrics = {kind: [name for other in others.values() for name in other.name_metrics(kind)] for kind in SPLITS[1:]}
+    evaluator.check_metrics(config, evaluators, evaluated, metrics if others else {})
+    return evaluators, others
 
 
 def check_sources(config: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from clap.config import find_absent
 from clap.config.build import find_target
 from clap.config.values import choose_weights
 from clap.dataset.clips import ClapDataset
+from clap.dataset.evaluation_options import plan_evaluation_datasets
 from clap.model import Clap
 from clap.parts import choose_parts, read_saved_config
 from clap.published.hub import find_cached
@@ -43,6 +44,11 @@ def list_missing(config: Mapping[str, Any]) -> Iterator[str]:
         open_train_set(config)
     except FileNotFoundError as error:
         yield f"dataset {config['dataset']['_target_'].split('.')[-1]}: {error}"
+    for plan in plan_evaluation_datasets(config).values():
+        try:
+            plan.corpus  # noqa: B018, opens it
+        except FileNotFoundError as error:
+            yield f"evaluation dataset {error}"
 
 
 def is_cached(name: str, files: Sequence[str]) -> bool:

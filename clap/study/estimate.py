@@ -13,6 +13,7 @@ from clap.config import find_absent
 from clap.config.augmentation_settings import AugmentationSettings
 from clap.config.build import build_module
 from clap.dataset.clips import ClapDataset
+from clap.dataset.evaluation_options import plan_evaluation_datasets
 from clap.dataset.loader import EpochSampler, make_loader
 from clap.device import choose_device
 from clap.model import Clap
@@ -67,7 +68,9 @@ def count_steps(config: Mapping[str, Any], dataset: ClapDataset) -> float:
     epoch = EpochSampler(len(dataset), settings["batch_size"], shuffle=True)
     steps = trainer.num_steps(epoch)
     validations = -(-steps // (len(epoch) * trainer.eval_every))
-    clips = sum(len(corpus.clips("val")[: settings["max_clips"]]) for corpus in dataset.corpora)
+    clips = sum(len(part.clips("val")[: settings["max_clips"]]) for part in dataset.parts)
+    others = plan_evaluation_datasets(config).values()
+    clips += sum(len(other.corpus.clips("val")[: other.settings.max_clips]) for other in others)
     return steps + validations * clips / settings["batch_size"] / 3
 
 

@@ -17,6 +17,8 @@ from clap.config.output_folder import SWEEP_FOLDER
 from clap.config.result_settings import find_changes, log_new_keys, read_result_settings
 from clap.corpus import SPLITS
 from clap.dataset.digest import digest_clips, hash_digests
+from clap.dataset.evaluation_options import KEY as EVALUATION_DATASETS
+from clap.dataset.evaluation_options import plan_evaluation_datasets
 from clap.dataset.registry import open_corpus
 from clap.run_folder import SWEEP_FILE
 from clap.study.job import Job, read_jobs
@@ -30,11 +32,13 @@ def read_result_config(config: DictConfig) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def _digest_dataset(node: str) -> dict[str, str]:
+def _digest_datasets(nodes: str) -> dict[str, str]:
     """See `digest_data`; cached, since the jobs of a sweep share their data."""
-    config = json.loads(node)
+    config = json.loads(nodes)
+    others, config = plan_evaluation_datasets(config), config["dataset"]
     corpus = open_corpus(config)
     clips = {split: corpus.clips(split) for split in SPLITS}
+    clips |= {f"{name} {split}": plan.corpus.clips(split) for name, plan in others.items() for split in plan.splits}
     found = {split: f"{len(own)} clips {hash_digests(digest_clips(own))}" for split, own in clips.items()}
     for key in ("exclude", "rewritings"):
         if path := config.get(key):
@@ -72,6 +76,8 @@ def digest_weights(config: DictConfig) -> dict[str, str]:
 def digest_data(config: DictConfig, *, reread: bool = True) -> dict[str, str]:
     """Number of clips and digest of each split, and digests of the list of excluded clips and of initial weights.
 
+    Those of an evaluation dataset are under its name and the split.
+
     It covers ids, captions, labels and keywords as the index has them, not the recordings. Empty if the data cannot be
     read, which is an error of the job only if it runs.
 
@@ -79,10 +85,11 @@ def digest_data(config: DictConfig, *, reread: bool = True) -> dict[str, str]:
         reread: False: the data of an earlier job of this process, if there is one with these settings.
     """
     if reread:
-        _digest_dataset.cache_clear()
-    node = OmegaConf.to_container(config, resolve=True).get("dataset")
+        _digest_datasets.cache_clear()
+    nodes = OmegaConf.to_container(config, resolve=True)
+    nodes = {key: nodes[key] for key in ("dataset", "evaluation", EVALUATION_DATASETS) if nodes.get(key)}
     try:
-        found = _digest_dataset(json.dumps(node, sort_keys=True)) if node else {}
+        found = _digest_datasets(json.dumps(nodes, sort_keys=True)) if "dataset" in nodes else {}
         return found | digest_weights(config)
     except (OSError, ValueError) as error:
         log.warning("the data cannot be compared with that of earlier jobs: %s", format_error(error))

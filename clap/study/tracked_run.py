@@ -43,9 +43,8 @@ def track_run(cfg: DictConfig, trainer: ClapTrainer, *, run_id: str | None, run_
     run = describe_run(read_result_config(cfg), options=options, origin=trainer.origin)
     tracker = Tracker(**cfg.tracking, run_name=run.name, tags=run.tags, run_id=run_id, run_dir=run_dir)
     with tracker as trainer.tracker, share_failure():
-        datasets = [loader.dataset for loader in trainer.loaders.values() if loader is not None]
         params = to_params(record_config(cfg, trainer.clap, run_dir))
-        tracker.log_inputs(run.factors | params, datasets)
+        tracker.log_inputs(run.factors | params, trainer.validation.datasets.values())
         tracker.start_system_metrics()
         try:
             yield

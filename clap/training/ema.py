@@ -82,17 +82,17 @@ def validate_average(trainer: "ClapTrainer") -> None:
     """Evaluate the average on the validation split, and write its checkpoint; it does not choose the best."""
     if trainer.ema.decay is not None:
         with trainer.ema.applied():
-            if trainer.val_loader is not None:
-                trainer.log_metrics(name_average(merge_metrics(trainer.evaluate(trainer.val_loader))))
+            if trainer.validation.has("val"):
+                trainer.log_metrics(name_average(merge_metrics(trainer.evaluate("val"))))
             trainer.save(NAME)
 
 
 def test_average(trainer: "ClapTrainer") -> dict[str, float]:
     """Metrics of the average's checkpoint on the test split, which the model then has as its weights."""
-    if trainer.ema.decay is None or trainer.test_loader is None:
+    if trainer.ema.decay is None or not trainer.validation.has("test"):
         return {}
     load_weights(trainer.clap, with_adapters(trainer.clap, checkpoint.read_weights(trainer.checkpoints / NAME)))
-    metrics = name_average(merge_metrics(trainer.evaluate(trainer.test_loader)))
+    metrics = name_average(merge_metrics(trainer.evaluate("test")))
     trainer.log_metrics(metrics)
     return metrics
 

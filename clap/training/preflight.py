@@ -34,8 +34,9 @@ def check_trainer(trainer: "ClapTrainer") -> None:
     log_untrained_norms(trainer)
     log_ineffective_settings(trainer)
     log_idle_fusion(trainer)
-    for loader in filter(None, (trainer.val_loader, trainer.test_loader)):
-        check_recordings(loader.dataset)
+    for name, dataset in trainer.validation.datasets.items():
+        if name != "train":
+            check_recordings(dataset)
 
 
 def log_untrained_norms(trainer: "ClapTrainer") -> None:
@@ -70,14 +71,14 @@ def log_ineffective_settings(trainer: "ClapTrainer") -> None:
             "incomplete batch (drop_last=False)"
         )
     steps = settings.num_steps(loader)
-    if trainer.val_loader is None:
+    if not trainer.validation.has("val"):
         log.warning("there is no validation split: checkpoints/best is the last checkpoint")
     elif settings.eval_every > 1 and settings.eval_every * len(loader) > steps:
         log.warning(
             "trainer.eval_every=%d epochs is longer than the training: the only validation is at its end",
             settings.eval_every,
         )
-    if trainer.test_loader is None:
+    if not trainer.validation.has("test"):
         log.warning("there is no test split: metrics.json has no test metrics")
     if settings.log_every > steps:
         log.warning(

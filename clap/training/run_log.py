@@ -85,7 +85,7 @@ class RunLog:
             corpus = f"{name.split('/')[1]} " if len(corpora) > 1 else ""
             level = f" (chance {chance[name]:.3f})" if name in chance else ""
             texts.append(f"{corpus}{label_metric(name)} {values[name]:.3f}{level}")
-        return f"{self.trainer.val_loader.dataset.kind} {', '.join(texts)}"
+        return f"{next(iter(results.values())).protocol['split']} {', '.join(texts)}"
 
     def describe_best(self, is_best: bool) -> str:
         """Whether this validation is the best, else the monitor and the step of the best one."""
@@ -121,7 +121,7 @@ class RunLog:
     def describe_checkpoint(self) -> str:
         """Step and epoch of the best checkpoint."""
         trainer, kept = self.trainer, self.trainer.kept.best
-        step = kept[0][1] if kept and trainer.val_loader is not None else trainer.step
+        step = kept[0][1] if kept and trainer.validation.has("val") else trainer.step
         epoch = -(-step // max(len(trainer.train_loader), 1))
         return f"checkpoints/best, of epoch {epoch}, step {step} of {trainer.step}" if step else "checkpoints/best"
 
@@ -173,7 +173,10 @@ def describe_data(trainer: "ClapTrainer") -> str:
     """Name of the dataset, and clips of each split."""
     datasets = {kind: loader.dataset for kind, loader in trainer.loaders.items() if loader is not None}
     counts = [f"{len(getattr(dataset, 'clips', dataset))} {kind}" for kind, dataset in datasets.items()]
-    return f"{getattr(datasets['train'], 'name', 'dataset')}, {', '.join(counts)} clips"
+    evaluated = trainer.validation.datasets
+    others = [f"{len(dataset.clips)} {name}" for name, dataset in evaluated.items() if name not in datasets]
+    also = f"; evaluated too: {', '.join(others)} clips" if others else ""
+    return f"{getattr(datasets['train'], 'name', 'dataset')}, {', '.join(counts)} clips{also}"
 
 
 def describe_window(trainer: "ClapTrainer") -> str:

@@ -114,8 +114,7 @@ def compare(folder: Path, state: Mapping[str, Any], trainer: "ClapTrainer") -> N
         log.warning("%s is of an earlier version, which recorded neither settings nor data: not compared", folder)
     else:
         check_settings(folder, state["settings"], read_settings(trainer))
-        datasets = {kind: getattr(trainer, f"{kind}_loader").dataset for kind in trainer.data_digests}
-        check_data(folder, state["data"], trainer.data_digests, datasets)
+        check_data(folder, state["data"], trainer.data_digests, trainer.validation.datasets)
     check_optimizer(folder, state, trainer.optimizer, trainer.scheduler)
 
 
@@ -172,7 +171,7 @@ def own_run_folder(trainer: "ClapTrainer", out_path: Path) -> Iterator[None]:
         is_other = source is not None and out_path.resolve() not in source.parents
         if is_step(source):
             forget_best(trainer)
-            trainer.validation_pending = trainer.val_loader is not None
+            trainer.validation_pending = trainer.validation.has("val")
         elif is_other:
             copy_checkpoints(trainer, source.parent)
         if is_other:

@@ -19,9 +19,9 @@ from clap import checkpoint
 from clap.atomic import write_json
 from clap.corpus import SPLITS
 from clap.dataset.loader import Batch, EpochSampler, closing_workers, prefetch
-from clap.evaluation.evaluator import Evaluator, write_reports
+from clap.evaluation.evaluation_set import EvaluationSet
+from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.results import Evaluation, merge_metrics, write_results
-from clap.evaluation.retrieval import Retrieval
 from clap.lora import merge_weights, with_adapters
 from clap.model import Clap
 from clap.process_group import any_rank, is_main, wait_for_all
@@ -62,7 +62,7 @@ class ClapTrainer:
         criterion: two embeddings, logit scale, clip ids -> loss.
         epochs: replaces `settings.max_epochs`.
         scheduler: stepped after each optimizer step.
-        evaluators: by name; retrieval if not given.
+        evaluators: by name, retrieval if not given; an EvaluationSet evaluates another dataset under its name.
         settings: the options `trainer.*`; their defaults if not given.
         tracker: logs metrics and tags to MLflow; the run folder has them in any case.
         config: the composed config of the run. Checkpoints have its dataset and evaluation, and a resume compares it.
@@ -82,7 +82,7 @@ class ClapTrainer:
         epochs: int | None = None,
         *,
         scheduler: LRScheduler | None = None,
-        evaluators: Mapping[str, Evaluator] | None = None,
+        evaluators: Mapping[str, Evaluator | EvaluationSet] | None = None,
         settings: TrainerSettings | None = None,
         tracker: Tracker | None = None,
         config: Mapping[str, Any] | None = None,
@@ -93,7 +93,7 @@ class ClapTrainer:
         self.settings = settings if epochs is None else replace(settings, max_epochs=epochs)
         self.epochs = self.settings.max_epochs
         self.loaders = dict(zip(SPLITS, (train_loader, val_loader, test_loader), strict=True))
-        self.validation = Validation(clap, self.loaders, evaluators or {"retrieval": Retrieval()}, self.settings)
+        self.validation = Validation(clap, self.loaders, evaluators or {}, self.settings)
         self.tracker, self.config = tracker, dict(config or {})
         if not getattr(criterion, "learn_logit_scale", True):
             clap.logit_scale.requires_grad_(False)
@@ -210,7 +210,7 @@ class ClapTrainer:
         """Within an epoch: validate, or write the last checkpoint, if it is due; at its end `end_epoch` does."""
         with self.meter.train_time.paused():
             is_due = self.evaluations.is_due(self.step, elapsed=evaluation_elapsed)
-            self.validation_pending = is_due and self.val_loader is not None
+            self.validation_pending = is_due and self.validation.has("val")
             if self.step_in_epoch == len(self.train_loader) or self.out_of_steps():
                 return
             if self.validation_pending:
@@ -222,7 +222,7 @@ class ClapTrainer:
     def end_epoch(self, stop_requested: list[int]) -> None:
         """Write the last checkpoint, and validate if it is due."""
         ended = self.epoch >= self.epochs or self.out_of_steps()
-        if self.val_loader is None:
+        if not self.validation.has("val"):
             self.save("best")
             validate_average(self)
         else:
@@ -249,7 +249,7 @@ class ClapTrainer:
 
         A run that is stopped in here has a `last` with `validation_pending`: its resume validates before it trains.
         """
-        results = self.evaluate(self.val_loader)
+        results = self.evaluate("val")
         self.log_metrics(merge_metrics(results))
         is_best = self.validation.update_best(results)
         is_kept = self.kept.add_validation(self.validation.metric, self.step)
@@ -265,8 +265,8 @@ class ClapTrainer:
         if self.after_validation is not None:
             self.after_validation(self.step, self.validation.metric, ended=self.finished())
 
-    def evaluate(self, loader: DataLoader) -> dict[str, Evaluation]:
-        return self.validation.evaluate(loader)
+    def evaluate(self, split: str) -> dict[str, Evaluation]:
+        return self.validation.evaluate(split)
 
     def save(self, name: str) -> None:
         """Write checkpoints/<name> on rank 0; only `last` holds what resuming needs. Collective.
@@ -308,8 +308,8 @@ class ClapTrainer:
 
     @functools.cached_property
     def data_digests(self) -> dict[str, Tensor]:
-        """Split -> digests of its clips (clips,), of the splits that the dataset has."""
-        return {kind: digest_dataset(loader.dataset) for kind, loader in self.loaders.items() if loader is not None}
+        """Digests of the clips (clips,) of each dataset that a resumed run must have again."""
+        return {name: digest_dataset(dataset) for name, dataset in self.validation.datasets.items()}
 
     def test(self, out_path: str | Path) -> dict[str, float]:
         """Evaluate the best checkpoint on the test split; writes metrics.json, cost.json and per-query scores."""
@@ -317,8 +317,8 @@ class ClapTrainer:
         self.checkpoints = out_path / "checkpoints"
         metrics = self.validation.best_metrics | test_average(self)
         load_weights(self.clap, with_adapters(self.clap, checkpoint.read_weights(self.checkpoints / "best")))
-        if self.test_loader is not None:
-            results = self.evaluate(self.test_loader)
+        results = self.evaluate("test")
+        if results:
             self.write_evaluations(results)
             metrics |= merge_metrics(results)
             self.log_metrics(merge_metrics(results))
@@ -326,8 +326,7 @@ class ClapTrainer:
         if is_main():
             write_json(out_path / METRICS, metrics)
             write_json(out_path / COST, cost)
-            if self.test_loader is not None:
-                write_reports(out_path / "evaluation", results, self.validation.evaluators)
+            self.validation.write_reports(out_path / "evaluation", results)
         self.log_metrics({f"cost/{name}": value for name, value in cost.items()})
         self.run_log.log_end(metrics, cost)
         return metrics

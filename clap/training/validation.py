@@ -1,13 +1,17 @@
 """Validation in training: which metrics choose the best checkpoint, and whether a validation is the best so far."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from clap.evaluation.embedded_split import make_evaluation_loader
-from clap.evaluation.evaluator import Evaluator, check_evaluators, evaluate_split, find_needs, is_monitor, name_metrics
+from clap.dataset.clips import ClapDataset
+from clap.evaluation.evaluation_set import EvaluationSet
+from clap.evaluation.evaluator import Evaluator, is_monitor, name_metrics
 from clap.evaluation.results import Evaluation, merge_metrics
+from clap.evaluation.retrieval import Retrieval
 from clap.model import Clap
 from clap.process_group import broadcast_object
 from clap.training.trainer_settings import TrainerSettings
@@ -18,8 +22,11 @@ class Validation:
 
     Args:
         loaders: split -> loader, None for a split that the dataset does not have.
+        evaluators: of the training corpora, by name, retrieval if there are none; an EvaluationSet, by its name, is
+            another dataset with its own evaluators.
 
     Attributes:
+        others: the evaluation sets, by name.
         monitors: full names of the metrics whose mean chooses the best checkpoint; none without a validation split.
         metric: the mean of the monitors of the latest validation.
         best_metric, best_metrics: the mean of the monitors, and all metrics, of the best validation.
@@ -33,16 +40,39 @@ class Validation:
         self,
         clap: Clap,
         loaders: Mapping[str, DataLoader | None],
-        evaluators: Mapping[str, Evaluator],
+        evaluators: Mapping[str, Evaluator | EvaluationSet],
         settings: TrainerSettings,
     ) -> None:
-        self.clap, self.evaluators = clap, evaluators
-        self.other_loaders = open_other_loaders(loaders, evaluators)
-        self.monitors = find_monitors(loaders["val"], evaluators, settings)
+        self.clap, self.loaders = clap, loaders
+        self.others = {name: item for name, item in evaluators.items() if isinstance(item, EvaluationSet)}
+        self.evaluators = {name: item for name, item in evaluators.items() if name not in self.others}
+        self.evaluators = self.evaluators or {"retrieval": Retrieval()}
+        self.sets = [EvaluationSet(loaders, self.evaluators), *self.others.values()]
+        self.monitors = find_monitors(self.sets, settings)
         self.metric, self.best_metric, self.best_metrics, self.since_best = -math.inf, -math.inf, {}, 0
 
-    def evaluate(self, loader: DataLoader) -> dict[str, Evaluation]:
-        return evaluate_split(self.clap, loader, self.evaluators, other_loaders=self.other_loaders)
+    def has(self, split: str) -> bool:
+        """Whether there is anything to evaluate on a split, val or test."""
+        return any(split in found.loaders for found in self.sets)
+
+    def evaluate(self, split: str) -> dict[str, Evaluation]:
+        """The evaluations of a split by evaluator, or by `<dataset>/<evaluator>`; collective."""
+        results = self.sets[0].evaluate(self.clap, split)
+        for name, found in self.others.items():
+            results |= {f"{name}/{key}": result for key, result in found.evaluate(self.clap, split).items()}
+        return results
+
+    def write_reports(self, folder: Path, results: Mapping[str, Evaluation]) -> None:
+        """See `evaluator.write_reports`."""
+        for found in self.sets:
+            found.write_reports(folder, results)
+
+    @property
+    def datasets(self) -> dict[str, ClapDataset]:
+        """The splits that are trained on and evaluated, those of evaluation datasets by `<name> <split>`."""
+        own = {kind: loader.dataset for kind, loader in self.loaders.items() if loader is not None}
+        others = [(name, kind, loader) for name, found in self.others.items() for kind, loader in found.loaders.items()]
+        return own | {f"{name} {kind}": loader.dataset for name, kind, loader in others}
 
     def update_best(self, results: Mapping[str, Evaluation]) -> bool:
         """Whether a validation is the best so far, of equal ones the later, longer trained.
@@ -79,37 +109,29 @@ class Validation:
 
     def order_metrics(self, result: Evaluation) -> list[str]:
         """The metrics of an evaluation in the order of `metric_names`, the leading one first."""
-        evaluator, corpus = self.evaluators[result.protocol["evaluator"]], result.protocol["dataset"]
-        return name_metrics(result.protocol["split"], [corpus], {"": evaluator})
+        corpus, name = result.protocol["dataset"], result.protocol["evaluator"]
+        evaluators = self.others[corpus].evaluators if corpus in self.others else self.evaluators
+        return name_metrics(result.protocol["split"], [corpus], {name: evaluators[name]})
 
 
-def open_other_loaders(
-    loaders: Mapping[str, DataLoader | None], evaluators: Mapping[str, Evaluator]
-) -> dict[str, DataLoader]:
-    """Loaders of the splits that evaluators need, after each has checked all that it reads."""
-    needs = [kind for kind in find_needs(evaluators) if kind != "test" and loaders.get(kind) is not None]
-    others = {kind: make_evaluation_loader(loaders[kind]) for kind in needs}
-    for loader in filter(None, (loaders["val"], loaders["test"])):
-        datasets = {kind: other.dataset for kind, other in others.items()}
-        check_evaluators(loader.dataset, evaluators, datasets)
-    return others
+def find_monitors(sets: Sequence[EvaluationSet], settings: TrainerSettings) -> list[str]:
+    """Full names of the metrics whose mean chooses the best checkpoint; none without validation.
 
-
-def find_monitors(
-    loader: DataLoader | None, evaluators: Mapping[str, Evaluator], settings: TrainerSettings
-) -> list[str]:
-    """Full names of the metrics whose mean chooses the best checkpoint; none without validation."""
+    Args:
+        sets: that of the training corpora, then the evaluation datasets.
+    """
     monitor, patience = settings.monitor, settings.patience
-    if loader is None and (monitor or patience):
+    names = [list(filter(is_monitor, found.name_metrics("val"))) for found in sets]
+    if not any(names) and (monitor or patience):
         raise ValueError(
             f"trainer.monitor={monitor} and trainer.patience={patience} need a validation split, and the dataset "
             "has none; set both to null, or give a dataset with a validation split"
         )
-    if loader is None:
-        return []
-    dataset = loader.dataset
-    names = list(filter(is_monitor, name_metrics(dataset.kind, dataset.names, evaluators)))
-    if monitor is not None and monitor not in names:
-        raise ValueError(f"trainer.monitor={monitor} is not one of {', '.join(names)}")
-    first = names[0].removeprefix(f"{dataset.kind}/{dataset.names[0]}/")
-    return [monitor] if monitor else [f"{dataset.kind}/{corpus}/{first}" for corpus in dataset.names]
+    known = list(itertools.chain(*names))
+    if monitor is not None and monitor not in known:
+        raise ValueError(f"trainer.monitor={monitor} is not one of {', '.join(known)}")
+    if monitor is not None or not known:
+        return [monitor] if monitor else []
+    dataset = next(found for found in sets if "val" in found.loaders).loaders["val"].dataset
+    first = known[0].removeprefix(f"{dataset.kind}/{dataset.names[0]}/")
+    return [f"{dataset.kind}/{corpus}/{first}" for corpus in dataset.names]
