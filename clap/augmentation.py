@@ -24,16 +24,16 @@ class Changes:
 
     Attributes:
         lengths: samples of the clips before they are mixed, at least 1.
-        shift: samples by which a clip is rotated towards its end.
+        shift: samples by which a clip is rotated towards its end, below its length; None: no clip is.
         partner: row that is added to a row; the row itself if none is.
-        level: of that row, relative to this one at equal RMS; 0 if none is added.
+        level: of that row, relative to this one at equal RMS; 0 if none is added. None: no row is.
         gain: factor, negative with inverted polarity.
     """
 
     lengths: Tensor
-    shift: Tensor
+    shift: Tensor | None
     partner: Tensor
-    level: Tensor
+    level: Tensor | None
     gain: Tensor
 
     def to(self, device: torch.device | str, *, non_blocking: bool) -> "Changes":
@@ -44,22 +44,27 @@ class Changes:
         return self.map(Tensor.pin_memory)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Changes":
-        return Changes(*(function(getattr(self, f.name)) for f in fields(self)))
+        tensors = [getattr(self, f.name) for f in fields(self)]
+        return Changes(*(None if tensor is None else function(tensor) for tensor in tensors))
 
     def apply(self, waveform: Tensor) -> Tensor:
         """Changed waveforms (batch, samples) in [-1, 1], float32, on the device of the changes, without waiting for it.
 
         A row is zero after its own samples, a mixture after those of the longer clip.
         """
-        lengths, level = self.lengths[:, None], self.level[:, None]
-        time = torch.arange(waveform.shape[1], device=waveform.device)
-        waveform = waveform.gather(1, torch.where(time < lengths, (time - self.shift[:, None]) % lengths, time))
-        rms = (waveform.square().sum(dim=1, keepdim=True) / lengths).sqrt().clamp(min=SOFTEST)
-        mixed = waveform + waveform[self.partner] * (level * rms / rms[self.partner])
-        mixed = (
-            self.gain[:, None] * mixed / (1 + level.square()).sqrt()
-        )  # the sum of two sounds is as loud as the first
-        return mixed / mixed.abs().amax(dim=1, keepdim=True).clamp(min=1)
+        lengths, factor = self.lengths[:, None], self.gain[:, None]
+        if self.shift is not None:
+            time = torch.arange(waveform.shape[1], device=waveform.device)
+            source = time - self.shift[:, None]
+            source = torch.where(source < 0, source + lengths, source)
+            waveform = waveform.gather(1, torch.where(time < lengths, source, time))
+        if self.level is not None:
+            level = self.level[:, None]
+            rms = (waveform.square().sum(dim=1, keepdim=True) / lengths).sqrt().clamp(min=SOFTEST)
+            waveform = waveform + waveform[self.partner] * (level * rms / rms[self.partner])
+            factor = factor / (1 + level.square()).sqrt()  # the sum of two sounds is as loud as the first
+        peak = waveform.abs().amax(dim=1, keepdim=True) * factor.abs()
+        return (waveform * factor).div_(peak.clamp(min=1))
 
 
 def draw_changes(
@@ -80,7 +85,7 @@ def draw_changes(
         lengths, groups: samples and group of each clip (batch,).
         sample_rate: Hz.
     """
-    rng, rows = np.random.default_rng([*seed, STREAM]), len(lengths)
+    rng, rows, lengths = np.random.default_rng([*seed, STREAM]), len(lengths), np.maximum(lengths, 1)
     decibels = rng.uniform(-settings.gain, settings.gain, rows)
     sign = np.where(rng.random(rows) < settings.polarity, -1, 1)
     longest_shift = round(settings.shift * sample_rate)
@@ -89,10 +94,10 @@ def draw_changes(
     differences = rng.uniform(-settings.mix_level, settings.mix_level, rows)
     level = np.where(partner == np.arange(rows), 0.0, to_factor(differences))
     return Changes(
-        lengths=torch.tensor(lengths).clamp(min=1),
-        shift=torch.from_numpy(shift),
+        lengths=torch.from_numpy(lengths),
+        shift=torch.from_numpy(shift % lengths) if settings.shift else None,
         partner=torch.from_numpy(partner),
-        level=torch.from_numpy(level.astype(np.float32)),
+        level=torch.from_numpy(level.astype(np.float32)) if settings.mix else None,
         gain=torch.from_numpy((sign * to_factor(decibels)).astype(np.float32)),
     )
 
