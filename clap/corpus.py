@@ -98,8 +98,8 @@ class Corpus:
         """The mixed corpora and how they are used; for a single corpus, itself."""
         return [Part(self)]
 
-    def clips(self, split: str) -> list[Clip]:
-        """The clips of a split: train, val or test."""
+    def clips(self, split: str) -> Sequence[Clip]:
+        """The clips of a split: train, val or test; a list, or for many clips a ClipTable."""
         raise NotImplementedError
 
     def load(
@@ -158,9 +158,13 @@ class Part:
         """The splits of the corpus that a split consists of."""
         return [split] if self.splits is None else self.splits.get(split, [])
 
+    def list_clips(self, split: str) -> list[Sequence[Clip]]:
+        """The clips of each split of the corpus that a split consists of."""
+        return [self.corpus.clips(own) for own in self.list_splits(split)]
+
     def clips(self, split: str) -> Sequence[Clip]:
         """The clips of a split."""
-        found = [self.corpus.clips(own) for own in self.list_splits(split)]
+        found = self.list_clips(split)
         return found[0] if len(found) == 1 else list(itertools.chain(*found))
 
     def count_published(self, split: str) -> int | None:

@@ -1,6 +1,7 @@
 """Captions to token ids: a transformers tokenizer, or a BPE trained on the captions."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import (
 from clap.prompts import check_texts
 
 CHUNK = 10_000  # captions per tokenizer call, which temporarily needs kilobytes per caption
+MOST_CACHED = 200_000  # captions whose ids are kept, about 0.3 kB each
 # A trained tokenizer numbers these 0 to 4, as RoBERTa does.
 SPECIAL_TOKENS = {
     "bos_token": "<s>",
@@ -67,10 +69,15 @@ class Tokenizer:
         ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id).long()
         return ids, torch.arange(ids.shape[1]) < lengths[:, None]
 
-    def cache_captions(self, captions: Sequence[str]) -> None:
-        """Tokenise captions once, before a loader forks its workers, which then share the ids."""
-        for first in range(0, len(captions), CHUNK):
-            self._cache |= self.encode(captions[first : first + CHUNK])
+    def cache_captions(self, captions: Iterable[str]) -> None:
+        """Tokenise captions once, before a loader forks its workers, which then share the ids.
+
+        Of many captions, the first MOST_CACHED are cached; the workers tokenise the others.
+        """
+        for chunk in cut_chunks(captions):
+            if len(self._cache) >= MOST_CACHED:
+                return
+            self._cache |= self.encode(chunk)
 
     def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         """Token ids (tokens,) int32 of the captions that are not cached."""
@@ -118,9 +125,12 @@ class Tokenizer:
         pad_id = self.backend.pad_token_id
         return self.backend.eos_token_id if pad_id is None else pad_id
 
-    def train(self, captions: list[str]) -> None:
+    def train(self, captions: Iterable[str]) -> None:
         """Learn a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of at most vocab_size tokens."""
-        check_texts(captions, "caption")
+        captions = iter(captions)
+        if (first := next(captions, None)) is None:
+            raise ValueError("captions is empty; a tokenizer is trained on one or more")
+        captions = itertools.chain([first], captions)
         alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
         smallest = len(alphabet) + len(SPECIAL_TOKENS)
         if self.vocab_size < smallest:
@@ -137,7 +147,7 @@ class Tokenizer:
             initial_alphabet=sorted(alphabet),
             show_progress=False,
         )
-        bpe.train_from_iterator(captions, trainer)
+        bpe.train_from_iterator((check_texts(chunk, "caption") for chunk in cut_chunks(captions)), trainer)
         if not self.append_end:
             ends = [("<s>", TRAINED_TOKEN_IDS["bos_token_id"]), ("</s>", TRAINED_TOKEN_IDS["eos_token_id"])]
             bpe.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
@@ -179,6 +189,13 @@ class Tokenizer:
                 f"tokenizer {self.name!r} has no end token, which ends or pads captions; set eos_token in its files"
             )
         return backend
+
+
+def cut_chunks(captions: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of at most CHUNK captions."""
+    captions = iter(captions)
+    while chunk := list(itertools.islice(captions, CHUNK)):
+        yield chunk
 
 
 def _check_captions(captions: list[str]) -> None:

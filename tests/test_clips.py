@@ -148,7 +148,7 @@ def test_by_corpus_has_a_dataset_for_each_corpus(ramps):
     assert (first_indices, second_indices) == ([0, 1, 2, 3], [4, 5, 6, 7, 8])
     assert (first.num_listed, second.num_listed, len(second), len(second.missing)) == (4, 6, 5, 1)
     assert len({dataset.digest, first.digest, second.digest}) == 3
-    assert second[0].index == 0 and second.clips[0] is dataset.clips[4]
+    assert second[0].index == 0 and second.clips[0] == dataset.clips[4]
 
 
 # The public loader, as in a notebook

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from clap.corpus import Clip, Corpus
+from clap.dataset.clip_table import JoinedClips
 from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
-from clap.dataset.exclude import is_excluded, read_exclusions, write_exclusions
+from clap.dataset.exclude import find_related, is_excluded, read_exclusions, write_exclusions
+from clap.waveform import Member
 
 
 class Three(Corpus):
@@ -130,3 +132,16 @@ def test_config_sets_the_list(tiny_config, tmp_path):
     path = write(tmp_path, "train-00000\n")
     dataset = ClapDataset(config=tiny_config("dataset.num_train=3", f"dataset.exclude={path}"))
     assert [clip.id for clip in dataset.clips] == ["train-00001", "train-00002"]
+
+
+def test_excluded_members_ids_and_other_spellings_are_found(tmp_path):
+    clips = [
+        Clip("a/id.wav", ("x",)),
+        Clip("b", ("x",), member=Member(Path("0.tar"), 0, 1, "in/tar.flac")),
+        Clip("c", ("x",), tmp_path / "e\u0301.wav"),
+        Clip("d", ("x",), tmp_path / "tar.flac"),
+    ]
+    names = ["a/id.wav", "0.tar: in/tar.flac", str(tmp_path / "\u00e9.wav")]
+    found = find_related(JoinedClips([clips[:2], clips[2:]]), names)
+    assert found == [0, 1, 2, 3] and [is_excluded(clips[i], names) for i in found] == [True, True, False, False]
+    assert find_related(JoinedClips([clips]), ["other.wav"]) == []

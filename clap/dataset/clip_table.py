@@ -8,12 +8,14 @@ import copy
 import hashlib
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clap.atomic import atomic_path
 from clap.corpus import SPLITS, Clip
@@ -26,7 +28,7 @@ MEMBER = pa.struct([("shard", pa.binary()), ("offset", pa.int64()), ("size", pa.
 SCHEMA = pa.schema(
     [
         ("split", pa.int8()),  # position in SPLITS
-        ("id", pa.binary()),  # names of files, as ids may be, are not always text: UTF-8 with surrogates
+        ("id", pa.binary()),  # as UTF-8 with surrogates: names of files, as ids may be, are not always text
         ("captions", TEXTS),
         ("path", pa.binary()),  # relative to the root
         ("label", pa.string()),
@@ -61,6 +63,7 @@ class ClipTable(Sequence[Clip]):
     ) -> None:
         self.table, self.root, self.rows, self.tolerant = table, root, rows, tolerant
         self.file: Path | None = None
+        self.objects: Sequence[Clip] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A process that is not forked maps the file itself."""
@@ -73,8 +76,11 @@ class ClipTable(Sequence[Clip]):
 
     @classmethod
     def from_clips(cls, clips: Iterable[Clip], *, split: str = SPLITS[0]) -> "ClipTable":
-        """A table in memory."""
-        return cls(pa.Table.from_batches(encode_clips(((split, clip) for clip in clips), root=None)))
+        """A table in memory; clips of a class of their own stay as they are."""
+        found = cls(pa.Table.from_batches(encode_clips(((split, clip) for clip in clips), root=None)))
+        if isinstance(clips, Sequence) and any(type(clip) is not Clip for clip in clips):
+            found.objects = clips
+        return found
 
     @classmethod
     def write(
@@ -127,9 +133,12 @@ class ClipTable(Sequence[Clip]):
             return self.select(np.arange(len(self))[index])
         index = range(len(self))[operator.index(index)]  # counts negative ones from the end; IndexError
         row = index if self.rows is None else int(self.rows[index])
-        return self.make_clip(self.table.slice(row, 1).to_pylist()[0])
+        return self.make_clip(self.table.slice(row, 1).to_pylist()[0]) if self.objects is None else self.objects[row]
 
     def __iter__(self) -> Iterator[Clip]:
+        if self.objects is not None:
+            yield from (self[i] for i in range(len(self)))
+            return
         for batch in self.batches():
             yield from map(self.make_clip, batch.to_pylist())
 
@@ -138,6 +147,12 @@ class ClipTable(Sequence[Clip]):
         rows = np.asarray(indices) if self.rows is None else self.rows[indices]
         chosen = copy.copy(self)
         chosen.rows = rows.astype(np.int32)
+        return chosen
+
+    def whole(self) -> "ClipTable":
+        """All clips of the table."""
+        chosen = copy.copy(self)
+        chosen.rows = None
         return chosen
 
     def select_split(self, split: str) -> "ClipTable":
@@ -160,11 +175,11 @@ class ClipTable(Sequence[Clip]):
 
     def make_clip(self, row: Mapping[str, Any]) -> Clip:
         """The clip of a row."""
-        clip_id, path, source = (decode(row[name]) for name in ("id", "path", "source"))
+        clip_id, source = decode(row["id"]), decode(row["source"])
         return Clip(
             clip_id,
             tuple(row["captions"]),
-            None if path is None else self.find_path(path, clip_id),
+            None if row["path"] is None else self.find_path(os.fsdecode(row["path"]), clip_id),
             row["label"],
             tuple(row["keywords"]),
             source,
@@ -175,8 +190,8 @@ class ClipTable(Sequence[Clip]):
 
     def make_member(self, shard: bytes, offset: int, size: int, name: bytes) -> Member:
         """The member of a tar; an address of a tar stays a text."""
-        place = decode(shard)
-        return Member(place if "://" in place else join(self.root, place), offset, size, decode(name))
+        place = os.fsdecode(shard)
+        return Member(place if "://" in place else join(self.root, place), offset, size, os.fsdecode(name))
 
     def find_path(self, path: str, clip_id: str) -> Path:
         """The file of a clip; in a tolerant table, spaces at the ends of a path count if such a file exists."""
@@ -187,10 +202,12 @@ class ClipTable(Sequence[Clip]):
 
 
 class JoinedClips(Sequence[Clip]):
-    """The clips of several tables, one table after the other."""
+    """The clips of several sequences, one after the other; of a list of clips, a table is made."""
 
-    def __init__(self, tables: Sequence[ClipTable]) -> None:
-        self.tables = list(tables)
+    def __init__(self, parts: Iterable[Sequence[Clip]]) -> None:
+        self.tables: list[ClipTable] = []
+        for part in parts:
+            self.tables += part.tables if isinstance(part, JoinedClips) else [as_table(part)]
         self.ends = np.cumsum([len(table) for table in self.tables], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -206,13 +223,51 @@ class JoinedClips(Sequence[Clip]):
     def __iter__(self) -> Iterator[Clip]:
         return itertools.chain.from_iterable(self.tables)
 
+    def select(self, indices: np.ndarray) -> "JoinedClips":
+        """The clips at ascending indices, without a copy of the columns."""
+        starts = self.ends - [len(table) for table in self.tables]
+        bounds = zip(self.tables, starts, *np.searchsorted(indices, [starts, self.ends]), strict=True)
+        return JoinedClips(table.select(indices[first:last] - start) for table, start, first, last in bounds)
+
+    def replace_clips(self, change: Callable[[Clip], Clip]) -> "JoinedClips":
+        """Changed clips, in memory."""
+        return JoinedClips(ClipTable.from_clips(map(change, table)) for table in self.tables)
+
+    @property
+    def captions(self) -> Iterator[str]:
+        """Every caption of every clip."""
+        for batch in self.batches("captions"):
+            for texts in batch["captions"].to_pylist():
+                yield from texts
+
+    def count_captions(self) -> np.ndarray:
+        """Number of captions of each clip, (clips,)."""
+        counts = [pc.list_value_length(batch["captions"]).to_numpy() for batch in self.batches("captions")]
+        return np.concatenate([np.zeros(0, np.int32), *counts])
+
+    def count_keywords(self) -> int:
+        """Number of clips with keywords."""
+        lengths = (pc.list_value_length(batch["keywords"]).to_numpy() for batch in self.batches("keywords"))
+        return sum(int(np.count_nonzero(own)) for own in lengths)
+
+    def have_recording(self) -> np.ndarray:
+        """Whether each clip is a file or a member of a tar, (clips,)."""
+        batches = self.batches("path", "member")
+        found = [pc.or_(batch["path"].is_valid(), batch["member"].is_valid()).to_numpy() for batch in batches]
+        return np.concatenate([np.zeros(0, bool), *found])
+
     def numbers(self, name: str) -> np.ndarray:
         """See `ClipTable.numbers`."""
-        return np.concatenate([table.numbers(name) for table in self.tables])
+        return np.concatenate([table.numbers(name) for table in self.tables]) if self.tables else np.zeros(0, np.int64)
 
     def batches(self, *names: str) -> Iterator[pa.Table]:
         """See `ClipTable.batches`."""
         return itertools.chain.from_iterable(table.batches(*names) for table in self.tables)
+
+
+def as_table(clips: Sequence[Clip]) -> ClipTable:
+    """The clips as a table, which a table is already."""
+    return clips if isinstance(clips, ClipTable) else ClipTable.from_clips(clips)
 
 
 def map_table(path: Path) -> pa.Table:
@@ -247,7 +302,7 @@ def encode_clip(split: str, clip: Clip, root: Path | None) -> tuple:
         clip.labels,
         digest_clip(clip),
         digest_text(repr(clip.captions)),
-        member and (encode_path(member.shard, root), member.offset, member.size, encode(member.name)),
+        member and (encode_path(member.shard, root), member.offset, member.size, os.fsencode(member.name)),
     )
 
 
@@ -265,7 +320,7 @@ def encode_path(path: Path | str | None, root: Path | None) -> bytes | None:
     """A path, relative to the root if it is inside; an address as it is."""
     if isinstance(path, Path) and root is not None and path.is_relative_to(root):
         path = path.relative_to(root)
-    return None if path is None else encode(str(path))
+    return None if path is None else os.fsencode(str(path))
 
 
 def join(root: Path | None, path: str) -> Path:

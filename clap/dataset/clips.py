@@ -2,11 +2,9 @@
 
 import copy
 import functools
-import hashlib
 import itertools
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +16,15 @@ from torch.utils.data import Dataset
 from clap import process_group
 from clap.audio_encoder.base import find_sample_rate
 from clap.config import read_config
-from clap.corpus import SPLITS, Clip, Corpus, Part
+from clap.corpus import SPLITS, Corpus, Part
 from clap.dataset.cache import WaveformCache
+from clap.dataset.clip_table import JoinedClips
 from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
-from clap.dataset.exclude import find_unknown, is_excluded, read_exclusions
-from clap.dataset.keywords import fill_keyword_templates
+from clap.dataset.digest import digest_manifest
+from clap.dataset.epoch_pairs import EpochPairs, number_groups, pair_captions
+from clap.dataset.exclude import skip_excluded
+from clap.dataset.keywords import use_keywords
+from clap.dataset.missing import find_missing
 from clap.dataset.registry import check_names, check_weights, download_named, find_corpus, open_corpus
 from clap.dataset.rewritings import RewrittenCaptions, read_rewritings
 from clap.waveform import AudioError, AudioHeader
@@ -132,65 +134,73 @@ class ClapDataset(Dataset):
         for corpus in self.corpora:
             corpus.longest_clip = settings.longest_clip
         self.name = "_".join(corpus.name for corpus in self.corpora)
-        self.headers: dict[tuple[str, Clip], AudioHeader | AudioError | None] = {}  # by corpus, see `read_headers`
+        self.headers: dict[tuple[str, str, str], AudioHeader | AudioError | None] = {}  # see `read_headers`
         self.kind, self.sample_rate, self.window, self.seed = kind, sample_rate, window, seed
         self.settings, self.max_bad_fraction = settings, settings.max_bad_fraction
         self.training = kind == "train" if training is None else training
         clips = [self.list_clips(part) for part in parts]
         if settings.exclude is not None and kind == "train":
-            clips = self.skip_excluded(clips, settings.exclude)
-        listed = [
-            (corpus, clip)
-            for corpus, own in zip(self.corpora, clips, strict=True)
-            for clip in own[: settings.max_clips]
-        ]
-        if not listed:
+            clips = skip_excluded(clips, settings.exclude, self.name)
+        listed = [own.select(np.arange(min(len(own), settings.max_clips or len(own)))) for own in clips]
+        if not any(map(len, listed)):
             raise ValueError(f"the {kind} split of {self.name} has no clips; choose another split or dataset")
-        self.separate_missing(listed)
+        present = self.separate_missing(listed)
         self.check_missing()
-        if self.training and settings.captions == "keywords":
-            self.clips = use_keyword_captions(self.clips, self.name)
-        if bare := [clip.id for clip in self.clips if not clip.captions]:
+        if self.training:
+            present = self.use_keyword_captions(present)
+        self.set_clips(present)
+        counts = self.clips.count_captions()
+        if bare := np.flatnonzero(counts == 0).tolist():
             raise ValueError(
-                f"{len(bare)} clips of {self.name} have no caption, the first is {bare[0]!r}; add captions"
+                f"{len(bare)} clips of {self.name} have no caption, the first is {self.clips[bare[0]].id!r}; add "
+                "captions"
             )
-        numbers: dict[tuple[str, ...], int] = {}
-        self.groups = [numbers.setdefault(clip.captions, len(numbers)) for clip in self.clips]
-        self.rewritten: RewrittenCaptions | None = None
-        if self.training and settings.captions == "rewritten":
-            self.rewritten = RewrittenCaptions(
-                read_rewritings(settings.rewritings), self.clips, self.groups, fraction=settings.rewritten_fraction
-            )
-        self.epoch_pairs = self.build_epoch_pairs(every_caption=settings.captions == "all") if self.training else []
+        self.groups = number_groups(self.clips.numbers("captions_digest"))
+        sizes = list(map(len, present))
+        self.rewritten = self.open_rewritings(sizes) if self.training else None
+        self.epoch_pairs = self.build_epoch_pairs(counts, sizes) if self.training else []
 
-    def separate_missing(self, listed: Sequence[tuple[Corpus, Clip]]) -> None:
-        """Separate the listed clips into those whose recording exists and those whose recording is missing."""
-        self.listed, self.num_listed = listed, len(listed)
-        self.missing = [clip for _, clip in listed if clip.path is not None and not clip.path.is_file()]
-        absent = set(self.missing)
-        present = [(corpus, clip) for corpus, clip in listed if clip not in absent]
-        self.owners, self.clips = [corpus for corpus, _ in present], [clip for _, clip in present]
+    def separate_missing(self, listed: Sequence[JoinedClips]) -> list[JoinedClips]:
+        """The listed clips of each corpus without those whose recording is missing, which are kept apart."""
+        self.listed, self.num_listed = listed, sum(map(len, listed))
+        missing = [np.concatenate([np.zeros(0, bool), *map(find_missing, own.tables)]) for own in listed]
+        absent, present = (
+            [own.select(np.flatnonzero(mask == flag)) for own, mask in zip(listed, missing, strict=True)]
+            for flag in (True, False)
+        )
+        self.missing = JoinedClips(absent)
+        return present
+
+    def set_clips(self, present: Sequence[JoinedClips]) -> None:
+        """Set the clips, and the corpus of each."""
+        self.clips = JoinedClips(present)
+        corpora = np.empty(len(self.corpora), dtype=object)
+        corpora[:] = self.corpora
+        self.owners = np.repeat(corpora, [len(own) for own in present])
 
     @property
     def names(self) -> list[str]:
         """Names of the corpora with clips in this split, as in metric names."""
-        return list(dict.fromkeys(corpus.name for corpus, _ in self.listed))
+        listed = zip(self.corpora, self.listed, strict=True)
+        return list(dict.fromkeys(corpus.name for corpus, own in listed if len(own)))
 
     @functools.cached_property
-    def by_corpus(self) -> "list[tuple[ClapDataset, list[int]]]":
+    def by_corpus(self) -> "list[tuple[ClapDataset, Sequence[int]]]":
         """For each corpus, this split as a dataset of its own for evaluation, and the indices of its clips here."""
         if len(self.names) == 1:
-            return [(self, list(range(len(self.clips))))]
+            return [(self, range(len(self.clips)))]
         parts = []
         for name in self.names:
             part = copy.copy(self)
             part.__dict__.pop("digest", None)
             part.name, part.parts = name, [own for own in self.parts if own.corpus.name == name]
             part.corpora = [own.corpus for own in part.parts]
-            part.separate_missing([(corpus, clip) for corpus, clip in self.listed if corpus.name == name])
-            chosen = [i for i, corpus in enumerate(self.owners) if corpus.name == name]
-            part.groups = [self.groups[i] for i in chosen]
-            parts.append((part, chosen))
+            listed = zip(self.corpora, self.listed, strict=True)
+            part.separate_missing([own for corpus, own in listed if corpus.name == name])
+            chosen = np.flatnonzero(np.isin(self.owners, part.corpora))
+            part.clips, part.owners = self.clips.select(chosen), self.owners[chosen]
+            part.groups = self.groups[chosen]
+            parts.append((part, chosen.tolist()))
         return parts
 
     def read_headers(self, indices: Sequence[int]) -> list[AudioHeader | AudioError | None]:
@@ -202,7 +212,7 @@ class ClapDataset(Dataset):
             except AudioError as error:
                 return error
 
-        keys = {index: (self.owners[index].name, self.clips[index]) for index in indices}
+        keys = {index: self.name_header(index) for index in indices}
         new = [index for index in indices if keys[index] not in self.headers]
         with ThreadPoolExecutor(HEADER_THREADS) as threads:
             self.headers |= zip([keys[index] for index in new], threads.map(read, new), strict=True)
@@ -211,8 +221,13 @@ class ClapDataset(Dataset):
     def share_headers(self, indices: Sequence[int]) -> list[AudioHeader | AudioError | None]:
         """As `read_headers`, but only rank 0 reads; collective."""
         headers = process_group.broadcast_object(self.read_headers(indices) if process_group.is_main() else None)
-        self.headers |= zip(((self.owners[index].name, self.clips[index]) for index in indices), headers, strict=True)
+        self.headers |= zip(map(self.name_header, indices), headers, strict=True)
         return headers
+
+    def name_header(self, index: int) -> tuple[str, str, str]:
+        """The corpus, id and recording of a clip, the key of its header."""
+        clip = self.clips[index]
+        return self.owners[index].name, clip.id, str(clip.recording)
 
     def find_longest(self, most: int) -> float:
         """Seconds of the longest clip as training reads it, of at most `most` clips, evenly spaced.
@@ -229,9 +244,9 @@ class ClapDataset(Dataset):
         ]
         return max(durations, default=0.0)
 
-    def list_clips(self, part: Part) -> Sequence[Clip]:
+    def list_clips(self, part: Part) -> JoinedClips:
         """The clips of a corpus in this split, with a warning if there are fewer than published."""
-        clips, published = part.clips(self.kind), part.count_published(self.kind)
+        clips, published = JoinedClips(part.list_clips(self.kind)), part.count_published(self.kind)
         if published and len(clips) < published:
             log.warning(
                 "the index of %s (%s) lists %d of %d published clips",
@@ -241,38 +256,13 @@ class ClapDataset(Dataset):
 
     @property
     def captions(self) -> list[str]:
-        """Every caption of every clip, rewritten ones that training draws too."""
-        rewritten = [] if self.rewritten is None else self.rewritten.list_texts()
-        return [caption for clip in self.clips for caption in clip.captions] + rewritten
+        """Every caption of every clip, rewritten ones that training draws too; see also `list_captions`."""
+        return list(list_captions(self))
 
     @functools.cached_property
     def digest(self) -> str:
         """Hash of ids, captions and labels in any order; datasets with the same digest are the same evaluation task."""
-        manifest = sorted(([clip.id, sorted(clip.captions), clip.label] for clip in self.clips), key=json.dumps)
-        return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16]
-
-    def skip_excluded(self, clips: list[list[Clip]], exclude: str | Path) -> list[list[Clip]]:
-        """Remove the clips in a block list from the training clips.
-
-        Other splits keep them, since an evaluation on fewer clips is a different task.
-        """
-        names = read_exclusions(exclude)
-        kept = [[clip for clip in own if not is_excluded(clip, names)] for own in clips]
-        num_listed, num_kept = sum(map(len, clips)), sum(map(len, kept))
-        log.info(
-            "skipped %d of %d training clips of %s, dataset.exclude=%s",
-            *(num_listed - num_kept, num_listed, self.name, exclude),
-        )
-        if not num_kept:
-            raise ValueError(
-                f"dataset.exclude={exclude} names all {num_listed} training clips of {self.name}; shorten the list"
-            )
-        if unknown := find_unknown(names, itertools.chain(*clips)):
-            log.warning(
-                "%d of %d names in dataset.exclude=%s match no training clip of %s, the first is %s",
-                *(len(unknown), len({name.strip() for name in names}), exclude, self.name, unknown[0]),
-            )
-        return kept
+        return digest_manifest(self.clips)
 
     @property
     def num_published(self) -> int | None:
@@ -292,14 +282,55 @@ class ClapDataset(Dataset):
             )
         log.warning("%s are missing and skipped: %s", share, ", ".join(str(clip.path) for clip in self.missing))
 
-    def build_epoch_pairs(self, *, every_caption: bool) -> "list[EpochPairs]":
-        """The (clip, caption) pairs of each corpus that training epochs draw from."""
-        pairs: list[list[tuple[int, int | None]]] = [[] for _ in self.corpora]
-        for index, (corpus, clip) in enumerate(zip(self.owners, self.clips, strict=True)):
-            numbers = range(len(clip.captions)) if every_caption else [None]
-            pairs[self.corpora.index(corpus)] += [(index, number) for number in numbers]
-        drawn = enumerate(zip(pairs, self.parts, strict=True))
-        return [EpochPairs(own, part.weight, seed=(self.seed, place)) for place, (own, part) in drawn]
+    def use_keyword_captions(self, clips: Sequence[JoinedClips]) -> list[JoinedClips]:
+        """Make the captions of the corpora with the policy `keywords`.
+
+        Raises:
+            ValueError: none of their clips has keywords.
+        """
+        chosen = [own for own, policy in zip(clips, self.caption_policies, strict=True) if policy == "keywords"]
+        if not chosen:
+            return list(clips)
+        count = sum(own.count_keywords() for own in chosen)
+        if not count:
+            raise ValueError(f"no clip of {self.name} has keywords; set dataset.captions to sample or all")
+        log.info("captions are made from the keywords of %d of %d clips of %s", count, sum(map(len, chosen)), self.name)
+        return [
+            own.replace_clips(use_keywords) if policy == "keywords" else own
+            for own, policy in zip(clips, self.caption_policies, strict=True)
+        ]
+
+    @property
+    def caption_policies(self) -> list[str]:
+        """The policy of each corpus in training."""
+        return [part.captions or self.settings.captions for part in self.parts]
+
+    def open_rewritings(self, sizes: Sequence[int]) -> RewrittenCaptions | None:
+        """The rewritten captions of the corpora with the policy `rewritten`; None if none has it.
+
+        Args:
+            sizes: clips of each corpus.
+        """
+        is_used = np.repeat([policy == "rewritten" for policy in self.caption_policies], sizes)
+        if not is_used.any():
+            return None
+        rewritings, fraction = read_rewritings(self.settings.rewritings), self.settings.rewritten_fraction
+        return RewrittenCaptions(rewritings, self.clips, self.groups, fraction=fraction, is_used=is_used)
+
+    def build_epoch_pairs(self, counts: np.ndarray, sizes: Sequence[int]) -> list[EpochPairs]:
+        """The (clip, caption) pairs of each corpus that training epochs draw from.
+
+        Args:
+            counts: (clips,) captions of each clip.
+            sizes: clips of each corpus.
+        """
+        pairs, ends = [], np.cumsum(sizes)
+        for place, (part, policy) in enumerate(zip(self.parts, self.caption_policies, strict=True)):
+            clips, numbers = np.arange(ends[place] - sizes[place], ends[place]), None
+            if policy == "all":
+                clips, numbers = pair_captions(clips, counts[clips])
+            pairs.append(EpochPairs(clips, numbers, part.weight, seed=(self.seed, place)))
+        return pairs
 
     def locate_pair(self, position: int, epoch: int) -> tuple[int, int | None]:
         """Index of the clip and number of its caption (None: random) at a position of an epoch."""
@@ -325,7 +356,7 @@ class ClapDataset(Dataset):
         seed = (self.seed, epoch, position) if self.training else None
         rng = None if seed is None else np.random.default_rng(seed)
         index, number = self.locate_pair(position, epoch)
-        clip, corpus = self.clips[index], self.owners[index]
+        clip, corpus, group = self.clips[index], self.owners[index], int(self.groups[index])
         caption = None if self.rewritten is None else self.rewritten.draw(index, rng)
         caption = caption or clip.captions[rng.integers(len(clip.captions)) if number is None else number]
         duration = self.limit_duration(corpus)
@@ -334,40 +365,14 @@ class ClapDataset(Dataset):
         except (AudioError, MemoryError) as error:
             is_audio = isinstance(error, AudioError)
             problem = str(error) if is_audio else f"{clip.recording or clip.id}: does not fit into memory"
-            return Item(index, None, caption, self.groups[index], problem=problem)
+            return Item(index, None, caption, group, problem=problem)
         is_hit = None if corpus.cache is None else corpus.cache.take_hit()
-        return Item(index, samples, caption, self.groups[index], scale=scale, seed=seed, is_hit=is_hit)
+        return Item(index, samples, caption, group, scale=scale, seed=seed, is_hit=is_hit)
 
 
-class EpochPairs:
-    """The pairs of one corpus, each `weight` times per epoch; for a fractional weight, the extra pairs vary by epoch.
-
-    Args:
-        pairs: index of a clip, and number of its caption or None for a random one.
-    """
-
-    def __init__(self, pairs: list[tuple[int, int | None]], weight: float, *, seed: tuple[int, int]) -> None:
-        self.pairs, self.weight, self.seed = pairs, weight, seed
-        if weight != 1:  # neighbours in an index may be similar
-            self.pairs = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))]
-
-    def __len__(self) -> int:
-        return round(self.weight * len(self.pairs))
-
-    def locate(self, position: int, epoch: int) -> tuple[int, int | None]:
-        first = 0 if self.weight == 1 else np.random.default_rng([*self.seed, epoch]).integers(len(self.pairs))
-        return self.pairs[(first + position) % len(self.pairs)]
-
-
-def use_keyword_captions(clips: Sequence[Clip], name: str) -> list[Clip]:
-    """Replace the captions of clips with keywords by templates; ValueError if no clip has keywords."""
-    count = sum(bool(clip.keywords) for clip in clips)
-    if not count:
-        raise ValueError(f"no clip of {name} has keywords; set dataset.captions to sample or all")
-    log.info("captions are made from the keywords of %d of %d clips of %s", count, len(clips), name)
-    return [
-        replace(clip, captions=fill_keyword_templates(clip.keywords), captions_from_labels=True)
-        if clip.keywords
-        else clip
-        for clip in clips
-    ]
+def list_captions(dataset: Dataset) -> Iterable[str]:
+    """Every caption of a dataset, rewritten ones that training draws too, one by one; none of a Subset."""
+    if not isinstance(dataset, ClapDataset):
+        return getattr(dataset, "captions", [])
+    rewritten = [] if dataset.rewritten is None else dataset.rewritten.list_texts()
+    return itertools.chain(dataset.clips.captions, rewritten)

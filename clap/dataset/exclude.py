@@ -1,16 +1,32 @@
 """Block lists: text files with the clips that training skips, one per line, and the reason for each."""
 
 import contextlib
+import functools
 import json
+import logging
 import os
-from collections.abc import Collection, Iterable, Mapping
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from clap.atomic import write_atomic
+from clap.corpus import Clip
+from clap.dataset.clip_table import JoinedClips, encode
 
-if TYPE_CHECKING:
-    from clap.corpus import Clip
+log = logging.getLogger(__name__)
+
+END = re.compile(r"(?s)^.*(/|: )")  # what precedes the last part of a path or the name in a tar
+SPELLINGS = (  # of a name, which a file may have in another form than the list
+    str,
+    str.strip,
+    functools.partial(unicodedata.normalize, "NFC"),
+    functools.partial(unicodedata.normalize, "NFD"),
+)
 
 
 def read_exclusions(path: str | Path) -> dict[str, str]:
@@ -57,21 +73,74 @@ def parse_line(line: str) -> tuple[set[str], str]:
     return {name, name.strip()}, reason.strip()
 
 
-def list_names(clip: "Clip") -> set[str]:
+def list_names(clip: Clip) -> set[str]:
     """The names by which a block list can have a clip: its id, its path, and its absolute path."""
     recording = set() if clip.recording is None else {str(clip.recording)}
     return {clip.id, *recording} | (set() if clip.path is None else {os.path.abspath(clip.path)})
 
 
-def is_excluded(clip: "Clip", names: Collection[str]) -> bool:
+def is_excluded(clip: Clip, names: Collection[str]) -> bool:
     """Whether the id or path of a clip is in `names`."""
     return any(name in names for name in list_names(clip))
 
 
-def find_unknown(names: Iterable[str], clips: Iterable["Clip"]) -> list[str]:
+def find_related(clips: JoinedClips, names: Collection[str]) -> list[int]:
+    """Indices of the clips of which id, path or member ends like one of the names: all that the list can exclude."""
+    ends = {END.sub("", name) for name in names}
+    forms = {form(end) for end in ends for form in SPELLINGS}
+    values = pa.array({code for form in forms for code in (encode(form), encode_name(form))}, pa.binary())
+    found, start = [], 0
+    for batch in clips.batches("id", "path", "member"):
+        columns = (batch["id"], batch["path"], pc.struct_field(batch["member"], "name"))
+        masks = [pc.is_in(pc.replace_substring_regex(own, END.pattern, ""), value_set=values) for own in columns]
+        found += (start + np.flatnonzero(functools.reduce(pc.or_, masks).to_numpy())).tolist()
+        start += len(batch)
+    return found
+
+
+def encode_name(text: str) -> bytes:
+    """The bytes of a file name; of a text that is not one, its UTF-8."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return encode(text)
+
+
+def find_unknown(names: Iterable[str], clips: Iterable[Clip]) -> list[str]:
     """The names that no clip has; spaces at their ends are ignored, since both spellings may be among them."""
     known = {name.strip() for clip in clips for name in list_names(clip)}
     return [name for name in dict.fromkeys(name.strip() for name in names) if name not in known]
+
+
+def skip_excluded(clips: Sequence[JoinedClips], exclude: str | Path, name: str) -> list[JoinedClips]:
+    """The training clips of each corpus without those in a block list.
+
+    Other splits keep them, since an evaluation on fewer clips is a different task.
+
+    Args:
+        name: of the dataset, for the log.
+
+    Raises:
+        ValueError: the list names all clips.
+    """
+    names = read_exclusions(exclude)
+    related = [find_related(own, names) for own in clips]
+    kept = [
+        own.select(np.delete(np.arange(len(own)), [index for index in found if is_excluded(own[index], names)]))
+        for own, found in zip(clips, related, strict=True)
+    ]
+    num_listed, num_kept = sum(map(len, clips)), sum(map(len, kept))
+    log.info(
+        "skipped %d of %d training clips of %s, dataset.exclude=%s", num_listed - num_kept, num_listed, name, exclude
+    )
+    if not num_kept:
+        raise ValueError(f"dataset.exclude={exclude} names all {num_listed} training clips of {name}; shorten the list")
+    if unknown := find_unknown(names, (own[i] for own, found in zip(clips, related, strict=True) for i in found)):
+        log.warning(
+            "%d of %d names in dataset.exclude=%s match no training clip of %s, the first is %s",
+            *(len(unknown), len({item.strip() for item in names}), exclude, name, unknown[0]),
+        )
+    return kept
 
 
 def write_exclusions(path: Path, exclusions: Mapping[str, str], *, comment: str) -> None:

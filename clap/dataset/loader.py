@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -202,9 +203,9 @@ class EpochSampler(Sampler):
         return self.num_items // self.batch_size if self.shuffle else -(-self.num_items // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = range(self.num_items)
+        order = np.arange(self.num_items)
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items).tolist()
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
         for batch in range(self.first_batch, len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             part = np.array_split(chosen, self.world_size)[self.rank]
@@ -333,6 +334,7 @@ def prepare_worker(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_SECONDS))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not those of a forked process
     keep_freed_memory()
 
 

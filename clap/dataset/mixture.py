@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clap.config.values import CAPTION_POLICIES, SPLITS, check_name, suggest
-from clap.corpus import Clip, Corpus, Part, find_folder, plain_name
+from clap.corpus import Corpus, Part, find_folder, plain_name
+from clap.dataset.clip_table import JoinedClips
 from clap.dataset.registry import find_class, list_kinds
 
 USE = ("weight", "captions", "exclude", "splits")  # how a corpus is used; the other options are its own
@@ -30,8 +31,8 @@ class Parts(Corpus):
     def parts(self) -> list[Part]:
         return self.mixed
 
-    def clips(self, split: str) -> list[Clip]:
-        return [clip for part in self.mixed for clip in part.clips(split)]
+    def clips(self, split: str) -> JoinedClips:
+        return JoinedClips(own for part in self.mixed for own in part.list_clips(split))
 
 
 class Mixture(Parts):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from clap.config.build import build
 from clap.config.values import check_name, suggest
-from clap.dataset.clips import ClapDataset
+from clap.dataset.clips import ClapDataset, list_captions
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits, embed_split
 from clap.evaluation.protocol import describe_code, describe_other_splits, describe_split
 from clap.evaluation.results import Evaluation, hash_protocol, name_files
@@ -157,7 +157,7 @@ def evaluate_split(
     """
     loaders = {**(other_loaders or {}), loader.dataset.kind: loader}
     check_evaluators(loader.dataset, evaluators, {kind: other.dataset for kind, other in loaders.items()})
-    clap.tokenizer.cache_captions(loader.dataset.captions)
+    clap.tokenizer.cache_captions(list_captions(loader.dataset))
 
     @functools.cache
     def embed(kind: str) -> dict[str, EmbeddedSplit]:

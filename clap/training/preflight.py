@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
 
 from clap.audio_encoder.base import LogMelEncoder
@@ -117,7 +118,7 @@ def check_recordings(dataset: ClapDataset) -> None:
     Raises:
         ValueError: more recordings than `max_bad_fraction` allows cannot be read.
     """
-    recorded = [index for index, clip in enumerate(dataset.clips) if clip.recording is not None]
+    recorded = np.flatnonzero(dataset.clips.have_recording()).tolist()
     chosen = recorded[:: -(-len(recorded) // MOST_HEADERS) or 1]
     found = zip(chosen, dataset.share_headers(chosen), strict=True)
     checked = ((index, find_clip_problem(dataset, index, header)) for index, header in found)

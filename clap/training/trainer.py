@@ -18,6 +18,7 @@ from tqdm import tqdm
 from clap import checkpoint
 from clap.atomic import write_json
 from clap.corpus import SPLITS
+from clap.dataset.clips import list_captions
 from clap.dataset.loader import Batch, EpochSampler, closing_workers, prefetch
 from clap.evaluation.evaluation_set import EvaluationSet
 from clap.evaluation.evaluator import Evaluator
@@ -113,7 +114,7 @@ class ClapTrainer:
         self.after_validation: Callable[..., None] | None = None  # of step, metric and `ended`; it may raise to stop
         self.checkpoints, self.resumed_from = Path("checkpoints"), None
         if clap.tokenizer.needs_training:
-            clap.tokenizer.train(train_loader.dataset.captions)
+            clap.tokenizer.train(list_captions(train_loader.dataset))
 
     def train_and_eval(self, out_path: str | Path = "outputs/run") -> dict[str, float]:
         """Train, then evaluate the best checkpoint on the test split; all results and checkpoints go to out_path."""
@@ -132,7 +133,7 @@ class ClapTrainer:
         if self.settings.log_every <= self.settings.num_steps(self.train_loader) - self.step:
             self.meter.utilization.measure_peak()
         reset_peak_memory()
-        self.clap.tokenizer.cache_captions(getattr(self.train_loader.dataset, "captions", []))  # a Subset has none
+        self.clap.tokenizer.cache_captions(list_captions(self.train_loader.dataset))
         self.objective.prepare()
         if self.resumed_from is None and not is_main():  # all have built the model with the random numbers of rank 0
             seed_rank(torch.initial_seed())
