@@ -241,7 +241,7 @@ def _build_transformer(config: PreTrainedConfig, *, keep_pooler: bool) -> PreTra
 
 def _load_transformer(source: str, config: PreTrainedConfig, *, keep_pooler: bool) -> PreTrainedModel:
     try:
-        with _quiet():
+        with quiet_transformers():
             transformer, report = AutoModel.from_pretrained(
                 source,
                 config=config,
@@ -268,7 +268,7 @@ def _load_transformer(source: str, config: PreTrainedConfig, *, keep_pooler: boo
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Load without transformers' table of missing weights, which are checked here, and without bars off a terminal."""
     verbosity, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

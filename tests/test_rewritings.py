@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clap.corpus import Clip, Corpus
+from clap.corpus import Clip, Corpus, Part
 from clap.dataset.clip_table import ClipTable, JoinedClips
 from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
+from clap.dataset.mixture import Parts
 from clap.dataset.rewritings import RewrittenCaptions, read_rewritings
 from clap.training.comparison import digest_dataset
 
@@ -175,3 +176,15 @@ def test_file_without_rewritings_is_refused(tmp_path: Path):
         read_rewritings(write_lines(tmp_path / "a.jsonl", {"settings": {}}))
     with pytest.raises(ValueError, match="captions=rewritten needs a file"):
         DatasetSettings(captions="rewritten")
+
+
+def test_corpus_of_a_mixture_has_a_policy_of_its_own(tmp_path: Path):
+    path = write_lines(tmp_path / "a.jsonl", {"caption": "a cat", "rewritings": ["meow"]})
+    other = Tones()
+    other.name = "others"
+    parts = Parts([Part(Tones(), captions="rewritten"), Part(other)])
+    settings = DatasetSettings(rewritings=str(path), rewritten_fraction=1.0)
+    dataset = ClapDataset(parts, sample_rate=16_000, settings=settings)
+    assert [dataset[(0, index)].caption for index in (1, 5)] == ["meow", "a cat"]
+    with pytest.raises(ValueError, match="captions=rewritten needs a file"):
+        ClapDataset(parts, sample_rate=16_000)

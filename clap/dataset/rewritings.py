@@ -48,7 +48,7 @@ class Rewritings:
     numbers: np.ndarray
 
 
-def read_rewritings(path: str | Path) -> Rewritings:
+def read_rewritings(path: str | Path | None) -> Rewritings:
     """Read a file with one object a line: what is rewritten, `caption`, `id` or both, and `rewritings`, a list.
 
     A line with a caption is about this caption of any clip, one with an id about any caption of this clip. Lines with
@@ -56,8 +56,10 @@ def read_rewritings(path: str | Path) -> Rewritings:
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: a line is invalid; the message names file and line.
+        ValueError: no file is given, or a line is invalid; the message names file and line.
     """
+    if path is None:
+        raise ValueError("captions=rewritten needs a file of rewritten captions; set dataset.rewritings")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
