@@ -75,6 +75,15 @@ class Clip:
         check_texts(self.all_labels, "label", clip=self.id)
 
 
+@dataclass(frozen=True)
+class Lost:
+    """Clips that an index should have and that cannot be used: the name of one, or of what had `count` of them."""
+
+    name: str
+    reason: str
+    count: int = 1
+
+
 class Corpus:
     """A named collection of clips in splits; a subclass reads its index in `clips`."""
 
@@ -87,6 +96,7 @@ class Corpus:
     clip_duration: float | None = None  # seconds of every published clip; evaluation reads no more of a longer file
     longest_clip: float = LONGEST  # seconds; a clip of which more would be read is not loaded
     cache: WaveformReader | None = None
+    open_shards: int | None = None  # shards whose clips training shuffles together; None: it shuffles all clips
 
     @property
     def counts(self) -> dict[str, int | None]:
@@ -101,6 +111,10 @@ class Corpus:
     def clips(self, split: str) -> Sequence[Clip]:
         """The clips of a split: train, val or test; a list, or for many clips a ClipTable."""
         raise NotImplementedError
+
+    def find_lost(self, split: str) -> list[Lost]:
+        """What the index of a split lists beside its clips and is damaged; it counts as missing clips."""
+        return []
 
     def load(
         self, clip: Clip, *, sample_rate: int, max_duration: float | None, rng: np.random.Generator | None = None
@@ -166,6 +180,15 @@ class Part:
         """The clips of a split."""
         found = self.list_clips(split)
         return found[0] if len(found) == 1 else list(itertools.chain(*found))
+
+    def list_lost(self, split: str) -> list[Clip]:
+        """A clip without a recording for each that the corpus has lost, see `Corpus.find_lost`."""
+        lost = [entry for own in self.list_splits(split) for entry in self.corpus.find_lost(own)]
+        return [
+            Clip(entry.name if entry.count == 1 else f"{entry.name}, lost clip {number + 1}", ())
+            for entry in lost
+            for number in range(entry.count)
+        ]
 
     def count_published(self, split: str) -> int | None:
         """Published number of clips of a split; None if it is not known."""

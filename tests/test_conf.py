@@ -179,7 +179,7 @@ def test_dataset_chooses_its_evaluators_unless_they_are_given(dataset: str):
     assert list(compose_plain(overrides)["evaluation"]) == own.get(dataset, ["retrieval"])
     given = compose_plain(["checkpoint=x", "evaluation=[zero_shot]", *overrides], name="evaluate")
     assert list(given["evaluation"]) == ["zero_shot"]
-    if dataset not in ("csv", "huggingface"):  # own data is evaluated as the checkpoint was
+    if dataset not in ("csv", "huggingface", "shards"):  # own data is evaluated as the checkpoint was
         evaluated = compose_plain(["checkpoint=x", *overrides], name="evaluate")
         assert list(evaluated["evaluation"]) == own.get(dataset, ["retrieval"])
 

@@ -17,7 +17,10 @@ TYPES: dict[str, tuple[type, ...]] = {
     "text_encoder.model": (dict, type(None)),
     "fusion.merge": (dict, type(None)),
     "checkpoint": (str,),
-    "dataset.root": (str,),
+    "dataset.root": (str, type(None)),
+    "dataset.train": (str, list, type(None)),
+    "dataset.val": (str, list, type(None)),
+    "dataset.test": (str, list, type(None)),
     "htsat_checkpoint": (str,),
     "dataset.metadata": (str, dict),
     "resume": (str, type(None)),
@@ -249,6 +252,8 @@ def check_value(line: str, key: str, value: Any, current: Any, *, typed: str | N
     if (choices := CHOICES.get(known) or CHOICES.get(last)) and value not in choices:
         raise ValueError(f"{line}: {key} must be one of {', '.join(choice or 'null' for choice in choices)}")
     types = TYPES.get(known) or TYPES.get(last)
+    if types and current == "???":
+        types = tuple(kind for kind in types if kind is not type(None))
     if types and type(value) not in types:
         allowed = " or ".join(TYPE_NAMES[kind] for kind in types)
         raise ValueError(f"{line}: {key} must be {allowed}{_spelling(key, value, types, typed)}")

@@ -21,6 +21,7 @@ from clap.dataset.cache import WaveformCache
 from clap.dataset.clip_table import JoinedClips
 from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
 from clap.dataset.digest import digest_manifest
+from clap.dataset.epoch_order import order_epoch
 from clap.dataset.epoch_pairs import EpochPairs, number_groups, pair_captions
 from clap.dataset.exclude import skip_excluded
 from clap.dataset.keywords import use_keywords
@@ -168,7 +169,8 @@ class ClapDataset(Dataset):
             [own.select(np.flatnonzero(mask == flag)) for own, mask in zip(listed, missing, strict=True)]
             for flag in (True, False)
         )
-        self.missing = JoinedClips(absent)
+        lost = [] if self.settings.max_clips else [clip for part in self.parts for clip in part.list_lost(self.kind)]
+        self.missing, self.num_listed = JoinedClips([*absent, lost]), self.num_listed + len(lost)
         return present
 
     def set_clips(self, present: Sequence[JoinedClips]) -> None:
@@ -276,11 +278,13 @@ class ClapDataset(Dataset):
             return
         share = f"{len(self.missing)} of {self.num_listed} recordings of the {self.kind} split of {self.name}"
         if len(self.missing) > self.max_bad_fraction * self.num_listed or len(self.missing) == self.num_listed:
+            first = self.missing[0].path or self.missing[0].id
             raise FileNotFoundError(
-                f"{share} are missing, the first is {self.missing[0].path}; set dataset.root, or allow them with "
+                f"{share} are missing, the first is {first}; set dataset.root, or allow them with "
                 f"dataset.max_bad_fraction, now {self.max_bad_fraction:g} (`python -m clap check` lists all)"
             )
-        log.warning("%s are missing and skipped: %s", share, ", ".join(str(clip.path) for clip in self.missing))
+        names = ", ".join(str(clip.path or clip.id) for clip in self.missing)
+        log.warning("%s are missing and skipped: %s", share, names)
 
     def use_keyword_captions(self, clips: Sequence[JoinedClips]) -> list[JoinedClips]:
         """Make the captions of the corpora with the policy `keywords`.
@@ -341,6 +345,11 @@ class ClapDataset(Dataset):
                 return pairs.locate(position, epoch)
             position -= len(pairs)
         raise IndexError(position)
+
+    def order_epoch(self, epoch: int, *, seed: int) -> np.ndarray:
+        """The positions of a training epoch in a random order; clips in shards shard by shard."""
+        opened = [corpus.open_shards for corpus in self.corpora]
+        return order_epoch(self.clips, self.epoch_pairs, opened, epoch=epoch, seed=seed)
 
     def limit_duration(self, corpus: Corpus) -> float | None:
         """Seconds that are read of a longer clip of a corpus; None: all."""

@@ -22,9 +22,16 @@ class EpochPairs:
 
     def locate(self, position: int, epoch: int) -> tuple[int, int | None]:
         """Index of the clip and number of its caption at a position of an epoch."""
-        first = 0 if self.weight == 1 else np.random.default_rng([*self.seed, epoch]).integers(len(self.clips))
-        place = (first + position) % len(self.clips)
+        place = (self.find_first(epoch) + position) % len(self.clips)
         return int(self.clips[place]), None if self.numbers is None else int(self.numbers[place])
+
+    def find_first(self, epoch: int) -> int:
+        """Number of the pair at the first position of an epoch."""
+        return 0 if self.weight == 1 else int(np.random.default_rng([*self.seed, epoch]).integers(len(self.clips)))
+
+    def list_clips(self, epoch: int) -> np.ndarray:
+        """(positions,) index of the clip at each position of an epoch."""
+        return self.clips[(self.find_first(epoch) + np.arange(len(self))) % max(1, len(self.clips))]
 
 
 def pair_captions(clips: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

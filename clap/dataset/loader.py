@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import signal
@@ -180,13 +181,22 @@ class EpochSampler(Sampler):
         batch_size: items per batch, over all ranks.
         shuffle: random order without the incomplete last batch; False: in order, and the last batch may be smaller.
         rank, world_size: number of this process, and how many processes share a batch.
+        order: epoch -> the order of its items; None: a random permutation.
 
     Raises:
         ValueError: batch_size is below 1 or not a multiple of world_size.
     """
 
     def __init__(
-        self, num_items: int, batch_size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        num_items: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        order: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"dataset.batch_size={batch_size} must be 1 or more")
@@ -194,6 +204,7 @@ class EpochSampler(Sampler):
         self.num_items, self.batch_size = num_items, min(batch_size, num_items)
         self.shuffle, self.seed = shuffle, seed
         self.rank, self.world_size = rank, world_size
+        self.order = order or self.permute
         self.epoch, self.first_batch = 0, 0
 
     def seek(self, epoch: int, batch: int = 0) -> None:
@@ -202,10 +213,12 @@ class EpochSampler(Sampler):
     def __len__(self) -> int:
         return self.num_items // self.batch_size if self.shuffle else -(-self.num_items // self.batch_size)
 
+    def permute(self, epoch: int) -> np.ndarray:
+        """(items,) a random order."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.num_items)
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self.num_items)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
+        order = self.order(self.epoch) if self.shuffle else np.arange(self.num_items)
         for batch in range(self.first_batch, len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             part = np.array_split(chosen, self.world_size)[self.rank]
@@ -311,10 +324,17 @@ def make_loader(
         log.warning(
             "dataset.batch_size=%d is more than the %d training clips, which are one batch", batch_size, len(dataset)
         )
+    has_epochs = shuffle and isinstance(dataset, ClapDataset) and dataset.training
     return DataLoader(
         dataset,
         batch_sampler=EpochSampler(
-            len(dataset), batch_size, shuffle=shuffle, seed=seed, rank=rank or 0, world_size=world_size
+            len(dataset),
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            rank=rank or 0,
+            world_size=world_size,
+            order=functools.partial(dataset.order_epoch, seed=seed) if has_epochs else None,
         ),
         num_workers=num_workers,
         multiprocessing_context=START_METHOD if num_workers else None,
