@@ -150,6 +150,13 @@ class Corpus:
         """
         return clip.recording
 
+    def identify(self, clip: Clip) -> str | None:
+        """Text that identifies the audio that `load` returns, without loading it, in all runs.
+
+        None: the recording of the clip identifies it, if `load` is not overridden; otherwise it is not known.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Part:

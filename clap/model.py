@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class Clap(nn.Module):
         self.frozen: list[str] = []
         self.windows: str | None = None  # `mean` if those of longer clips are averaged, regardless of the fusion
         self.augmentation = AugmentationSettings()
+        self.encode_text: Callable[[Tensor, Tensor], Tensor] | None = None  # in place of a frozen, cached text encoder
 
     @classmethod
     def from_config(cls, config: str | Path | Mapping[str, Any]) -> "Clap":
@@ -274,22 +275,21 @@ class Clap(nn.Module):
         self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     def forward(
-        self, waveform: Tensor, lengths: Tensor, token_ids: Tensor, token_mask: Tensor
+        self, waveform: Tensor, lengths: Tensor, token_ids: Tensor, token_mask: Tensor, features: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Waveform (batch, samples), lengths (batch,), tokens (batch, tokens) -> two (batch, embed_dim), scale ()."""
-        audio = self.embed_audio(waveform, lengths)
-        text = self.embed_text(token_ids, token_mask)
+        audio, text = self.embed_audio(waveform, lengths, features), self.embed_text(token_ids, token_mask)
         return audio, text, self.logit_scale.exp()
 
-    def embed_audio(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        """Waveform (batch, samples), lengths (batch,) -> (batch, embed_dim), unit norm."""
-        features = self.audio_encoder(waveform, lengths)
+    def embed_audio(self, waveform: Tensor, lengths: Tensor, features: Tensor | None = None) -> Tensor:
+        """Waveform (batch, samples), lengths (batch,), or outputs of the encoder -> (batch, embed_dim), unit norm."""
+        features = self.audio_encoder(waveform, lengths) if features is None else features
         return F.normalize(self.audio_projection(features).float(), dim=-1)
 
     def embed_text(self, token_ids: Tensor, token_mask: Tensor) -> Tensor:
         """Token ids and mask (batch, tokens) -> (batch, embed_dim), unit norm."""
-        features = self.text_encoder(token_ids, token_mask)
-        return F.normalize(self.text_projection(features).float(), dim=-1)
+        encode = self.encode_text or self.text_encoder
+        return F.normalize(self.text_projection(encode(token_ids, token_mask)).float(), dim=-1)
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:

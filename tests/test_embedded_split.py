@@ -120,9 +120,9 @@ def batch_shapes(clap: Clap, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int,
     """Shapes (clips, seconds) of the batches embedded so far."""
     shapes, embed_audio = [], clap.embed_audio
 
-    def embed(waveform: Tensor, lengths: Tensor) -> Tensor:
+    def embed(waveform: Tensor, lengths: Tensor, features: Tensor | None = None) -> Tensor:
         shapes.append((len(waveform), waveform.shape[1] / clap.sample_rate))
-        return embed_audio(waveform, lengths)
+        return embed_audio(waveform, lengths, features)
 
     monkeypatch.setattr(clap, "embed_audio", embed)
     return shapes

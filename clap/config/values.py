@@ -31,6 +31,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "spec_augment": (dict, type(None)),
     "study": (dict, type(None)),
     "tracking.uri": (str, type(None)),
+    "trainer.cache_frozen": (bool, str),
     "trainer.channels_last": (bool, str),
     "trainer.fused_attention": (bool, str),
     "trainer.monitor": (str, type(None)),
@@ -70,6 +71,7 @@ LOCAL_KEYS = (
     "dataset.prefetch_factor",
     "device",
     "resume",
+    "trainer.cache_frozen",
     "trainer.profile",
     "tracking.uri",
     "tracking.experiment",
@@ -80,6 +82,7 @@ DEVICES = ("auto", "cpu", "cuda")
 SWITCHES = ("auto", True, False)  # auto: on where it is faster
 PRECISIONS = ("fp32", "bf16", "fp16")
 MICRO_BATCH_NORMS = ("frozen", "micro")
+FROZEN_WINDOWS = ("random", "middle")
 PARALLEL = ("ddp", "fsdp")
 GATHERS = ("full", "local")
 SCHEDULES = ("cosine", "constant")
@@ -94,6 +97,7 @@ PRUNERS = (None, "median", "hyperband")
 CHOICES = {
     "trainer.precision": PRECISIONS,
     "trainer.micro_batch_norm": MICRO_BATCH_NORMS,
+    "trainer.frozen_windows": FROZEN_WINDOWS,
     "trainer.parallel": PARALLEL,
     "loss.gather": GATHERS,
     "optimizer.schedule": SCHEDULES,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ from clap.dataset.registry import check_names, check_weights, download_named, fi
 from clap.dataset.rewritings import RewrittenCaptions, read_rewritings
 from clap.waveform import AudioError, AudioHeader
 
+if TYPE_CHECKING:  # imports torch
+    from clap.dataset.frozen_audio import Entry, FrozenAudio
+
 log = logging.getLogger(__name__)
 HEADER_THREADS = 8  # that read headers: on a network drive, each waits for a server
 
@@ -46,6 +50,7 @@ class Item:
         scale: factor that converts `samples` to [-1, 1].
         seed: of the random numbers of this clip in this epoch; None in evaluation.
         is_hit: whether the samples were found in a cache; None without one.
+        entry: in the cache of a frozen audio encoder, if there is one; `samples` is empty if its features are known.
     """
 
     index: int
@@ -56,6 +61,12 @@ class Item:
     scale: np.float32 = np.float32(1)
     seed: tuple[int, ...] | None = None
     is_hit: bool | None = None
+    entry: "Entry | None" = None
+
+    @property
+    def length(self) -> int:
+        """Samples of the clip."""
+        return len(self.samples) if self.entry is None else self.entry.length
 
     @property
     def waveform(self) -> np.ndarray | None:
@@ -139,6 +150,8 @@ class ClapDataset(Dataset):
         self.kind, self.sample_rate, self.window, self.seed = kind, sample_rate, window, seed
         self.settings, self.max_bad_fraction = settings, settings.max_bad_fraction
         self.training = kind == "train" if training is None else training
+        self.random_parts = True  # of longer clips in training; False: the middle
+        self.frozen_audio: FrozenAudio | None = None  # while a frozen audio encoder is cached
         clips = [self.list_clips(part) for part in parts]
         if settings.exclude is not None and kind == "train":
             clips = skip_excluded(clips, settings.exclude, self.name)
@@ -369,14 +382,22 @@ class ClapDataset(Dataset):
         caption = None if self.rewritten is None else self.rewritten.draw(index, rng)
         caption = caption or clip.captions[rng.integers(len(clip.captions)) if number is None else number]
         duration = self.limit_duration(corpus)
+        entry = None if self.frozen_audio is None else self.frozen_audio.find(corpus, clip, duration)
+        if entry is not None and entry.is_known:
+            dtype = np.float32 if corpus.cache is None else np.int16
+            return Item(index, np.empty(0, dtype), caption, group, seed=seed, entry=entry)
+        part = rng if self.random_parts else None
         try:
-            samples, scale = corpus.load_samples(clip, sample_rate=self.sample_rate, max_duration=duration, rng=rng)
+            samples, scale = corpus.load_samples(clip, sample_rate=self.sample_rate, max_duration=duration, rng=part)
+            if entry is not None:
+                entry = self.frozen_audio.describe_loaded(entry, corpus, clip, duration, samples)
         except (AudioError, MemoryError) as error:
             is_audio = isinstance(error, AudioError)
             problem = str(error) if is_audio else f"{clip.recording or clip.id}: does not fit into memory"
             return Item(index, None, caption, group, problem=problem)
         is_hit = None if corpus.cache is None else corpus.cache.take_hit()
-        return Item(index, samples, caption, group, scale=scale, seed=seed, is_hit=is_hit)
+        options = {"seed": seed, "is_hit": is_hit, "entry": entry}
+        return Item(index, samples, caption, group, scale=scale, **options)
 
 
 def list_captions(dataset: Dataset) -> Iterable[str]:

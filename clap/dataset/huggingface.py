@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -145,6 +146,14 @@ class HuggingFace(Corpus):
             return self.load(clip, **options), np.float32(1)
         with self.open_clip(clip) as file:
             return super().load_samples(file, **options)
+
+    def identify(self, clip: Clip) -> str:
+        """The hash of a recording's content."""
+        audio = self.read_audio(clip.id)
+        if audio["bytes"] is not None:
+            return hashlib.blake2b(audio["bytes"]).hexdigest()
+        with self.open_clip(clip) as found, found.path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
 
     def read_header(self, clip: Clip) -> AudioHeader | None:
         """See `Corpus.read_header`."""

@@ -22,6 +22,7 @@ from clap.corpus import Corpus
 from clap.dataset.cache import CacheUse
 from clap.dataset.clips import ClapDataset, Item
 from clap.dataset.dataset_settings import DatasetSettings
+from clap.dataset.frozen_audio import Entry
 from clap.processes import check_batch_size
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class Batch:
     problems: {index: error} of the clips that were skipped. captions: one for each row, for models with other tokens.
     changes: augmentation of the waveforms, which `to` applies; all other fields are those of the augmented clips.
     cache_use: of the recordings of these rows, if there is a cache.
+    features (batch, width), feature_keys (batch, 2), is_cut (batch,): outputs of a frozen audio encoder, of which clips
+    that are not known are NaN, with their `Entry` in its cache; None without a cache. A known clip has no samples.
     """
 
     samples: Tensor
@@ -55,6 +58,9 @@ class Batch:
     captions: list[str] = field(default_factory=list)
     changes: Changes | None = None
     cache_use: CacheUse = CacheUse()
+    features: Tensor | None = None
+    feature_keys: Tensor | None = None
+    is_cut: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -71,12 +77,13 @@ class Batch:
 
     def split(self, sizes: Sequence[int]) -> "list[Batch]":
         """Consecutive parts with these numbers of rows, without problems, captions and cache_use."""
-        return [Batch(*rows) for rows in zip(*(tensor.split(sizes) for tensor in self.tensors.values()), strict=True)]
+        parts = zip(*(tensor.split(sizes) for tensor in self.tensors.values()), strict=True)
+        return [Batch(**dict(zip(self.tensors, rows, strict=True))) for rows in parts]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device, in float32 and augmented, without waiting; what the host reads stays on the CPU.
 
-        On the CPU stay lengths, index, is_cached, problems and captions.
+        On the CPU stay lengths, index, is_cached, features and their keys, problems and captions.
         """
         names = ("samples", "scale", "token_ids", "token_mask", "clip_ids")
         non_blocking = torch.device(device).type != "cpu"  # a copy to the CPU could be read before it is complete
@@ -121,14 +128,16 @@ class Collate:
                 torch.zeros(0, 0), empty.float(), empty, tokens, tokens.bool(), empty, empty, empty.bool(), problems
             )
         captions, groups = [item.caption for item in good], [item.group for item in good]
-        lengths = [len(item.samples) for item in good]
+        lengths = [item.length for item in good]
         changes = self.draw_changes(good)
         partner = range(len(good)) if changes is None else changes.partner.tolist()
         captions, groups = join_captions(captions, partner), join_groups(groups, partner)
         token_ids, token_mask = self.tokenize(captions)
         is_cached = [item.samples.dtype == np.int16 for item in good]
-        samples = allocate_samples(len(good), max(lengths), dtype=np.int16 if all(is_cached) else np.float32)
-        for row, length, item in zip(samples.numpy(), lengths, good, strict=True):
+        longest = max(len(item.samples) for item in good)
+        samples = allocate_samples(len(good), longest, dtype=np.int16 if all(is_cached) else np.float32)
+        for row, item in zip(samples.numpy(), good, strict=True):
+            length = len(item.samples)
             if all(is_cached):
                 row[:length] = item.samples
             else:
@@ -147,6 +156,7 @@ class Collate:
             captions=captions,
             changes=changes,
             cache_use=count_cache_use(good),
+            **collate_entries([item.entry for item in good if item.entry is not None]),
         )
 
     def draw_changes(self, items: Sequence[Item]) -> Changes | None:
@@ -163,6 +173,17 @@ def count_cache_use(items: Sequence[Item]) -> CacheUse:
     """Hits, misses, and bytes of the samples that were read from a cache."""
     hits = [item.samples.nbytes for item in items if item.is_hit]
     return CacheUse(len(hits), sum(item.is_hit is False for item in items), sum(hits))
+
+
+def collate_entries(entries: Sequence[Entry]) -> dict[str, Tensor]:
+    """Fields of a batch that are of the cache of a frozen audio encoder; empty without one."""
+    if not entries:
+        return {}
+    return {
+        "features": torch.from_numpy(np.stack([entry.features for entry in entries])),
+        "feature_keys": torch.from_numpy(np.stack([entry.key for entry in entries]).view(np.int64)),
+        "is_cut": torch.tensor([entry.is_cut for entry in entries]),
+    }
 
 
 def allocate_samples(*shape: int, dtype: type[np.number]) -> Tensor:

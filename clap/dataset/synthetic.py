@@ -78,6 +78,10 @@ class Synthetic(Corpus):
         split, index = clip.id.rsplit("-", maxsplit=1)
         return AudioHeader(RENDER_RATE, round(self.scene(split, int(index)).duration * RENDER_RATE), num_bytes=0)
 
+    def identify(self, clip: Clip) -> str:
+        """The arguments that determine a scene."""
+        return f"{type(self).__qualname__} {self.seed} {self.min_duration} {self.max_duration} {clip.id}"
+
     def scene(self, split: str, index: int) -> Scene:
         """The plan of a scene, without rendering it."""
         return plan_scene(self._generator(split, index, purpose=0), self.min_duration, self.max_duration)

@@ -146,7 +146,10 @@ def embed_batches(clap: "Clap", loader: DataLoader, dataset: ClapDataset) -> Emb
 def embed_batch(clap: "Clap", batch: Batch, dataset: ClapDataset) -> Tensor:
     """Embeddings (batch, embed_dim); ValueError if the batch does not fit into memory, with its longest clip."""
     try:
-        return clap.embed_audio(batch.to(clap.device).waveform, batch.lengths)
+        batch = batch.to(clap.device)
+        if batch.features is not None:
+            batch = dataset.frozen_audio.complete(batch, clap.audio_encoder)
+        return clap.embed_audio(batch.waveform, batch.lengths, batch.features)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise

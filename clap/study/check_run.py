@@ -33,14 +33,15 @@ def check_run(config: Mapping[str, Any]) -> None:
         ValueError: a setting is out of range, or no evaluator computes a metric.
         FileNotFoundError: a checkpoint or a list of clips does not exist.
     """
-    TrainerSettings(**config["trainer"])
-    AugmentationSettings(**config["augmentation"])
+    trainer = TrainerSettings(**config["trainer"])
+    augmentation = AugmentationSettings(**config["augmentation"])
     settings = read_dataset_settings(config["dataset"])
     check_batch_size(settings.batch_size, read_processes().world_size)
     check_schedule(config["optimizer"])
     check_parallel(config["trainer"]["parallel"], read_processes().world_size)
     if unknown := [name for name in config["freeze"] if name not in TRAINED_PARTS]:
         raise ValueError(f"freeze={config['freeze']}: {unknown[0]!r} is not one of {', '.join(TRAINED_PARTS)}")
+    trainer.find_cached(config["freeze"], augmentation, has_teachers="teachers" in config["loss"])
     if frozen := [part for part in read_lora(config.get("lora")) if part in config["freeze"]]:
         raise ValueError(
             f"freeze={config['freeze']} and lora.{frozen[0]}: adapters freeze the encoder already; remove one"

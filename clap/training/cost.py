@@ -4,7 +4,7 @@ import math
 import re
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,7 +69,14 @@ def forward_flops(clap: Clap, *, duration: float | None = None) -> int:
         return count_flops(lambda: clap(waveform, torch.tensor([num_samples]), tokens, tokens))
 
 
-def step_flops(clap: Clap, *, batch_size: int, duration: float, num_tokens: int = CAPTION_TOKENS) -> int:
+def step_flops(
+    clap: Clap,
+    *,
+    batch_size: int,
+    duration: float,
+    num_tokens: int = CAPTION_TOKENS,
+    skipped: Collection[str] = (),
+) -> int:
     """FLOPs of a training step, forward and backward, without the spectrogram; nothing is computed or allocated.
 
     A part without gradients has no backward pass. Activations that are computed twice to save memory count once.
@@ -78,8 +85,9 @@ def step_flops(clap: Clap, *, batch_size: int, duration: float, num_tokens: int 
         batch_size: clips of the step on this device.
         duration: seconds of the longest clip; shorter ones are padded.
         num_tokens: tokens of the longest caption.
+        skipped: encoders that do not run, as their outputs are cached.
     """
-    step = CountedStep(clap)
+    step = CountedStep(clap, skipped)
     shapes = {
         name: torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
         for name, value in [*step.named_parameters(), *step.named_buffers()]
@@ -102,20 +110,26 @@ def step_flops(clap: Clap, *, batch_size: int, duration: float, num_tokens: int 
 class CountedStep(nn.Module):
     """A training step on the meta device, without loss and optimizer."""
 
-    def __init__(self, clap: Clap) -> None:
+    def __init__(self, clap: Clap, skipped: Collection[str]) -> None:
         super().__init__()
-        self.clap = clap
+        self.clap, self.skipped = clap, skipped
 
     def forward(self, batch_size: int, duration: float, num_tokens: int) -> None:
         encoder = self.clap.audio_encoder
-        if isinstance(encoder, LogMelEncoder):
+        if "audio_encoder" in self.skipped:
+            features = torch.zeros(batch_size, encoder.output_dim, device="meta")
+        elif isinstance(encoder, LogMelEncoder):
             features = encoder.encode_views(make_meta_views(encoder, batch_size, duration))
         else:
             num_samples = round(encoder.window * encoder.sample_rate)
             lengths = torch.full((batch_size,), num_samples)
             features = encoder(torch.zeros(batch_size, num_samples, device="meta"), lengths)
         tokens = torch.ones(batch_size, num_tokens, dtype=torch.long, device="meta")
-        outputs = (self.clap.audio_projection(features), self.clap.embed_text(tokens, tokens.bool()))
+        if "text_encoder" in self.skipped:
+            text = self.clap.text_projection(torch.zeros(batch_size, self.clap.text_encoder.output_dim, device="meta"))
+        else:
+            text = self.clap.embed_text(tokens, tokens.bool())
+        outputs = (self.clap.audio_projection(features), text)
         if trained := [output.sum() for output in outputs if output.requires_grad]:
             torch.stack(trained).sum().backward()
 

@@ -77,7 +77,8 @@ def encode_rows(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]
     A rank without rows encodes a silent clip and drops its embeddings: all ranks run the model equally often.
     """
     if len(batch):
-        audio, text, logit_scale = model(batch.waveform, batch.lengths, batch.token_ids, batch.token_mask)
+        tokens = (batch.token_ids, batch.token_mask)
+        audio, text, logit_scale = model(batch.waveform, batch.lengths, *tokens, batch.features)
         return audio.float(), text.float(), logit_scale
     silence = torch.zeros(1, SILENT_SAMPLES, device=batch.waveform.device)
     token = torch.zeros(1, 1, dtype=torch.long, device=silence.device)

@@ -31,6 +31,7 @@ def check_trainer(trainer: "ClapTrainer") -> None:
     if not any(parameter.requires_grad for _, parameter in trainer.named_parameters()):
         raise ValueError("no parameter is trained: all parts and the logit scale are fixed; see freeze and loss")
     check_unfreezing(trainer)
+    trainer.frozen.check()
     check_sharding(trainer.train_loader)
     log_untrained_norms(trainer)
     log_ineffective_settings(trainer)

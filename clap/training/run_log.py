@@ -143,6 +143,7 @@ def describe_training(trainer: "ClapTrainer") -> dict[str, str]:
         "data": describe_data(trainer),
         "window": describe_window(trainer),
         **({"augmentation": text} if (text := clap.augmentation.describe()) else {}),
+        **trainer.frozen.describe(),
         "training": f"{extent}, {describe_batch(loader)}{start}",
         "learning rate": describe_learning_rate(trainer.optimizer, trainer.scheduler),
         "folder": show_path(trainer.checkpoints.parent),

@@ -34,6 +34,7 @@ from clap.training.comparison import digest_dataset
 from clap.training.cost import reset_peak_memory
 from clap.training.ema import WeightAverage, test_average, validate_average
 from clap.training.finite import ADVICE, NotFiniteError, StepGuard, find_non_finite
+from clap.training.frozen_cache import FrozenTowers
 from clap.training.interrupt import stop_on_signal
 from clap.training.intervals import Interval
 from clap.training.kept import KeptCheckpoints, name_step
@@ -102,6 +103,7 @@ class ClapTrainer:
         self.guard = StepGuard(optimizer, self.scaler, self.named_parameters)
         prepare(clap, self.settings)
         self.objective = Objective(clap, criterion, self.settings, autocast=autocast, scaler=self.scaler)
+        self.frozen = FrozenTowers(self)
         self.epoch, self.step, self.step_in_epoch = 0, 0, 0
         self.learning_rate = 0.0
         self.meter, self.skipped = Meter(clap, self.settings), SkippedClips(train_loader.dataset)
@@ -140,6 +142,7 @@ class ClapTrainer:
         with (
             log_above_bars(),
             own_run_folder(self, Path(out_path)),
+            self.frozen.active(),
             closing_workers(self.train_loader),
             stop_on_signal() as stop_requested,
             profile_steps(self),
@@ -185,7 +188,7 @@ class ClapTrainer:
 
     def train_step(self, batch: Batch, step: GlobalStep) -> None:
         unfreeze_if_due(self)
-        loss, compute_gradients = self.objective.forward(batch, step.rows)
+        loss, compute_gradients = self.objective.forward(self.frozen.complete(batch), step.rows)
         self.guard.check()  # of the step before, whose gradients are still there
         self.optimizer.zero_grad()
         compute_gradients()
@@ -235,6 +238,7 @@ class ClapTrainer:
             self.validate()
         else:
             self.run_log.log_epoch()
+        self.frozen.log_use()
         if self.tracker is not None:
             self.tracker.flush()
 
@@ -267,7 +271,8 @@ class ClapTrainer:
             self.after_validation(self.step, self.validation.metric, ended=self.finished())
 
     def evaluate(self, split: str) -> dict[str, Evaluation]:
-        return self.validation.evaluate(split)
+        with self.frozen.active():
+            return self.validation.evaluate(split)
 
     def save(self, name: str) -> None:
         """Write checkpoints/<name> on rank 0; only `last` holds what resuming needs. Collective.
@@ -329,6 +334,7 @@ class ClapTrainer:
             write_json(out_path / COST, cost)
             self.validation.write_reports(out_path / "evaluation", results)
         self.log_metrics({f"cost/{name}": value for name, value in cost.items()})
+        self.frozen.log_use()
         self.run_log.log_end(metrics, cost)
         return metrics
 

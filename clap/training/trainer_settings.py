@@ -1,14 +1,16 @@
 """The options `trainer.*` of conf/config.yaml. This module does not import torch."""
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
-from clap.config.values import MICRO_BATCH_NORMS, PARALLEL, PRECISIONS, SWITCHES
+from clap.config.augmentation_settings import AugmentationSettings
+from clap.config.values import FROZEN_WINDOWS, MICRO_BATCH_NORMS, PARALLEL, PRECISIONS, SWITCHES
 
 COUNTS = (
     *("max_epochs", "max_steps", "patience", "eval_every", "eval_every_steps", "log_every", "save_every"),
     *("micro_batch_size", "keep_best", "keep_last", "unfreeze_at"),
 )
+ENCODERS = ("audio_encoder", "text_encoder")
 MINUTES = ("eval_every_minutes", "save_every_minutes")
 
 
@@ -32,6 +34,9 @@ class TrainerSettings:
             besides `best` and `last` are checkpoints/step-000123.
         ema_decay: of the moving average of the weights, checkpoints/ema; None: no average.
         unfreeze_at: steps after which the frozen parts of the model train; None: never.
+        cache_frozen: outputs of frozen encoders are kept, in `frozen_cache.FOLDER` (True) or a folder, and not computed
+            again (see clap/training/frozen_cache.py).
+        frozen_windows: part of a longer clip that a frozen audio encoder is trained with, `random` or `middle`.
         parallel: with several processes, `ddp` (a whole model on each) or `fsdp` (the text encoder is sharded).
         sync_batchnorm: batch norms use the statistics of the global batch (GPU only); else those of each process.
         tf32: matrix products and convolutions of training steps round their inputs to TF32, on a GPU.
@@ -64,6 +69,8 @@ class TrainerSettings:
     keep_last: int = 1
     ema_decay: float | None = None
     unfreeze_at: int | None = None
+    cache_frozen: bool | str = False
+    frozen_windows: str = "random"
     parallel: str = "ddp"
     sync_batchnorm: bool = False
     tf32: bool = False
@@ -83,7 +90,8 @@ class TrainerSettings:
                 raise ValueError(f"trainer.{name}={value} must be above 0, or null")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"trainer.ema_decay={self.ema_decay} must be between 0 and 1, such as 0.999, or null")
-        for name, allowed in {"micro_batch_norm": MICRO_BATCH_NORMS, "parallel": PARALLEL}.items():
+        choices = {"micro_batch_norm": MICRO_BATCH_NORMS, "parallel": PARALLEL, "frozen_windows": FROZEN_WINDOWS}
+        for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"trainer.{name}={value!r} is not one of {', '.join(allowed)}")
         if self.sync_batchnorm and self.micro_batch_size is not None and self.micro_batch_norm == "micro":
@@ -110,3 +118,44 @@ class TrainerSettings:
         """Steps of a training whose epochs have the length of `epoch`, a loader or sampler, if `patience` allows."""
         steps = self.max_epochs * len(epoch)
         return min(steps, self.max_steps or steps)
+
+    def find_cached(
+        self, frozen: Sequence[str], augmentation: AugmentationSettings, *, has_teachers: bool
+    ) -> list[str]:
+        """The encoders whose outputs are cached, of the parts that are frozen.
+
+        Args:
+            augmentation: of the training clips. has_teachers: the loss has teachers (`DistillationLoss`).
+
+        Raises:
+            ValueError: no encoder is frozen, or a cache of one would not be exact.
+        """
+        if not self.cache_frozen:
+            return []
+        given, cached = f"trainer.cache_frozen={self.cache_frozen}", [name for name in ENCODERS if name in frozen]
+        if not cached:
+            raise ValueError(
+                f"{given}, but no encoder is frozen; set freeze=[audio_encoder], [text_encoder] or both, or "
+                "trainer.cache_frozen=false"
+            )
+        if self.unfreeze_at is not None:
+            raise ValueError(
+                f"{given} with trainer.unfreeze_at={self.unfreeze_at}: the outputs of an encoder that trains later "
+                "change; set trainer.unfreeze_at=null, or trainer.cache_frozen=false"
+            )
+        if augmentation.changes_waveforms and "audio_encoder" in cached:
+            raise ValueError(
+                f"{given} with augmentation: the audio encoder receives other waveforms in each epoch; set "
+                "augmentation=none, take audio_encoder out of freeze, or set trainer.cache_frozen=false"
+            )
+        if has_teachers and "audio_encoder" in cached:
+            raise ValueError(
+                f"{given} with loss.teachers: teachers embed the waveforms, which a cached audio encoder does not "
+                "load; set another loss, take audio_encoder out of freeze, or set trainer.cache_frozen=false"
+            )
+        if self.parallel == "fsdp" and "text_encoder" in cached:
+            raise ValueError(
+                f"{given} with trainer.parallel=fsdp: a cached text encoder does not run and is not sharded; set "
+                "trainer.parallel=ddp, or trainer.cache_frozen=false"
+            )
+        return cached

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class Utilization:
     """Counts the FLOPs of a clip in a training step once, for the shape of the first batch.
 
-    Activations that are computed twice count once, and so does a clip with gradient caching.
+    Activations that are computed twice count once, and so does a clip with gradient caching; cached encoders do not.
 
     Attributes:
         peak: FLOP/s of matrix products on the devices of all processes; None: not measured.
@@ -60,7 +60,8 @@ class Utilization:
         if any(map(is_sharded, self.clap.parameters())):
             return None
         try:
-            return step_flops(self.clap, batch_size=1, duration=duration, num_tokens=num_tokens)
+            skipped = self.clap.frozen if self.settings.cache_frozen else []
+            return step_flops(self.clap, batch_size=1, duration=duration, num_tokens=num_tokens, skipped=skipped)
         except (RuntimeError, TypeError) as error:  # a module reads values on the meta device
             log.warning("the FLOPs of this model are not logged: it cannot run on the meta device (%s)", error)
             return None
