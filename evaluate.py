@@ -13,6 +13,7 @@ from clap.config import read_config
 from clap.config.launch import launch
 from clap.config.secrets import hide_secrets
 from clap.dataset.dataset_settings import read_dataset_settings
+from clap.dataset.mixture import without_exclusions
 from clap.dataset.registry import open_corpus
 from clap.evaluation.recorded import read_recorded, store_recorded_options
 from clap.log_lines import align_rows, route_libraries
@@ -50,8 +51,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     evaluators = build_evaluators(config)
     loaders = {}
     for kind in dict.fromkeys([cfg.split, *find_needs(evaluators)]):
-        chosen = replace(settings, exclude=None) if kind == cfg.split else settings  # all clips are evaluated
-        loaders[kind] = open_loader(corpus, kind, settings=chosen, training=False, **clap.input_format)
+        evaluated = (without_exclusions(corpus), replace(settings, exclude=None, exclude_evaluated=False))
+        own, chosen = evaluated if kind == cfg.split else (corpus, settings)  # all clips are evaluated
+        loaders[kind] = open_loader(own, kind, settings=chosen, training=False, **clap.input_format)
 
     run = describe_evaluation(cfg.checkpoint, corpus=corpus.name, split=cfg.split)
     tags = run.tags | {"git_commit": git_commit(Path(__file__).parent)}

@@ -41,7 +41,8 @@ def train(cfg: DictConfig) -> float:
     clap = open_model(config, resume_from=resume_from, overrides=HydraConfig.get().overrides.task)
     clap = clap.freeze(cfg.freeze).augment(augmentation).to(choose_device(cfg.device))
     distribute_model(clap, settings)
-    loaders = {kind: open_loader(corpus, kind, settings=data, seed=cfg.seed, **clap.input_format) for kind in corpora}
+    options = {"settings": data, "seed": cfg.seed, "evaluated": [other.plan.corpus for other in others.values()]}
+    loaders = {kind: open_loader(corpus, kind, **options, **clap.input_format) for kind in corpora}
     evaluated = {name: other.open(**clap.input_format) for name, other in others.items()}
     criterion = build_module(config["loss"]).to(clap.device)
     optimizer, scheduler = instantiate(cfg.optimizer)(clap, criterion, total_steps=settings.num_steps(loaders["train"]))

@@ -13,7 +13,7 @@ from clap.__main__ import main
 from clap.check.limits import Limits
 from clap.check.report import format_share
 from clap.check.survey import check_corpus, make_report, make_split
-from clap.commands.check import compose_dataset
+from clap.commands.check import compose_datasets
 from clap.commands.synthesize import synthesize
 from clap.corpus import Clip, Corpus
 from clap.dataset.csv import CSV
@@ -312,6 +312,10 @@ def test_train_and_test_folds_with_common_recordings_overlap(esc50: str):
     assert shared == set(report.find_blocked_clips(["recording"])) and {name[0] for name in shared} == {"1", "4"}
 
 
+def compose_dataset(lines: list[str]) -> dict:
+    return compose_datasets(lines)[0]
+
+
 def test_missing_root_is_named():
     with pytest.raises(ValueError, match="dataset.root and dataset.metadata are missing in dataset=csv"):
         compose_dataset(["dataset=csv"])
@@ -342,6 +346,7 @@ class Labelled(Corpus):
 
 def test_captions_from_the_same_label_are_not_reported():
     corpus = Labelled()
-    splits = [make_split(corpus, name, corpus.clips(name), listed=2, workers=0) for name in ("train", "val", "test")]
+    owned = {name: [(corpus, clip) for clip in corpus.clips(name)] for name in ("train", "val", "test")}
+    splits = [make_split(corpus, name, clips, listed=2, workers=0) for name, clips in owned.items()]
     report = make_report(splits, [], limits=Limits(), with_audio=False)
     assert not report.findings and not any(overlap.matches for overlap in report.overlaps)

@@ -16,6 +16,7 @@ from clap.dataset.mixture import Mixture
 from clap.dataset.registry import find_splits
 
 CORPORA = {"clotho": {}, "audiocaps": {"version": "v2"}}
+SETTINGS = DatasetSettings(max_bad_fraction=0.9, exclude_evaluated=False)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_two_indexes_and_a_corpus_have_options_of_their_own(root: Path, write_in
     mixture = Mixture(corpora=corpora)
     assert mixture.name == "field_studio_audiocaps"
     assert [part.weight for part in mixture.parts] == [3, 1, 1] and mixture.parts[1].captions == "all"
-    dataset = ClapDataset(mixture, sample_rate=8_000, settings=DatasetSettings(max_bad_fraction=0.9))
+    dataset = ClapDataset(mixture, sample_rate=8_000, settings=SETTINGS)
     owners = [dataset.owners[dataset[0, i].index].name for i in range(len(dataset))]
     assert [owners.count(name) for name in corpora] == [3, 1, 6]
     assert ClapDataset(mixture, "test", sample_rate=8_000).names == ["studio", "audiocaps"]

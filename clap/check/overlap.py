@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from clap.check.findings import Entry, audio_digest, group_by_key, have_same_label
 from clap.check.limits import Limits
 from clap.check.near_captions import CaptionIndex
-from clap.check.sources import source_recording
+from clap.dataset.sources import source_recording
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,19 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from clap.check.findings import Entry, Finding, find_faults
 from clap.check.limits import Limits
 from clap.check.measure import Measures, measure_all
 from clap.check.overlap import count_comparable, find_overlap
 from clap.check.report import CheckedSplit, Overlap, Report
-from clap.check.sources import infer_sources
 from clap.corpus import SPLITS, Clip, Corpus
-from clap.dataset.exclude import is_excluded, read_exclusions
+from clap.dataset.clip_table import JoinedClips
+from clap.dataset.dataset_settings import read_dataset_settings
+from clap.dataset.held_out import select_training_clips
 from clap.dataset.registry import open_corpus
+from clap.dataset.sources import infer_sources
 
 
 def check_corpus(own: Mapping, against: Sequence[Mapping] = (), *, limits: Limits, workers: int = 1) -> Report:
@@ -57,21 +60,29 @@ def find_split_faults(split: CheckedSplit, limits: Limits) -> list[Finding]:
 
 def open_splits(settings: Mapping, names: Sequence[str], *, workers: int) -> list[CheckedSplit]:
     """Splits of the corpus in a `dataset` config node, with every clip measured unless `workers` is 0."""
-    corpus = open_corpus(settings)
-    excluded = read_exclusions(settings["exclude"]) if settings["exclude"] is not None else {}
+    corpus, chosen = open_corpus(settings), replace(read_dataset_settings(settings), exclude_evaluated=False)
     splits = []
     for name in names:
-        listed = corpus.clips(name)
-        clips = [clip for clip in listed if not (name == "train" and is_excluded(clip, excluded))]
-        splits.append(make_split(corpus, name, clips[: settings["max_clips"]], listed=len(listed), workers=workers))
+        listed = [JoinedClips(part.list_clips(name)) for part in corpus.parts]
+        clips = select_training_clips(corpus.parts, listed, chosen) if name == "train" else listed
+        owned = [(part.corpus, clip) for part, own in zip(corpus.parts, clips, strict=True) for clip in own]
+        owned = owned[: settings["max_clips"]]
+        splits.append(make_split(corpus, name, owned, listed=sum(map(len, listed)), workers=workers))
     return splits
 
 
-def make_split(corpus: Corpus, name: str, clips: Sequence[Clip], *, listed: int, workers: int) -> CheckedSplit:
-    """A split with the sources and measures of its clips."""
+def make_split(
+    corpus: Corpus, name: str, owned: Sequence[tuple[Corpus, Clip]], *, listed: int, workers: int
+) -> CheckedSplit:
+    """A split with the sources and measures of its clips.
+
+    Args:
+        owned: each clip with the corpus that loads it, of a mixture one of its parts.
+    """
+    clips = [clip for _, clip in owned]
     audio: list[Measures | str | None] = [None] * len(clips)
     if workers:
-        audio = measure_all([(corpus, clip) for clip in clips], workers=workers, name=f"{corpus.name} {name}")
+        audio = measure_all(owned, workers=workers, name=f"{corpus.name} {name}")
     entries = [
         Entry(
             corpus.name,

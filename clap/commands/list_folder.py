@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from clap.atomic import write_atomic
-from clap.check.sources import infer_sources
 from clap.commands.inputs import find_files
 from clap.config.values import SPLITS, shell_override
 from clap.corpus import Clip
 from clap.dataset.folds import choose_val_recordings
+from clap.dataset.sources import infer_sources
 from clap.text_table import tabulate, to_csv
 
 COLUMNS = ("path", "label", "split", "recording")

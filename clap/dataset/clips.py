@@ -24,7 +24,8 @@ from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
 from clap.dataset.digest import digest_manifest
 from clap.dataset.epoch_order import order_epoch
 from clap.dataset.epoch_pairs import EpochPairs, number_groups, pair_captions
-from clap.dataset.exclude import skip_excluded
+from clap.dataset.evaluation_options import plan_evaluation_datasets
+from clap.dataset.held_out import select_training_clips
 from clap.dataset.keywords import use_keywords
 from clap.dataset.missing import find_missing
 from clap.dataset.registry import check_names, check_weights, download_named, find_corpus, open_corpus
@@ -91,6 +92,7 @@ class ClapDataset(Dataset):
         settings: limits on missing clips, clips to skip, caption sampling.
         config: a composed config (path or mapping) that replaces the arguments above except `kind` and `window`.
         download: first download missing files of the named corpora into `root`, as `python -m clap download` does.
+        evaluated: other corpora that are evaluated; training skips clips cut from the same published recordings.
 
     Raises:
         ValueError: a name, split or weight is invalid, or the split is empty.
@@ -111,6 +113,7 @@ class ClapDataset(Dataset):
         settings: DatasetSettings | None = None,
         config: str | Path | Mapping | None = None,
         download: bool = False,
+        evaluated: Sequence[Corpus] = (),
     ) -> None:
         if kind not in SPLITS:
             raise ValueError(f"kind={kind!r} is not one of {', '.join(SPLITS)}")
@@ -121,6 +124,7 @@ class ClapDataset(Dataset):
                     f"the config has no {missing[0]}; pass a composed config, as `train.py --cfg job` prints it"
                 )
             datasets, settings = open_corpus(config["dataset"]), read_dataset_settings(config["dataset"])
+            evaluated = [plan.corpus for plan in plan_evaluation_datasets(config).values()]
             seed = config.get("seed", seed)
             sample_rate = sample_rate or find_sample_rate(config["audio_encoder"])
         if datasets is None or sample_rate is None:
@@ -153,8 +157,8 @@ class ClapDataset(Dataset):
         self.random_parts = True  # of longer clips in training; False: the middle
         self.frozen_audio: FrozenAudio | None = None  # while a frozen audio encoder is cached
         clips = [self.list_clips(part) for part in parts]
-        if settings.exclude is not None and kind == "train":
-            clips = skip_excluded(clips, settings.exclude, self.name)
+        if kind == "train":
+            clips = select_training_clips(parts, clips, settings, evaluated=evaluated)
         listed = [own.select(np.arange(min(len(own), settings.max_clips or len(own)))) for own in clips]
         if not any(map(len, listed)):
             raise ValueError(f"the {kind} split of {self.name} has no clips; choose another split or dataset")

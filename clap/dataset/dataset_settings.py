@@ -23,6 +23,7 @@ class DatasetSettings:
         cache: folder of decoded recordings (see `WaveformCache`); None: decode every time.
         cache_gigabytes: limit of its size; None: no limit.
         exclude: text file of clips that the train split skips (see `read_exclusions`); other splits ignore it.
+        exclude_evaluated: training skips clips that are cut from a recording that another corpus evaluates.
         captions: in training, `sample` draws one caption of a clip each time; `all` makes a separate pair of each
             caption; `keywords` replaces the captions of clips with keywords by templates; `rewritten` draws from
             `rewritings` too.
@@ -43,6 +44,7 @@ class DatasetSettings:
     cache: str | None = None
     cache_gigabytes: float | None = None
     exclude: str | None = None
+    exclude_evaluated: bool = True
     captions: str = "sample"
     rewritings: str | None = None
     rewritten_fraction: float = 0.6

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from clap.atomic import write_atomic
 from clap.corpus import Clip
 from clap.dataset.clip_table import JoinedClips, encode
+from clap.dataset.sources import SITES, find_recordings
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,18 @@ SPELLINGS = (  # of a name, which a file may have in another form than the list
 )
 
 
-def read_exclusions(path: str | Path) -> dict[str, str]:
-    """{clip id or path: reason} from a text file with lines of NAME, or NAME, a tab and REASON.
+def read_exclusions(path: str | Path, *, key: str = "dataset.exclude") -> dict[str, str]:
+    """{clip id, path or recording: reason} from a text file with lines of NAME, or NAME, a tab and REASON.
+
+    A recording is `youtube:ID` or `freesound:NUMBER`. A .json is read as a list of WavCaps: {"FreeSound": [ids],
+    "AudioSet": [ids]}.
 
     NAME in double quotes is a JSON string, as `write_exclusions` writes a name with spaces at its ends, tabs or line
     breaks. Of any other name with spaces at its ends, the spellings with and without them are returned. Blank lines and
     lines that start with "# " are comments; any other # is part of the name (Clotho has such names).
+
+    Args:
+        key: of the config, for errors.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -43,13 +50,15 @@ def read_exclusions(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"dataset.exclude={path} is missing; set it to a text file with one clip id or path per line, such as "
+            f"{key}={path} is missing; set it to a text file with one clip id or path per line, such as "
             "`python -m clap check` writes"
         )
+    if path.suffix == ".json":
+        return dict.fromkeys(read_wavcaps_list(path), path.name)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # names may contain the separators of str.splitlines
     except UnicodeDecodeError:
-        raise ValueError(f"dataset.exclude={path} is not UTF-8; save the file in that encoding") from None
+        raise ValueError(f"{key}={path} is not UTF-8; save the file in that encoding") from None
     exclusions: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("# ") or line.strip() == "#":
@@ -59,6 +68,21 @@ def read_exclusions(path: str | Path) -> dict[str, str]:
             raise ValueError(f"{path}, line {number}: no clip name before the tab; write NAME, a tab, REASON")
         exclusions |= dict.fromkeys(names, reason)
     return exclusions
+
+
+def read_wavcaps_list(path: Path) -> list[str]:
+    """The recordings in an exclusion list of WavCaps; ValueError if it is not one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); give the file as it was published, or a text file") from None
+    names = [found.get(key, []) for key in ("FreeSound", "AudioSet")] if isinstance(found, dict) else []
+    if not any(names) or not all(isinstance(own, list) and all(isinstance(i, str) for i in own) for own in names):
+        raise ValueError(f'{path} is not an exclusion list; write {{"FreeSound": [ids], "AudioSet": [ids]}}')
+    numbers, videos = names
+    return [f"freesound:{name}" for name in numbers] + [
+        f"youtube:{name.removesuffix('.wav').removeprefix('Y')}" for name in videos
+    ]
 
 
 def parse_line(line: str) -> tuple[set[str], str]:
@@ -112,35 +136,44 @@ def find_unknown(names: Iterable[str], clips: Iterable[Clip]) -> list[str]:
     return [name for name in dict.fromkeys(name.strip() for name in names) if name not in known]
 
 
-def skip_excluded(clips: Sequence[JoinedClips], exclude: str | Path, name: str) -> list[JoinedClips]:
+def skip_excluded(
+    clips: Sequence[JoinedClips], exclude: str | Path, name: str, *, key: str = "dataset.exclude"
+) -> list[JoinedClips]:
     """The training clips of each corpus without those in a block list.
 
     Other splits keep them, since an evaluation on fewer clips is a different task.
 
     Args:
         name: of the dataset, for the log.
+        key: of the config, for the log.
 
     Raises:
         ValueError: the list names all clips.
     """
-    names = read_exclusions(exclude)
-    related = [find_related(own, names) for own in clips]
-    kept = [
-        own.select(np.delete(np.arange(len(own)), [index for index in found if is_excluded(own[index], names)]))
-        for own, found in zip(clips, related, strict=True)
-    ]
+    names = read_exclusions(exclude, key=key)
+    recordings = {name for name in names if name.partition(":")[0] in SITES}
+    others = names.keys() - recordings
+    related = [find_related(own, others) for own in clips]
+    kept = []
+    for own, found in zip(clips, related, strict=True):
+        by_name = [index for index in found if is_excluded(own[index], others)]
+        kept.append(drop_clips(own, sorted({*by_name, *find_recordings(own, recordings).tolist()})))
     num_listed, num_kept = sum(map(len, clips)), sum(map(len, kept))
-    log.info(
-        "skipped %d of %d training clips of %s, dataset.exclude=%s", num_listed - num_kept, num_listed, name, exclude
-    )
+    log.info("skipped %d of %d training clips of %s, %s=%s", num_listed - num_kept, num_listed, name, key, exclude)
     if not num_kept:
-        raise ValueError(f"dataset.exclude={exclude} names all {num_listed} training clips of {name}; shorten the list")
-    if unknown := find_unknown(names, (own[i] for own, found in zip(clips, related, strict=True) for i in found)):
+        raise ValueError(f"{key}={exclude} names all {num_listed} training clips of {name}; shorten the list")
+    in_order = (item for item in names if item in others)
+    if unknown := find_unknown(in_order, (own[i] for own, found in zip(clips, related, strict=True) for i in found)):
         log.warning(
-            "%d of %d names in dataset.exclude=%s match no training clip of %s, the first is %s",
-            *(len(unknown), len({item.strip() for item in names}), exclude, name, unknown[0]),
+            "%d of %d names in %s=%s match no training clip of %s, the first is %s",
+            *(len(unknown), len({item.strip() for item in others}), key, exclude, name, unknown[0]),
         )
     return kept
+
+
+def drop_clips(clips: JoinedClips, indices: Sequence[int]) -> JoinedClips:
+    """The clips without those at indices."""
+    return clips.select(np.delete(np.arange(len(clips)), indices)) if indices else clips
 
 
 def write_exclusions(path: Path, exclusions: Mapping[str, str], *, comment: str) -> None:

@@ -289,11 +289,11 @@ def open_loader(
     training: bool | None = None,
     rank: int | None = None,
     world_size: int | None = None,
+    evaluated: Sequence[Corpus] = (),
 ) -> DataLoader:
     """DataLoader over a split of a corpus, shuffled in training; see `ClapDataset` and `make_loader`."""
-    dataset = ClapDataset(
-        corpus, kind, sample_rate=sample_rate, window=window, seed=seed, training=training, settings=settings
-    )
+    options = {"sample_rate": sample_rate, "window": window, "seed": seed, "training": training, "settings": settings}
+    dataset = ClapDataset(corpus, kind, evaluated=evaluated, **options)
     return make_loader(
         dataset,
         collate,

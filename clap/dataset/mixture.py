@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ class Parts(Corpus):
 
     def clips(self, split: str) -> JoinedClips:
         return JoinedClips(own for part in self.mixed for own in part.list_clips(split))
+
+
+def without_exclusions(corpus: Corpus) -> Parts:
+    """A corpus with those training clips too that files of its parts exclude."""
+    return Parts([replace(part, exclude=()) for part in corpus.parts])
 
 
 class Mixture(Parts):

@@ -11,7 +11,7 @@ from clap.config.build import find_target
 from clap.config.lora_settings import read_lora
 from clap.config.values import SPLITS, TRAINED_PARTS, check_learning_rates, check_name
 from clap.corpus import Corpus
-from clap.dataset.dataset_settings import read_dataset_settings
+from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
 from clap.dataset.evaluation_options import open_evaluation_datasets, plan_evaluation_datasets
 from clap.dataset.exclude import read_exclusions
 from clap.dataset.mixture import Mixture, plan_mixture
@@ -56,11 +56,22 @@ def check_run(config: Mapping[str, Any]) -> None:
     if config["dataset"].get("test_fold") is not None:
         open_corpus(config["dataset"])
     if find_target(config["dataset"], Corpus) is Mixture:
-        plan_mixture(config["dataset"]["corpora"], config["dataset"].get("weights"))
+        check_mixture(config["dataset"], settings)
     plan_evaluation_datasets(config)
     names_metrics = config["trainer"]["monitor"] or (config["study"] or {}).get("metrics")
     needs_corpora = names_metrics or config.get("evaluation_datasets")
     open_evaluators(config, find_splits(open_corpus(config["dataset"])) if needs_corpora else {})
+
+
+def check_mixture(node: Mapping[str, Any], settings: DatasetSettings) -> None:
+    """Check the options of the corpora of a mixture, and the files that they name besides their index."""
+    for plan in plan_mixture(node["corpora"], node.get("weights")):
+        for path in plan.use.get("exclude", ()):
+            read_exclusions(path, key=f"{plan.key}.exclude")
+        if plan.use.get("captions") == "rewritten" and settings.rewritings is None:
+            raise ValueError(
+                f"{plan.key}.captions=rewritten needs a file of rewritten captions; set dataset.rewritings"
+            )
 
 
 def check_schedule(optimizer: Mapping[str, Any]) -> None:

@@ -40,8 +40,10 @@ def _digest_datasets(nodes: str) -> dict[str, str]:
     clips = {split: corpus.clips(split) for split in SPLITS}
     clips |= {f"{name} {split}": plan.corpus.clips(split) for name, plan in others.items() for split in plan.splits}
     found = {split: f"{len(own)} clips {hash_digests(digest_clips(own))}" for split, own in clips.items()}
-    for key in ("exclude", "rewritings"):
-        if path := config.get(key):
+    files = {key: config.get(key) for key in ("exclude", "rewritings")}
+    files |= {f"exclude of {part.corpus.name}, {path}": path for part in corpus.parts for path in part.exclude}
+    for key, path in files.items():
+        if path:
             with open(path, "rb") as file:
                 found[key] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return found

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from clap.config.result_settings import find_changes, log_new_keys, read_result_settings
-from clap.config.values import shell_override
+from clap.config.values import shell_override, single_key
 from clap.dataset.clips import ClapDataset
 from clap.dataset.digest import digest_clips
 from clap.training.sharding import is_sharded, shard_like
@@ -76,7 +76,7 @@ def check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
         before, now = ({key: flat[key] for key in before.keys() & now.keys()} for flat in (before, now))
     log_new_keys(before, now)
     changes = find_changes(before, now)
-    if refused := [key for key in changes if not key.startswith(APPLIED)]:
+    if refused := [key for key in changes if not single_key(key).startswith(APPLIED)]:
         old, new = (", ".join(f"{key}={changes[key][side]}" for key in refused) for side in (0, 1))
         raise ValueError(
             f"{folder} was trained with {old}, now it is {new}; restore the value to resume, or start a new run with "

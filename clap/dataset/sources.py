@@ -1,10 +1,16 @@
 """The recording on YouTube or Freesound that a clip was cut from, given by its corpus or inferred from its name."""
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from clap.corpus import Clip
+from clap.dataset.clip_table import JoinedClips
 
 YOUTUBE = re.compile(r"Y?([\w-]{11})(?:[_@](\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?", re.ASCII)
 FREESOUND = re.compile(
@@ -14,6 +20,19 @@ FREESOUND = re.compile(
     r"|(\d+)-\d+-\d+-\d+",  # UrbanSound8K
     re.IGNORECASE,
 )
+SITES = ("youtube", "freesound")
+# The same of many clips at once, in the syntax of RE2: what the stem of a name, or a whole path, shows of a recording.
+STEMS = {
+    "youtube": ("^Y?(?P<id>[A-Za-z0-9_-]{11})(?:[_@][0-9.]+(?:[_-][0-9.]+)?)?$",),
+    "freesound": (
+        "^0*(?P<id>[0-9]+)__",
+        "(?i)^freesound[_-]?0*(?P<id>[0-9]+)$",
+        "^[1-5]-0*(?P<id>[0-9]+)-[A-Z]-[0-9]+$",
+        "^0*(?P<id>[0-9]+)-[0-9]+-[0-9]+-[0-9]+$",
+    ),
+}
+PATHS = {"freesound": (r"(?i)freesound[^/]*/(?:.*/)?0*(?P<id>[0-9]+)(?:\.[A-Za-z][A-Za-z0-9]*)?$",)}  # as of WavCaps
+SUFFIX = r"\.[A-Za-z][A-Za-z0-9]{0,4}$"
 CHARACTER_CHANGE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Za-z])(?=[0-9])")
 MIN_CHANGES = 3  # changes of case or to a digit from which a name is not a word; YouTube ids have 3.5 on average
 MAX_DENSITY = 0.5  # share of their range that numbers fill; denser ones are counters, not ids
@@ -59,3 +78,40 @@ def are_freesound_numbers(stems: Sequence[str]) -> bool:
         return False
     values = {int(number) for number in numbers}
     return len(values) <= MAX_DENSITY * (max(values) - min(values) + 1)
+
+
+def find_recordings(clips: JoinedClips, recordings: Collection[str]) -> np.ndarray:
+    """Indices of the clips that are cut from given recordings, as their corpus states it or their names show.
+
+    Args:
+        recordings: `youtube:ID`, `freesound:NUMBER`.
+    """
+    if not recordings:
+        return np.zeros(0, np.int64)
+    ids: dict[str, list[bytes]] = {site: [] for site in SITES}
+    for site, _, name in (recording.partition(":") for recording in recordings):
+        ids[site].append(name.encode())
+    values = {site: pa.array(names, pa.binary()) for site, names in ids.items()}
+    stated = pa.array([f"{site}:".encode() + name for site, names in ids.items() for name in names], pa.binary())
+    masks = [np.zeros(0, bool)]
+    for batch in clips.batches("id", "path", "member", "source"):
+        sources = pc.replace_substring_regex(batch["source"], "@.*$", "")
+        mask = pc.is_in(sources, value_set=stated)
+        if batch["source"].null_count:
+            names = pc.coalesce(batch["path"], pc.struct_field(batch["member"], "name"), batch["id"])
+            mask = pc.or_(mask, match_names(names, values))
+        masks.append(mask.to_numpy())
+    return np.flatnonzero(np.concatenate(masks))
+
+
+def match_names(names: pa.ChunkedArray, values: Mapping[str, pa.Array]) -> pa.ChunkedArray:
+    """Whether a name of a file shows one of the recordings, by site."""
+    stems = pc.replace_substring_regex(pc.replace_substring_regex(names, "^.*/", ""), SUFFIX, "")
+    tested = [(stems, site, pattern) for site, patterns in STEMS.items() for pattern in patterns]
+    tested += [(names, site, pattern) for site, patterns in PATHS.items() for pattern in patterns]
+    masks = [
+        pc.is_in(pc.struct_field(pc.extract_regex(texts, pattern), "id"), value_set=values[site])
+        for texts, site, pattern in tested
+        if len(values[site])
+    ]
+    return functools.reduce(pc.or_, masks)

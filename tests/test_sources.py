@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from clap.check.sources import infer_sources, source_recording
 from clap.corpus import Clip
+from clap.dataset.clip_table import JoinedClips
+from clap.dataset.sources import find_recordings, infer_sources, source_recording
 
 YOUTUBE = ("7fmOlUlwoNg", "6BJ455B1aAs", "GOD8Bt5LfDE", "r1nicOVtvkQ", "vfY_TJq7n_U")
 
@@ -64,3 +65,27 @@ def test_source_recording_drops_the_start():
         "freesound:7",
         None,
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "recording"),
+    [
+        ("WavCaps/FreeSound_flac/17.flac", "freesound:17"),
+        ("freesound/sub/0017.wav", "freesound:17"),
+        ("sounds/17__user__dog.wav", "freesound:17"),
+        ("audio/5-17-A-39.wav", "freesound:17"),
+        ("audio/fold1/17-9-0-3.wav", "freesound:17"),
+        ("freesound_17.ogg", "freesound:17"),
+        ("AudioSet_SL_flac/Yg3QkTL9mDOI.flac", "youtube:g3QkTL9mDOI"),
+        ("audio/g3QkTL9mDOI_30.wav", "youtube:g3QkTL9mDOI"),
+        ("audio/g3QkTL9mDOI_30.000_40.000.wav", "youtube:g3QkTL9mDOI"),
+        ("audio/17.wav", None),
+        ("audio/2-17.wav", None),
+        ("audio/g3QkTL9mDO.wav", None),
+    ],
+)
+def test_evaluated_recording_is_found_by_the_name_of_a_training_clip(path: str, recording: str | None):
+    clips = JoinedClips([[Clip("a", ("a",)), Clip("b", ("b",), Path(path)), Clip("c", ("c",), source="recording 17")]])
+    evaluated = {"freesound:17", "youtube:g3QkTL9mDOI"}
+    assert find_recordings(clips, evaluated).tolist() == ([] if recording is None else [1])
+    assert not len(find_recordings(clips, evaluated - {recording}))
