@@ -14,6 +14,7 @@ VERBS = {  # verb: module with add_arguments(parser) and run(arguments), and its
     "download": ("clap.commands.download", "download the missing files of a corpus from its publisher"),
     "check": ("clap.commands.check", "find errors in a corpus and overlap between training and evaluation sets"),
     "rewrite": ("clap.commands.rewrite", "rewrite captions, or write them from keywords, by a language model"),
+    "shard": ("clap.commands.shard", "write a corpus as tars in webdataset's layout, for training on large data"),
     "plan": ("clap.commands.plan", "list the jobs of a study, their estimated hours and their downloads"),
     "embed": ("clap.commands.embed", "write embeddings of recordings and captions to a file"),
     "classify": ("clap.commands.classify", "classify recordings zero-shot by the names of the labels"),

@@ -1,0 +1,75 @@
+"""python -m clap shard: write a corpus as tars in webdataset's layout, split by split."""
+
+import argparse
+import os
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from clap.commands.check import compose_datasets
+from clap.corpus import SPLITS, Clip, Corpus
+from clap.dataset.exclude import is_excluded, read_exclusions
+from clap.dataset.registry import open_corpus
+from clap.dataset.shard_writer import ShardOptions, write_split
+from clap.dataset.shards import Shards
+
+GIGABYTE = 1e9
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m clap shard`."""
+    parser.add_argument(
+        "overrides", nargs="+", help="dataset overrides as for train.py: dataset=esc50 dataset.root=ESC-50"
+    )
+    parser.add_argument("folder", type=Path, help="target, in which each split gets a folder; a killed command resumes")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="default: %(default)s")
+    parser.add_argument("--max-clips", type=int, default=1000, help="clips of a shard (default: %(default)s)")
+    parser.add_argument("--max-gigabytes", type=float, default=1.0, help="size of a shard (default: %(default)s)")
+    parser.add_argument("--format", choices=("flac",), help="encode recordings as 16-bit mono (default: copy them)")
+    parser.add_argument("--sample-rate", type=int, help="Hz, of --format flac (default: copy recordings)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads (default: one per core)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the shards and their index, print their number, and the command that trains on them."""
+    if (args.format is None) != (args.sample_rate is None):
+        raise ValueError("--format flac and --sample-rate belong together; give both, or none to copy recordings")
+    if args.workers < 1:
+        raise ValueError(f"--workers {args.workers} is not positive; set it to 1 or more")
+    settings = compose_datasets(args.overrides)[0]
+    corpus = open_corpus(settings)
+    if len(corpus.parts) > 1:
+        raise ValueError(f"{corpus.name} is a mixture; write the shards of each corpus, and mix these")
+    options = ShardOptions(
+        args.max_clips, args.max_gigabytes * GIGABYTE, args.sample_rate, settings["max_bad_fraction"]
+    )
+    args.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(args.folder / "shards.lock", timeout=0):
+            for split in args.splits:
+                if clips := list_clips(corpus, split, settings["exclude"], settings["max_clips"]):
+                    folder = args.folder / split
+                    index = write_split(corpus, clips, folder, options, shuffle=split == "train", workers=args.workers)
+                    print(describe_split(folder, index["shards"]))
+            found = Shards(args.folder, shard_cache=args.folder)
+            for split in args.splits:
+                found.clips(split)  # makes the index of each tar
+    except Timeout:
+        raise ValueError(f"{args.folder}: another command writes shards here; wait until it has ended") from None
+    print(f"python train.py dataset=shards dataset.root={args.folder}")
+
+
+def list_clips(corpus: Corpus, split: str, exclude: str | None, max_clips: int | None) -> list[Clip]:
+    """The clips of a split that a training or an evaluation uses."""
+    clips = corpus.clips(split)
+    if exclude is not None and split == "train":
+        names = read_exclusions(exclude)
+        clips = [clip for clip in clips if not is_excluded(clip, names)]
+    return clips[:max_clips]
+
+
+def describe_split(folder: Path, shards: dict[str, dict]) -> str:
+    """Numbers of shards and clips, and their size."""
+    clips, skipped, size = (sum(entry[key] for entry in shards.values()) for key in ("clips", "skipped", "bytes"))
+    lost = f", {skipped} skipped" if skipped else ""
+    return f"{folder}: {clips} clips in {len(shards)} shards, {size / GIGABYTE:.3g} GB{lost}"
