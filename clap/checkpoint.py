@@ -45,6 +45,14 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(backup_folder(folder), ignore_errors=True)
 
 
+def link_file(source: str | Path, target: str | Path) -> None:
+    """Make a hard link to a file, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def refuse_other_files(folder: Path, names: Sequence[str]) -> None:
     """Check that a target folder contains only the named files, because `write_folder` deletes all others.
 

@@ -40,11 +40,14 @@ def write_model(
     folder: Path,
     extra: Mapping[str, Any] | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    *,
+    same: Path | None = None,
 ) -> None:
     """Write config, weights and tokenizer of a Clap into an existing folder; `extra` is added to the config.
 
     Args:
         weights: instead of the model's own, of which it may have a part only; by default with merged adapters.
+        same: a file with the same weights, to which the new one becomes a hard link.
 
     Raises:
         ValueError: the model was not built from a config.
@@ -57,12 +60,20 @@ def write_model(
         config.pop(lora.KEY, None)
     text = yaml.dump(config, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
     (folder / checkpoint.CONFIG).write_text(text, encoding="utf-8")
-    # Copies: safetensors refuses weights that share memory, as T5's embeddings do.
-    weights = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
-    with name_file(folder / checkpoint.WEIGHTS):
-        safetensors.torch.save_file(weights, folder / checkpoint.WEIGHTS)
+    if same is None:
+        write_weights(folder / checkpoint.WEIGHTS, weights)
+    else:
+        checkpoint.link_file(same, folder / checkpoint.WEIGHTS)
     if clap.text_encoder is not None:
         write_tokenizer(clap, folder)
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write weights to a safetensors file."""
+    # Copies: safetensors refuses weights that share memory, as T5's embeddings do.
+    weights = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
+    with name_file(path):
+        safetensors.torch.save_file(weights, path)
 
 
 def make_self_contained(clap: nn.Module, config: dict[str, Any]) -> dict[str, Any]:

@@ -184,3 +184,24 @@ def test_best_of_a_run_that_returns_to_an_earlier_step_is_its_own(make_trainer: 
     assert found == [2, 4, 6]
     assert resumed.validation.best_metric == resumed.kept.best[0][0] <= 1
     assert sorted(find_steps(tmp_path / "checkpoints")) == [2, 4]
+
+
+def test_checkpoints_of_one_step_share_the_file_of_their_weights(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=2, ema_decay=0.5, eval_every=2)
+    trainer.fit(tmp_path)
+    files = {name: tmp_path / "checkpoints" / name / WEIGHTS for name in ("best", "last", "ema")}
+    assert files["best"].samefile(files["last"]) and not files["best"].samefile(files["ema"])
+    weights = read_weights(files["best"].parent)
+    assert all(weights[name].equal(value) for name, value in trainer.clap.state_dict().items())
+    assert not all(weights[name].equal(value) for name, value in read_weights(files["ema"].parent).items())
+
+
+def test_weights_of_another_step_are_a_file_of_their_own(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer(epochs=2, save_every=1)
+    files, save = [], trainer.save
+    trainer.save = lambda name: (
+        save(name),
+        files.append((trainer.step, (trainer.checkpoints / name / WEIGHTS).stat().st_ino)),
+    )
+    trainer.fit(tmp_path)
+    assert len(dict.fromkeys(files)) == len({step for step, _ in files}) == 4

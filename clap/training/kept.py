@@ -1,6 +1,5 @@
 """Checkpoints that a run keeps besides `best` and `last`: checkpoints/step-000123."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from clap import checkpoint
 from clap.process_group import broadcast_object, is_main
+from clap.training import ema
 from clap.training.trainer_settings import TrainerSettings
 
 NAME = re.compile(r"step-(\d+)")
@@ -26,6 +26,7 @@ class KeptCheckpoints:
         best: (metric, step) of the best validations, that of `best` at the start; step 0 is unknown.
         on_disk: steps of `best` and `last` in the folder of this run.
         spared: steps of folders that a run does not know because it resumed from an earlier one; they stay.
+        weights: step and file of the weights that this process has written last.
     """
 
     def __init__(self, settings: TrainerSettings) -> None:
@@ -34,6 +35,12 @@ class KeptCheckpoints:
         self.best: list[tuple[float, int]] = []
         self.on_disk: dict[str, int] = {}
         self.spared: set[int] = set()
+        self.weights: tuple[int, Path] | None = None
+
+    def find_weights(self, name: str, step: int) -> Path | None:
+        """A file of the same weights as those of a checkpoint `name` of a step, which it links to; None if unknown."""
+        is_same = name != ema.NAME and self.weights is not None and self.weights[0] == step
+        return self.weights[1] if is_same and self.weights[1].is_file() else None
 
     @property
     def extra(self) -> set[int]:
@@ -65,6 +72,8 @@ class KeptCheckpoints:
                 self.spared.discard(old)
         yield
         self.on_disk[folder.name] = step
+        if folder.name != ema.NAME:
+            self.weights = step, folder / checkpoint.WEIGHTS
         if folder.name == "last":
             self.prune(folder.parent)
 
@@ -117,12 +126,5 @@ def find_steps(folder: Path) -> dict[int, Path]:
 def link_folder(source: Path, target: Path) -> None:
     """Copy a checkpoint folder, atomically; its files become hard links where the file system has them."""
     checkpoint.write_folder(
-        target, lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=link_file)
+        target, lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=checkpoint.link_file)
     )
-
-
-def link_file(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

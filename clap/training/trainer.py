@@ -23,11 +23,12 @@ from clap.dataset.loader import Batch, EpochSampler, closing_workers, prefetch
 from clap.evaluation.evaluation_set import EvaluationSet
 from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.results import Evaluation, merge_metrics, write_results
-from clap.lora import merge_weights, with_adapters
+from clap.lora import has_adapters, merge_weights, with_adapters
 from clap.model import Clap
 from clap.process_group import any_rank, is_main, wait_for_all
 from clap.progress import log_above_bars, progress_bar
 from clap.run_folder import COST, METRICS, append_history, read_counts
+from clap.saving import write_model
 from clap.tracking.tracker import Tracker
 from clap.training.acceleration import matmul_precision, prepare
 from clap.training.comparison import digest_dataset
@@ -282,8 +283,7 @@ class ClapTrainer:
         """
         self.guard.check()
         model = gather_full(self.clap.state_dict())
-        weights = [*model.items(), *self.criterion.state_dict(prefix="loss.").items()]
-        if found := find_non_finite(weights):
+        if found := find_non_finite([*model.items(), *self.criterion.state_dict(prefix="loss.").items()]):
             raise NotFiniteError(f"{found} after step {self.step}; {ADVICE}")
         if name == "last":
             self.kept.add_last(self.step)
@@ -292,7 +292,8 @@ class ClapTrainer:
         def write(folder: Path) -> None:
             weights = model if name == "last" else merge_weights(self.clap, model)
             extra = {key: self.config[key] for key in SAVED if key in self.config}
-            self.clap.save(folder, extra, weights=weights)
+            same = None if has_adapters(model) else self.kept.find_weights(name, self.step)
+            write_model(self.clap, folder, extra, weights, same=same)
             if state is not None:
                 write_state(folder, state)
 
