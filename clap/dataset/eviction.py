@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock
 
 LOCK, TOTAL = ".lock", "bytes"  # files of a cache folder: its lock, and the size of its samples
 LOCK_SECONDS = 60.0  # an eviction of a million files takes a few
+POLL_SECONDS = 0.002  # between two attempts; a count takes a tenth of that
 KEPT = 0.9  # of the limit remains after an eviction, so that a folder is listed once for each tenth that is written
 TOUCH_SECONDS = 600.0  # how exactly the last use of a file is known; a file gets at most one new time in this period
 STALE_SECONDS = 3600.0  # after which a temporary file was left by a process that was killed
@@ -41,7 +42,7 @@ class SizeLimit:
         if self.max_bytes is not None and size > self.max_bytes:
             return False
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / LOCK, timeout=LOCK_SECONDS):
+        with self.lock():
             total = self.read_total()
             if total is None and self.max_bytes is not None:
                 total = measure_folder(self.folder)
@@ -54,9 +55,17 @@ class SizeLimit:
 
     def release(self, size: int) -> None:
         """Take back a reservation of a file that could not be written."""
-        with contextlib.suppress(OSError), FileLock(self.folder / LOCK, timeout=LOCK_SECONDS):
+        with contextlib.suppress(OSError), self.lock():
             if (total := self.read_total()) is not None:
                 self.write_total(max(0, total - size))
+
+    def lock(self) -> AcquireReturnProxy:
+        """The lock of the folder.
+
+        Raises:
+            OSError: it cannot be made, or another process keeps it for a minute.
+        """
+        return FileLock(self.folder / LOCK).acquire(timeout=LOCK_SECONDS, poll_interval=POLL_SECONDS)
 
     def read_total(self) -> int | None:
         """Bytes of the samples, including reserved ones; None if they were never counted."""
