@@ -1,5 +1,6 @@
 """The size limit of a cache: least recently used files are removed, also with several processes."""
 
+import errno
 import multiprocessing
 import os
 import time
@@ -119,6 +120,18 @@ def test_failed_write_is_not_counted(recordings: list[Path], tmp_path: Path, mon
     for path in recordings:
         cache.load(path, 16000)
     assert cache.limit.read_total() == 0
+
+
+@pytest.mark.parametrize("num_files", [None, 5])
+def test_only_a_limit_needs_locks(recordings: list[Path], tmp_path: Path, num_files: int | None, monkeypatch, caplog):
+    def fail(self: SizeLimit) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(SizeLimit, "lock", fail)
+    cache = make_cache(tmp_path, num_files)
+    np.testing.assert_allclose(cache.load(recordings[8], 16000), 0.4, atol=1e-4)
+    assert is_cached(cache, recordings[8]) == (num_files is None)
+    assert ("is not writable (Function not implemented)" in caplog.text) == (num_files is not None)
 
 
 def test_oldest_files_are_evicted_in_the_order_of_their_times():

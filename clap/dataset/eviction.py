@@ -37,21 +37,32 @@ class SizeLimit:
         """Count a file of `size` bytes before it is written, and evict others if necessary; False: it does not fit.
 
         Raises:
-            OSError: the folder is not writable, or its lock was not free for a minute.
+            OSError: the files cannot be counted, which a limit requires (see `count`).
         """
         if self.max_bytes is not None and size > self.max_bytes:
             return False
+        try:
+            self.count(size)
+        except OSError:
+            if self.max_bytes is not None:
+                raise  # else some network file systems, which have no locks, could not be used
+        return True
+
+    def count(self, size: int) -> None:
+        """Add to the count, and evict files if necessary.
+
+        Raises:
+            OSError: the folder is not writable or has no locks, or its lock was not free for a minute.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.lock():
             total = self.read_total()
-            if total is None and self.max_bytes is not None:
-                total = measure_folder(self.folder)
-            if total is None:
-                return True
+            if total is None and self.max_bytes is None:
+                return
+            total = measure_folder(self.folder) if total is None else total
             if self.max_bytes is not None and total + size > self.max_bytes:
                 total = evict(self.folder, min(int(KEPT * self.max_bytes), self.max_bytes - size))
             self.write_total(total + size)
-        return True
 
     def release(self, size: int) -> None:
         """Take back a reservation of a file that could not be written."""
@@ -60,12 +71,8 @@ class SizeLimit:
                 self.write_total(max(0, total - size))
 
     def lock(self) -> AcquireReturnProxy:
-        """The lock of the folder.
-
-        Raises:
-            OSError: it cannot be made, or another process keeps it for a minute.
-        """
-        return FileLock(self.folder / LOCK).acquire(timeout=LOCK_SECONDS, poll_interval=POLL_SECONDS)
+        """The lock of the folder; OSError as of `count`."""
+        return FileLock(self.folder / LOCK, fallback_to_soft=False).acquire(LOCK_SECONDS, POLL_SECONDS)
 
     def read_total(self) -> int | None:
         """Bytes of the samples, including reserved ones; None if they were never counted."""
