@@ -13,6 +13,7 @@ from clap.config import read_config
 from clap.config.launch import launch
 from clap.config.secrets import hide_secrets
 from clap.dataset.dataset_settings import read_dataset_settings
+from clap.dataset.evaluation_options import open_evaluation_datasets
 from clap.dataset.mixture import without_exclusions
 from clap.dataset.registry import open_corpus
 from clap.evaluation.recorded import read_recorded, store_recorded_options
@@ -37,47 +38,56 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
             "such as dataset=esc50 'evaluation=[zero_shot]'"
         )
     corpus, settings = open_corpus(config["dataset"]), read_dataset_settings(config["dataset"])
+    others = open_evaluation_datasets(config, trained=[part.corpus.name for part in corpus.parts], split=cfg.split)
 
     # These imports take seconds; mistakes in the command line and in the dataset are reported before them.
     from clap import Clap, Tracker, open_loader, process_group
     from clap.device import choose_device, describe_machine
-    from clap.evaluation.evaluator import build_evaluators, evaluate_split, find_needs, write_reports
+    from clap.evaluation import evaluation_set, evaluator
     from clap.evaluation.results import merge_metrics, write_results
     from clap.study.run_description import describe_evaluation
 
     route_libraries()
     clap = Clap.from_ckpt(cfg.checkpoint).to(choose_device(cfg.device))
     clap.set_windows(cfg.windows)
-    evaluators = build_evaluators(config)
+    evaluators = evaluator.build_evaluators(config)
     loaders = {}
-    for kind in dict.fromkeys([cfg.split, *find_needs(evaluators)]):
+    for kind in dict.fromkeys([cfg.split, *evaluator.find_needs(evaluators)]):
         evaluated = (without_exclusions(corpus), replace(settings, exclude=None, exclude_evaluated=False))
         own, chosen = evaluated if kind == cfg.split else (corpus, settings)  # all clips are evaluated
         loaders[kind] = open_loader(own, kind, settings=chosen, training=False, **clap.input_format)
+    sets = {
+        name: evaluation_set.EvaluationDataset.build(plan).open(**clap.input_format) for name, plan in others.items()
+    }
+    opened = [*loaders.values(), *(other.loaders[cfg.split] for other in sets.values())]
+    datasets = [loader.dataset for loader in opened]
 
     run = describe_evaluation(cfg.checkpoint, corpus=corpus.name, split=cfg.split)
     tags = run.tags | {"git_commit": git_commit(Path(__file__).parent)}
     options = {"run_name": run.name, "tags": tags, "run_dir": run_dir}
-    opened = Tracker(**cfg.tracking, **options) if process_group.is_main() else nullcontext()
-    with opened as tracker, process_group.share_failure():
+    tracking = Tracker(**cfg.tracking, **options) if process_group.is_main() else nullcontext()
+    with tracking as tracker, process_group.share_failure():
         if tracker is not None:
             rows = {
                 "run": run.name,
                 "checkpoint": hide_secrets(str(cfg.checkpoint)),
                 "device": describe_machine(clap.device),
-                "data": f"{corpus.name}, {len(loaders[cfg.split].dataset.clips)} {cfg.split} clips",
+                "data": ", ".join(f"{item.name}, {len(item.clips)} {item.kind} clips" for item in datasets),
                 "evaluation": ", ".join(evaluators),
                 "window": clap.audio_encoder.describe_window(),
             }
             log.info("%s", align_rows(rows))
-            tracker.log_inputs(read_config(cfg) | config, [loader.dataset for loader in loaders.values()])
+            tracker.log_inputs(read_config(cfg) | config, datasets)
             tracker.log_params(run.factors)
-        results = evaluate_split(clap, loaders[cfg.split], evaluators, other_loaders=loaders)
+        own = evaluator.evaluate_split(clap, loaders[cfg.split], evaluators, other_loaders=loaders)
+        results = own | evaluation_set.evaluate_sets(clap, sets, cfg.split)
         metrics = merge_metrics(results)
         if tracker is not None:
             write_results(run_dir / "evaluation", results)
             write_json(run_dir / METRICS, metrics)
-            write_reports(run_dir / "evaluation", results, evaluators)
+            evaluator.write_reports(run_dir / "evaluation", own, evaluators)
+            for other in sets.values():
+                other.write_reports(run_dir / "evaluation", results)
             tracker.set_tags(read_counts(run_dir) | {NOTE: run.note(format_metrics(metrics, read_chance(run_dir)))})
             tracker.log_metrics(metrics, step=0)
             tracker.log_artifacts(run_dir, (METRICS, "evaluation"))

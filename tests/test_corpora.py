@@ -86,8 +86,8 @@ def test_corpus_trains_and_evaluates(tiny_config: Callable, tmp_path: Path, name
     assert 0 <= metrics[metric] <= 1
 
 
-def test_train_and_evaluate_report_each_corpus_of_a_mixture(tmp_path: Path):
-    root = write_replica(tmp_path / "data", "clotho_audiocaps")
+def test_train_and_evaluate_report_each_corpus_of_a_mixture_and_others(tmp_path: Path):
+    root, other = write_replica(tmp_path / "data", "clotho_audiocaps"), write_replica(tmp_path / "other", "esc50")
     run = [
         *TINY,
         "dataset=clotho_audiocaps",
@@ -97,8 +97,9 @@ def test_train_and_evaluate_report_each_corpus_of_a_mixture(tmp_path: Path):
     ]
     again = [f"checkpoint={tmp_path / 'run' / 'checkpoints' / 'best'}", f"hydra.run.dir={tmp_path / 'again'}"]
     for script, arguments in {"train.py": run, "evaluate.py": again}.items():
-        result = run_script(ROOT / script, *arguments, "tracking.uri=null", cwd=tmp_path)
+        others = f"evaluation_datasets={{esc50: {{root: {other}}}}}"
+        result = run_script(ROOT / script, *arguments, others, "tracking.uri=null", cwd=tmp_path)
         assert result.returncode == 0, result.stdout + result.stderr
     metrics, found = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("run", "again"))
     assert found == {name: value for name, value in metrics.items() if name.startswith("test/")}
-    assert {name.split("/")[1] for name in found} == {"clotho", "audiocaps"}
+    assert {name.split("/")[1] for name in found} == {"clotho", "audiocaps", "esc50"}

@@ -82,6 +82,12 @@ def test_missing_root_and_empty_splits_are_named(root: Path):
         open_evaluation_datasets(compose(f"{{esc50: {{root: {root}, splits: [train]}}}}"), trained=[])
 
 
+def test_split_that_is_evaluated_must_have_clips(root: Path):
+    config = compose(f"{{esc50: {{root: {root}}}}}")
+    with pytest.raises(ValueError, match="evaluation_datasets.esc50 has clips in val and test, not in train; set"):
+        open_evaluation_datasets(config, trained=[], split="train")
+
+
 def test_plan_counts_its_validation_and_lists_a_missing_root(root: Path):
     config = compose(f"{{esc50: {{root: {root}, splits: {{val: [train, val, test]}}}}}}", "dataset.num_val=0")
     assert count_validation(config) == pytest.approx(4 * 20 / 32 / 3)

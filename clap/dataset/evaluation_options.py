@@ -67,11 +67,14 @@ def plan_evaluation_datasets(config: Mapping[str, Any]) -> dict[str, PlannedData
     return {name: plan_dataset(name, node, config) for name, node in (config.get(KEY) or {}).items()}
 
 
-def open_evaluation_datasets(config: Mapping[str, Any], *, trained: Collection[str]) -> dict[str, PlannedDataset]:
+def open_evaluation_datasets(
+    config: Mapping[str, Any], *, trained: Collection[str], split: str | None = None
+) -> dict[str, PlannedDataset]:
     """The evaluation datasets of a composed config, by name, after their index files have been read.
 
     Args:
         trained: names of the corpora of `dataset`, which their metrics have too.
+        split: that each must have; None: val or test.
 
     Raises:
         ValueError: an option is invalid, or a name is taken. FileNotFoundError: a folder or index is missing.
@@ -82,6 +85,10 @@ def open_evaluation_datasets(config: Mapping[str, Any], *, trained: Collection[s
             f"{KEY}.{taken[0]} is also a corpus of dataset, and both would have the same metrics; give it another "
             f"name, as {{{taken[0]}_2: {{corpus: {plans[taken[0]].kind}, ...}}}}"
         )
+    for name, plan in plans.items():
+        if split not in (None, *plan.splits):
+            known = " and ".join(plan.splits)
+            raise ValueError(f"{KEY}.{name} has clips in {known}, not in {split}; set {KEY}.{name}.splits or split")
     return {name: plan for name, plan in plans.items() if plan.splits}
 
 

@@ -83,6 +83,8 @@ class PlannedPart:
         parameter = inspect.signature(self.corpus_class).parameters.get("root")
         if parameter is None or "root" in self.options:
             return self.options.get("root")
+        if parameter.default is not parameter.empty and self.options.keys() & {*SPLITS}:  # tars of each split
+            return None
         folder = find_folder(root, self.name)
         if folder is None and parameter.default is parameter.empty:
             raise FileNotFoundError(

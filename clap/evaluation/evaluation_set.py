@@ -64,6 +64,12 @@ class EvaluationSet:
         write_reports(folder, own, self.evaluators)
 
 
+def evaluate_sets(clap: "Clap", sets: Mapping[str, EvaluationSet], split: str) -> dict[str, Evaluation]:
+    """The evaluations of several datasets that have the split, by `<name>/<evaluator>`."""
+    results = {name: found.evaluate(clap, split) for name, found in sets.items()}
+    return {f"{name}/{key}": result for name, own in results.items() for key, result in own.items()}
+
+
 @dataclass(frozen=True)
 class EvaluationDataset:
     """A corpus of the key `evaluation_datasets`, whose splits are opened when the model is known."""

@@ -41,7 +41,7 @@ def list_missing(config: Mapping[str, Any]) -> Iterator[str]:
     if source not in (None, "???") and not is_cached(source, WEIGHTS):
         yield f"audio encoder {source}, {describe_size(config, part='audio_encoder')}"
     try:
-        open_train_set(config)
+        open_train_set({**config, "evaluation_datasets": {}})  # which are listed next
     except FileNotFoundError as error:
         yield f"dataset {config['dataset']['_target_'].split('.')[-1]}: {error}"
     for plan in plan_evaluation_datasets(config).values():

@@ -32,7 +32,7 @@ from clap.config.output_folder import SWEEP_FOLDER, resume_command
 from clap.config.overrides import name_folder
 from clap.config.search_space import SWEEPER
 from clap.config.secrets import hide_secrets
-from clap.config.values import LOCAL_KEYS
+from clap.config.values import LOCAL_KEYS, single_key
 from clap.run_folder import HISTORY, LOCK, LOCK_SECONDS, SEARCH, SEARCH_SUMMARY, SWEEP_FILE, is_running, read_history
 from clap.study.factors import (
     GROUPS,
@@ -116,7 +116,9 @@ class Sweep(Callback):
         self.groups, self.swept = list(choices), list(factors)
         swept = self.swept
         self.constants = {key: choices[key] for key in GROUPS if key in choices and key not in swept}
-        others = [item for item in parse_overrides(params, lines) if item.key_or_group not in {*swept, *UNRECORDED}]
+        unrecorded = {*swept, *UNRECORDED}
+        parsed = [(item, {item.key_or_group, single_key(item.key_or_group)}) for item in parse_overrides(params, lines)]
+        others = [item for item, keys in parsed if not keys & unrecorded]
         fixed = sorted(override.input_line for override in others)
         settings = read_result_config(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
         with FileLock(self.folder / LOCK):

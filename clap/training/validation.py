@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from clap.dataset.clips import ClapDataset
-from clap.evaluation.evaluation_set import EvaluationSet
+from clap.evaluation.evaluation_set import EvaluationSet, evaluate_sets
 from clap.evaluation.evaluator import Evaluator, is_monitor, name_metrics
 from clap.evaluation.results import Evaluation, merge_metrics
 from clap.evaluation.retrieval import Retrieval
@@ -57,10 +57,7 @@ class Validation:
 
     def evaluate(self, split: str) -> dict[str, Evaluation]:
         """The evaluations of a split by evaluator, or by `<dataset>/<evaluator>`; collective."""
-        results = self.sets[0].evaluate(self.clap, split)
-        for name, found in self.others.items():
-            results |= {f"{name}/{key}": result for key, result in found.evaluate(self.clap, split).items()}
-        return results
+        return self.sets[0].evaluate(self.clap, split) | evaluate_sets(self.clap, self.others, split)
 
     def write_reports(self, folder: Path, results: Mapping[str, Evaluation]) -> None:
         """See `evaluator.write_reports`."""
