@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clap.corpus import Clip, Corpus, check_split
-from clap.dataset.csv import read_csv
 from clap.dataset.index import (
     check_has_letters,
     check_number,
@@ -16,6 +15,7 @@ from clap.dataset.index import (
     require_root,
     shorten_repr,
 )
+from clap.dataset.index_file import read_csv
 
 COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
 COUNTS = {  # clips; for the train list of v2 only the number of captions is published, 91,256

@@ -4,7 +4,6 @@ A list of three million clips needs 4 GB, which each worker copies as it counts 
 and shared by all processes.
 """
 
-import copy
 import hashlib
 import itertools
 import operator
@@ -67,12 +66,14 @@ class ClipTable(Sequence[Clip]):
 
     def __getstate__(self) -> dict[str, Any]:
         """A process that is not forked maps the file itself."""
-        return vars(self) | ({} if self.file is None else {"table": None})
+        return vars(self) | ({} if self.file is None else {"table": self.table.schema.metadata})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        if self.table is None:
-            self.table = map_table(self.file)
+        if self.file is not None:
+            expected, self.table = self.table, map_table(self.file)
+            if self.table.schema.metadata != expected:
+                raise RuntimeError(f"{self.file} was replaced while it was in use; start the run again")
 
     @classmethod
     def from_clips(cls, clips: Iterable[Clip], *, split: str = SPLITS[0]) -> "ClipTable":
@@ -95,7 +96,7 @@ class ClipTable(Sequence[Clip]):
 
         Args:
             root: folder that paths are written relative to.
-            metadata: read when `rows` has given its first clip; see `read_metadata`.
+            metadata: of the file, see the property.
 
         Raises:
             OSError: the file cannot be written; an existing file is unchanged.
@@ -145,14 +146,16 @@ class ClipTable(Sequence[Clip]):
     def select(self, indices: np.ndarray) -> "ClipTable":
         """The clips at indices, in their order, without a copy of the columns."""
         rows = np.asarray(indices) if self.rows is None else self.rows[indices]
-        chosen = copy.copy(self)
-        chosen.rows = rows.astype(np.int32)
-        return chosen
+        return self.with_rows(rows.astype(np.int32))
 
     def whole(self) -> "ClipTable":
         """All clips of the table."""
-        chosen = copy.copy(self)
-        chosen.rows = None
+        return self.with_rows(None)
+
+    def with_rows(self, rows: np.ndarray | None) -> "ClipTable":
+        """Other rows of the same table."""
+        chosen = ClipTable(self.table, root=self.root, rows=rows, tolerant=self.tolerant)
+        chosen.file, chosen.objects = self.file, self.objects
         return chosen
 
     def select_split(self, split: str) -> "ClipTable":
@@ -318,9 +321,10 @@ def digest_text(text: str) -> int:
 
 def encode_path(path: Path | str | None, root: Path | None) -> bytes | None:
     """A path, relative to the root if it is inside; an address as it is."""
-    if isinstance(path, Path) and root is not None and path.is_relative_to(root):
-        path = path.relative_to(root)
-    return None if path is None else os.fsencode(str(path))
+    if path is None:
+        return None
+    text = str(path)
+    return os.fsencode(text if root is None else text.removeprefix(os.path.join(str(root), "")))
 
 
 def join(root: Path | None, path: str) -> Path:

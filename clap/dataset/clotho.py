@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clap.corpus import Clip, Corpus, check_split
-from clap.dataset.csv import read_csv
 from clap.dataset.index import (
     check_has_letters,
     check_name,
@@ -14,6 +13,7 @@ from clap.dataset.index import (
     find_index,
     require_root,
 )
+from clap.dataset.index_file import read_csv
 
 FOLDERS = {"train": "development", "val": "validation", "test": "evaluation"}
 CAPTION_COLUMNS = tuple(f"caption_{i}" for i in range(1, 6))

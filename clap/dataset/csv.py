@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
+import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clap.corpus import SPLITS, Clip, Corpus
-from clap.dataset.index import check_name_length, find_file, shorten_repr
+from clap.dataset.clip_table import ClipTable
+from clap.dataset.index import check_name_length, shorten_repr
+from clap.dataset.index_file import MAX_FIELD_LENGTH, Row, stream_csv, stream_jsonl
+from clap.dataset.kept_index import Notes, keep_index
 from clap.dataset.keywords import fill_keyword_templates
 
-log = logging.getLogger(__name__)
-
-Row = tuple[str, dict]  # "FILE, line N" for errors, columns
-LINE_END = re.compile(r"\r\n|\r|\n")
-CONTROL_CHARACTERS = re.compile(r"[\0-\x08\x0e-\x1f\x7f]")  # frequent in binary files
 INVALID_CHARACTERS = re.compile(r"[\0\ud800-\udfff]")  # JSON can escape them, file systems and tokenizers reject them
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 OTHER_SUFFIXES = (".json", ".ods", ".parquet", ".xls", ".xlsx")
-MAX_FIELD_LENGTH = 20_000  # characters
-
-
-@dataclass
-class IndexEntry:
-    """The merged rows of one path; `where` is the first row, for errors."""
-
-    split: str
-    captions: list[str]
-    labels: tuple[str, ...]
-    recording: str | None
-    where: str
-    path: Path
-    from_labels: bool
 
 
 class CSV(Corpus):
@@ -81,65 +66,99 @@ class CSV(Corpus):
         self.fractions = check_fractions(val=val_fraction, test=test_fraction)
         if not self.root.is_dir():
             raise FileNotFoundError(f"root={root} is not a folder; set dataset.root to that of the recordings")
-        self.entries: dict[str, IndexEntry] = {}
-        files = metadata if isinstance(metadata, Mapping) else {None: metadata}
-        for split, path in files.items():
-            self.read_index(Path(path), split)
+        files = {None: metadata} if not isinstance(metadata, Mapping) else metadata
+        self.files = {split: check_file(Path(path), split) for split, path in files.items()}
+        self.places: list[tuple[int, Path]] = []  # first row and file, while an index is read
+        self.lines = array("q")  # of each row
+        self.table = keep_index(
+            *self.files.values(),
+            options={"splits": list(self.files), "fractions": self.fractions, "root": os.path.abspath(self.root)},
+            read=self.read_rows,
+            merge=self.merge_rows,
+            root=self.root,
+            tolerant=True,
+        )
 
-    def clips(self, split: str) -> list[Clip]:
-        return [
-            Clip(
-                name,
-                tuple(dict.fromkeys(entry.captions)),
-                entry.path,
-                source=entry.recording,
-                captions_from_labels=entry.from_labels,
-                **label_clip(entry.labels),
-            )
-            for name, entry in self.entries.items()
-            if entry.split == split
-        ]
+    def clips(self, split: str) -> ClipTable:
+        return self.table.select_split(split)
 
-    def read_index(self, path: Path, file_split: str | None) -> None:
-        """Add the clips of one file; rows of one path become one clip with several captions."""
-        if file_split is not None and file_split not in SPLITS:
-            raise ValueError(f"dataset.metadata: {file_split!r} is not one of {', '.join(SPLITS)}; rename the key")
-        if path.suffix.lower() in OTHER_SUFFIXES:
-            raise ValueError(f"metadata={path} is not CSV or JSONL; export it as CSV UTF-8 (comma delimited)")
-        rows = read_jsonl(path) if path.suffix.lower() in JSONL_SUFFIXES else read_csv(path, ("path",))
-        rows = drop_empty_columns(path, rows)
-        has_split = file_split is None and any("split" in row for _, row in rows)
-        for where, row in rows:
-            name = self.resolve_name(read_text(row, "path", where), where)
-            split = file_split or (read_split(row, where) if has_split else assign_split(name, self.fractions))
-            labels, path = read_labels(row, where), self.find_recording(row, name)
-            captions, from_labels = read_captions(row, labels, where), not find_columns(row, "caption")
-            entry = IndexEntry(split, captions, labels, read_text(row, "recording", where), where, path, from_labels)
-            self.merge_row(name, entry)
+    def read_rows(self, notes: Notes) -> Iterator[tuple[str, Clip]]:
+        """Split and clip of each row of the files."""
+        self.places, self.lines = [], array("q")
+        for file_split, path in self.files.items():
+            self.places.append((len(self.lines), path))
+            is_jsonl = path.suffix.lower() in JSONL_SUFFIXES
+            empty, has_split = find_empty_columns(stream_rows(path), is_fixed=not is_jsonl)
+            if empty:
+                names = ", ".join(sorted(empty))
+                notes.append((logging.WARNING, f"{path}: no row has a text in {names}, which is ignored"))
+            for where, row in stream_rows(path):
+                self.lines.append(int(where.rpartition(" ")[2]))
+                row = {name: value for name, value in row.items() if name not in empty} if empty else row
+                name = self.resolve_name(read_text(row, "path", where), where)
+                if file_split is not None:
+                    split = file_split
+                else:
+                    split = read_split(row, where) if has_split else assign_split(name, self.fractions)
+                yield split, self.make_clip(name, row, where)
 
-    def merge_row(self, name: str, entry: IndexEntry) -> None:
-        """Append the captions of a row to those of earlier rows of the path; split, label, recording must be equal."""
-        known = self.entries.setdefault(name, entry)
-        if known is entry:
-            return
-        if entry.path != known.path:
+    def make_clip(self, name: str, row: Mapping, where: str) -> Clip:
+        """The clip of one row; spaces at the ends of its path count if such a file exists (see `ClipTable`)."""
+        labels = read_labels(row, where)
+        return Clip(
+            name,
+            tuple(dict.fromkeys(read_captions(row, labels, where))),
+            self.root / (row["path"] if row["path"] != row["path"].strip() else name),
+            source=read_text(row, "recording", where),
+            captions_from_labels=not find_columns(row, "caption"),
+            **label_clip(labels),
+        )
+
+    def merge_rows(self, table: ClipTable) -> Iterator[tuple[str, Clip]] | None:
+        """The clips of a table of rows, where rows of one path are one clip; None if no path is repeated."""
+        encoded = table.table["id"].dictionary_encode()
+        codes = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
+        if len(np.unique(codes)) == len(codes):
+            return None
+        return self.merge_sorted(table, codes, np.argsort(codes, kind="stable"))
+
+    def merge_sorted(self, table: ClipTable, codes: np.ndarray, order: np.ndarray) -> Iterator[tuple[str, Clip]]:
+        rows = zip(order, table.numbers("split")[order], table.select(order), strict=True)
+        for _, group in itertools.groupby(rows, key=lambda row: codes[row[0]]):
+            (first, split, known), *others = group
+            for row, other_split, clip in others:
+                known = self.merge_clips(known, clip, (SPLITS[split], SPLITS[other_split]), (int(first), int(row)))
+            yield SPLITS[split], known
+
+    def merge_clips(self, known: Clip, clip: Clip, splits: tuple[str, str], rows: tuple[int, int]) -> Clip:
+        """Append the captions of a later row of a path; ValueError unless split, label and recording are equal."""
+        before, where = map(self.name_row, rows)
+        if clip.path != known.path:
             raise ValueError(
-                f"{entry.where}: {str(entry.path)!r} and {str(known.path)!r} in {known.where} differ only in "
+                f"{where}: {str(clip.path)!r} and {str(known.path)!r} in {before} differ only in "
                 "spaces at the ends; rename one"
             )
-        labels = (", ".join(row.labels) or None for row in (entry, known))
-        others = ("split", entry.split, known.split), ("recording", entry.recording, known.recording)
+        labels = (", ".join(own.all_labels) or None for own in (clip, known))
+        others = ("split", splits[1], splits[0]), ("recording", clip.source, known.source)
         for column, new, old in (*others, ("label", *labels)):
             if new != old:
-                raise ValueError(f"{entry.where}: {name} has {column} {new}, but {old} in {known.where}; choose one")
-        known.captions += entry.captions
-        known.from_labels &= entry.from_labels
+                raise ValueError(f"{where}: {clip.id} has {column} {new}, but {old} in {before}; choose one")
+        captions = tuple(dict.fromkeys(known.captions + clip.captions))
+        from_labels = known.captions_from_labels and clip.captions_from_labels
+        return replace(known, captions=captions, captions_from_labels=from_labels)
+
+    def name_row(self, row: int) -> str:
+        """File and line of a row."""
+        path = next(path for first, path in reversed(self.places) if first <= row)
+        return f"{path}, line {self.lines[row]}"
 
     def resolve_name(self, name: str | None, where: str) -> str:
         """The normalized path relative to root, with forward slashes; absolute paths must be inside root."""
         if name is None:
             raise ValueError(f"{where}: path is empty; write the path of a recording, or delete the row")
         check_name_length(name, "path", where)
+        if "\\" not in name and os.path.normpath(name) == name and not name.startswith(("/", "..")) and name != ".":
+            return name
         if "\\" in name and not (self.root / name).exists():  # written on Windows
             name = name.replace("\\", "/")
         path, root = Path(os.path.abspath(self.root / name)), Path(os.path.abspath(self.root))
@@ -152,22 +171,38 @@ class CSV(Corpus):
             )
         return path.relative_to(root).as_posix()
 
-    def find_recording(self, row: Mapping, name: str) -> Path:
-        """The path of the recording of a row; spaces at the ends of the field count if such a file exists."""
-        exact = self.root / row["path"]
-        return exact if row["path"] != row["path"].strip() and exact.is_file() else find_file(self.root, name)
+
+def check_file(path: Path, split: str | None) -> Path:
+    """Return the path of an index; ValueError if its kind or its split is not known."""
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"dataset.metadata: {split!r} is not one of {', '.join(SPLITS)}; rename the key")
+    if path.suffix.lower() in OTHER_SUFFIXES:
+        raise ValueError(f"metadata={path} is not CSV or JSONL; export it as CSV UTF-8 (comma delimited)")
+    return path
 
 
-def drop_empty_columns(path: Path, rows: Sequence[Row]) -> Sequence[Row]:
-    """The rows without a column split that no row fills, and without such caption columns if there are labels."""
-    columns = set().union(*(row for _, row in rows))
-    filled = {name for name in columns if any(is_filled(row.get(name)) for _, row in rows)}
+def stream_rows(path: Path) -> Iterator[Row]:
+    """The rows of a CSV or JSONL, one by one."""
+    return stream_jsonl(path) if path.suffix.lower() in JSONL_SUFFIXES else stream_csv(path, ("path",))
+
+
+def find_empty_columns(rows: Iterator[Row], *, is_fixed: bool) -> tuple[set[str], bool]:
+    """Columns to ignore: split if no row fills it, and captions if only labels are filled; and whether to read splits.
+
+    Args:
+        is_fixed: all rows have the same columns.
+    """
+    columns: set[str] = set()
+    filled: set[str] = set()
+    for _, row in rows:
+        columns |= row.keys()
+        filled |= {name for name in row.keys() - filled if is_filled(row[name])}
+        has_caption = any(name.startswith("caption") and find_columns([name], "caption") for name in filled)
+        if has_caption and ("split" in filled or (is_fixed and "split" not in columns)):
+            break
     captions, has_labels = set(find_columns(columns, "caption")), bool(find_columns(filled, "label"))
     empty = ({"split"} & columns) - filled | (captions if has_labels and not captions & filled else set())
-    if not empty:
-        return rows
-    log.warning("%s: no row has a text in %s, which is ignored", path, ", ".join(sorted(empty)))
-    return [(where, {name: value for name, value in row.items() if name not in empty}) for where, row in rows]
+    return empty, "split" in columns - empty
 
 
 def is_filled(value: Any) -> bool:
@@ -265,136 +300,3 @@ def check_characters(text: str, column: str, where: str) -> str:
     if len(text) > MAX_FIELD_LENGTH:
         raise ValueError(f"{where}: {column} has {len(text)} characters, more than {MAX_FIELD_LENGTH}; shorten it")
     return text
-
-
-def read_csv(path: Path, columns: Sequence[str] = (), *, encoding: str = "utf-8-sig") -> list[Row]:
-    """The rows below the header line, each with the line that it starts on.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: it is not CSV, has no rows, or lacks one of `columns`.
-    """
-    reader = csv.reader(io.StringIO(read_index_file(path, encoding), newline=""), strict=True)
-    rows: list[Row] = []
-    header: list[str] | None = None
-    next_line = 1
-    try:
-        for fields in reader:
-            where, next_line = f"{path}, line {next_line}", reader.line_num + 1
-            if not any(map(str.strip, fields)):
-                continue
-            if header is None:
-                header = check_column_names(path, [name.strip() for name in fields])
-                continue
-            if any(map(str.strip, fields[len(header) :])) or len(fields) < len(header):
-                raise ValueError(
-                    f"{where}: {len(fields)} fields, but the header has {len(header)} "
-                    f"({', '.join(header)}); quote captions that contain a comma"
-                )
-            check_field_lengths(fields, where)
-            row = dict(zip(header, fields, strict=False))  # fields without a name are blank
-            row.pop("", None)
-            rows.append((where, row))
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {next_line}: not CSV ({error}); check for an unclosed quote") from None
-    check_not_empty(path, rows)
-    if missing := [column for column in columns if column not in header]:
-        raise ValueError(f"{path}: column {missing[0]} is missing; the columns are {', '.join(header)}")
-    return rows
-
-
-def check_field_lengths(fields: Sequence[str], where: str) -> None:
-    longest = max(map(len, fields))
-    if longest > MAX_FIELD_LENGTH:
-        raise ValueError(
-            f"{where}: a field has {longest} characters, more than {MAX_FIELD_LENGTH}; check for an unclosed quote"
-        )
-
-
-def check_column_names(path: Path, header: list[str]) -> list[str]:
-    """The header without nameless columns at its end; ValueError for another delimiter than a comma, or repeated names.
-
-    Spreadsheets end every line with as many commas as the longest has; the index of a data frame has no name.
-    """
-    while not header[-1]:
-        header = header[:-1]
-    if len(header) == 1 and (found := re.search(r"[;\t|]", header[0])):
-        raise ValueError(
-            f"{path}, line 1: the delimiter is {found[0]!r}; save the file with commas, in spreadsheets as "
-            "CSV UTF-8 (comma delimited)"
-        )
-    if repeated := [name for name in header if name and header.count(name) > 1]:
-        raise ValueError(
-            f"{path}, line 1: column {repeated[0]!r} is repeated; name several captions caption_1, caption_2"
-        )
-    return header
-
-
-def read_jsonl(path: Path) -> list[Row]:
-    """The objects of a JSON Lines file, each with its line.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: a line is not a JSON object, or the file has none.
-    """
-    rows = []
-    for line, text in enumerate(LINE_END.split(read_index_file(path)), start=1):
-        if not text.strip():
-            continue
-        row = parse_json(text, path, line)
-        if not isinstance(row, dict):
-            raise ValueError(f'{path}, line {line}: not a JSON object; write {{"path": ..., "caption": ...}}')
-        rows.append((f"{path}, line {line}", row))
-    check_not_empty(path, rows)
-    return rows
-
-
-def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
-    """The value of a JSON text that starts on `first_line` of a file.
-
-    Raises:
-        ValueError: it is not JSON; the message names file and line.
-    """
-    line = first_line
-    try:
-        return json.loads(text, parse_int=parse_int)
-    except json.JSONDecodeError as error:
-        end = error.pos  # a missing comma belongs at the end of the last line with text
-        before = text[:end].rstrip() if "delimiter" in error.msg else text[:end]
-        line, reason = first_line + before.count("\n"), error.msg
-    except RecursionError:
-        reason = "nested too deeply"
-    raise ValueError(f"{path}, line {line}: not JSON ({reason}); correct the line")
-
-
-def parse_int(digits: str) -> int | float:
-    """Python limits the digits of an int to 4300 and raises an error without a line number."""
-    return int(digits) if len(digits) < 20 else float(digits)
-
-
-def read_index_file(path: Path, encoding: str = "utf-8-sig") -> str:
-    """The text of an index without byte order marks, which spreadsheets write.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: it cannot be decoded or contains control characters; the message names file and line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; set dataset.metadata to a CSV or JSONL")
-    data = path.read_bytes()
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = len(LINE_END.findall(data[: error.start].decode("latin-1"))) + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8; save the file in that encoding") from None
-    if found := CONTROL_CHARACTERS.search(text):
-        line = len(LINE_END.findall(text[: found.start()])) + 1
-        raise ValueError(
-            f"{path}, line {line}: {found[0]!r} is a control character; delete it, or save the file as UTF-8 text"
-        )
-    return text.replace("\ufeff", "")  # concatenated files have some inside
-
-
-def check_not_empty(path: Path, rows: Sequence[Row]) -> None:
-    if not rows:
-        raise ValueError(f"{path} has no rows; set dataset.metadata or dataset.root to an index with clips")

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from clap.corpus import Clip, Corpus
-from clap.dataset.csv import check_fractions, read_csv
+from clap.dataset.csv import check_fractions
 from clap.dataset.index import check_has_letters, check_number, check_recording, check_unique, find_index, shorten_repr
+from clap.dataset.index_file import read_csv
 from clap.dataset.keywords import fill_keyword_templates
 from clap.prompts import CLASS_TEMPLATES, check_templates
 

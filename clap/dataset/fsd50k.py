@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clap.corpus import Clip, Corpus, check_split
-from clap.dataset.csv import read_csv
 from clap.dataset.index import (
     check_has_letters,
     check_name_length,
@@ -14,6 +13,7 @@ from clap.dataset.index import (
     require_root,
     shorten_repr,
 )
+from clap.dataset.index_file import read_csv
 from clap.dataset.keywords import fill_keyword_templates
 from clap.prompts import TEMPLATES, check_templates
 

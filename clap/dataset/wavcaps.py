@@ -2,15 +2,16 @@
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clap.corpus import Clip, Corpus
-from clap.dataset.csv import assign_split, check_characters, check_fractions, parse_json, read_index_file
+from clap.corpus import Clip, Corpus, check_split
+from clap.dataset.clip_table import ClipTable
+from clap.dataset.csv import assign_split, check_characters, check_fractions
 from clap.dataset.index import check_name, check_unique, find_index, require_root, shorten_repr
-
-log = logging.getLogger(__name__)
+from clap.dataset.index_file import parse_json, read_index_file
+from clap.dataset.kept_index import Notes, keep_index
 
 INDEXES = {
     "FreeSound": "json_files/FreeSound/fsd_final.json",
@@ -72,25 +73,45 @@ class WavCaps(Corpus):
             raise ValueError(f"subsets={self.subsets}: name one or more, each once; set dataset.subsets")
         require_root(self)
 
-    def clips(self, split: str) -> list[Clip]:
-        return [clip for clip in self.all_clips if assign_split(clip.id, self.fractions) == split]
+    def clips(self, split: str) -> ClipTable:
+        check_split(split)
+        return self.table.select_split(split)
 
     @functools.cached_property
-    def all_clips(self) -> list[Clip]:
-        listed = {subset: self.read_subset(subset) for subset in self.subsets}
-        if not EXCLUSION_KEYS.keys() & listed.keys():
-            return [clip for clips in listed.values() for clip in clips.values()]
-        excluded = self.read_exclusion_lists()
-        kept = [
-            clip for subset, clips in listed.items() for name, clip in clips.items() if name not in excluded[subset]
-        ]
-        num_listed = sum(map(len, listed.values()))
-        log.log(
-            logging.INFO if len(kept) < num_listed else logging.WARNING,  # evaluation sets share clips with WavCaps
-            "wavcaps: skipped %d of %d clips, dataset.exclusion_lists=%s",
-            *(num_listed - len(kept), num_listed, self.exclusion_lists),
+    def table(self) -> ClipTable:
+        """The clips of all splits."""
+        indexes = [find_index(self, INDEXES[subset]) for subset in self.subsets]
+        folders = {subset: str(self.find_folder(subset).relative_to(self.root)) for subset in self.subsets}
+        return keep_index(
+            *(*indexes, *(self.find_exclusion_lists() if EXCLUSION_KEYS.keys() & folders.keys() else ())),
+            options={"folders": folders, "fractions": self.fractions, "lists": self.exclusion_lists},
+            read=self.read_rows,
+            root=self.root,
         )
-        return kept
+
+    def read_rows(self, notes: Notes) -> Iterator[tuple[str, Clip]]:
+        """Split and clip of each entry that no list excludes."""
+        listed = {subset: self.read_subset(subset, notes) for subset in self.subsets}
+        excluded = {subset: set() for subset in listed}
+        if EXCLUSION_KEYS.keys() & listed.keys():
+            excluded = self.read_exclusion_lists()
+            num_listed = sum(map(len, listed.values()))
+            skipped = sum(len(excluded[subset] & clips.keys()) for subset, clips in listed.items())
+            notes.append(
+                (
+                    logging.INFO if skipped else logging.WARNING,  # evaluation sets share clips with WavCaps
+                    f"wavcaps: skipped {skipped} of {num_listed} clips, dataset.exclusion_lists={self.exclusion_lists}",
+                )
+            )
+        for subset, clips in listed.items():
+            for name, clip in clips.items():
+                if name not in excluded[subset]:
+                    yield assign_split(clip.id, self.fractions), clip
+
+    def find_exclusion_lists(self) -> list[Path]:
+        """Paths of the lists; FileNotFoundError if one is missing."""
+        remedy = "or set dataset.exclusion_lists=[] to keep the clips that it names"
+        return [find_index(self, name, remedy=remedy) for name in self.exclusion_lists]
 
     def read_exclusion_lists(self) -> dict[str, set[str]]:
         """{subset: ids of the clips to skip}.
@@ -100,8 +121,7 @@ class WavCaps(Corpus):
             ValueError: a list is invalid.
         """
         excluded: dict[str, set[str]] = {subset: set() for subset in INDEXES}
-        for name in self.exclusion_lists:
-            path = find_index(self, name, remedy="or set dataset.exclusion_lists=[] to keep the clips that it names")
+        for path in self.find_exclusion_lists():
             found = read_json_index(path)
             if isinstance(found, Mapping) and not set(EXCLUSION_KEYS.values()) & found.keys():
                 raise ValueError(f"{path}: no key {' or '.join(EXCLUSION_KEYS.values())}; write {{KEY: [ids]}}")
@@ -112,7 +132,7 @@ class WavCaps(Corpus):
                 excluded[subset] |= set(ids)
         return excluded
 
-    def read_subset(self, subset: str) -> dict[str, Clip]:
+    def read_subset(self, subset: str, notes: Notes) -> dict[str, Clip]:
         """{id in the index: clip}."""
         path = find_index(self, INDEXES[subset])
         found = read_json_index(path)
@@ -120,8 +140,9 @@ class WavCaps(Corpus):
         if not isinstance(entries, list) or not entries:
             raise ValueError(f'{path}: not a list of entries; write [entries] or {{"data": [entries]}}')
         if len(entries) < SIZES[subset]:
-            log.warning("%s lists %d of %d published clips", path, len(entries), SIZES[subset])
-        folder = next((known for known in self.list_folders(subset) if known.is_dir()), self.list_folders(subset)[0])
+            text = f"{path} lists {len(entries)} of {SIZES[subset]} published clips"
+            notes.append((logging.WARNING, text))
+        folder = self.find_folder(subset)
         seen: dict[str, str] = {}
         clips = {}
         for number, entry in enumerate(entries, start=1):
@@ -131,8 +152,10 @@ class WavCaps(Corpus):
             clips[name] = make_clip(subset, name, entry, folder, where)
         return clips
 
-    def list_folders(self, subset: str) -> list[Path]:
-        return [self.root / folder.format(subset) for folder in FOLDERS]
+    def find_folder(self, subset: str) -> Path:
+        """The folder of the recordings of a subset; the usual one if there is none."""
+        folders = [self.root / folder.format(subset) for folder in FOLDERS]
+        return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def make_clip(subset: str, name: str, entry: Mapping[str, Any], folder: Path, where: str) -> Clip:
