@@ -52,6 +52,13 @@ class Member:
             return io.BytesIO(shard.read(self.offset, self.size))
         return io.BufferedReader(MemberFile(shard, self.offset, self.size))
 
+    def read_ahead(self) -> None:
+        """Ask the system to read the whole shard in the background, as one long read; OSError if it is missing."""
+        if hasattr(os, "posix_fadvise"):
+            status = os.stat(self.local)
+            shard = open_shard(self.local, status.st_mtime_ns, status.st_ino)
+            os.posix_fadvise(shard.descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+
     def read_bytes(self) -> bytes:
         """All bytes; OSError if the shard cannot be read."""
         with self.open() as file:

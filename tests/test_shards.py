@@ -242,6 +242,10 @@ def test_remote_shards_are_fetched_once_and_read_as_local_ones(tmp_path: Path, q
         assert sorted(name for name, _ in server.requests) == ["train/000.tar", "train/001.tar"]
         again = Shards(**options)
         assert list(again.clips("train")) == list(clips) and len(server.requests) == 2
+        corpus.shard_cache.path(clips[0].member.shard).unlink()  # by another process, for other shards
+        samples, _ = corpus.load_samples(clips[0], sample_rate=RATE, max_duration=None, rng=np.random.default_rng(0))
+        np.testing.assert_array_equal(samples, load_waveform(local.clips("train")[0].member, RATE))
+        assert len(server.requests) == 3
 
 
 def test_server_that_stops_serving_a_shard_costs_its_clips_only(tmp_path: Path, quick: None):

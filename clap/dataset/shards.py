@@ -1,10 +1,15 @@
 """Shards: tar files in webdataset's layout, as LAION and open_clip publish them, local or at any address."""
 
+import contextlib
 import logging
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from clap.corpus import SPLITS, Clip, Corpus, Lost, check_split
 from clap.dataset.clip_table import ClipTable
@@ -84,6 +89,7 @@ class Shards(Corpus):
                     "dataset.train, dataset.val and dataset.test to tars"
                 )
         self.places = {split: expand_places(places) for split, places in given.items()}
+        self.recent: deque[Path | str] = deque(maxlen=2 * open_shards)  # shards that are read, those of two groups
         self.splits: dict[str, tuple[ClipTable, list[Lost]]] = {}
 
     def clips(self, split: str) -> ClipTable:
@@ -123,12 +129,28 @@ class Shards(Corpus):
     def locate(self, clip: Clip) -> Member:
         """See `Corpus.locate`; of a remote shard the copy in the cache, which is fetched if it is missing."""
         member = clip.member
-        if not is_address(str(member.shard)):
-            return member
+        if is_address(str(member.shard)):
+            try:
+                member = replace(member, file=self.shard_cache.fetch(member.shard))
+            except FetchError as error:
+                raise AudioError(f"{member}: {error}") from None
+        return member
+
+    def load_samples(
+        self, clip: Clip, *, rng: np.random.Generator | None = None, **options: Any
+    ) -> tuple[np.ndarray, np.float32]:
+        """See `Corpus.load_samples`; in training, the system reads each new shard ahead."""
+        shard = clip.member.shard
+        if rng is not None and shard not in self.recent:
+            self.recent.append(shard)
+            with contextlib.suppress(OSError):  # which loading reports
+                self.locate(clip).read_ahead()
         try:
-            return replace(member, file=self.shard_cache.fetch(member.shard))
-        except FetchError as error:
-            raise AudioError(f"{member}: {error}") from None
+            return super().load_samples(clip, rng=rng, **options)
+        except AudioError:
+            if is_address(str(shard)) and not self.shard_cache.path(shard).is_file():  # just removed for another shard
+                return super().load_samples(clip, rng=rng, **options)
+            raise
 
     def read_header(self, clip: Clip) -> AudioHeader | None:
         """See `Corpus.read_header`; None if it is in a remote shard without a copy, which is not fetched for it."""
