@@ -286,6 +286,8 @@ def test_captions_lists_every_caption_of_every_clip(ramps):
         ({"captions": "some"}, "captions='some' is not one of sample, all, keywords, rewritten; set dataset.captions"),
         ({"max_clips": 0}, "dataset.max_clips=0 must be 1 or more, or null"),
         ({"max_bad_fraction": 1.5}, "dataset.max_bad_fraction=1.5 must be between 0 and 1"),
+        ({"rewritten_fraction": 1.5}, "dataset.rewritten_fraction=1.5 must be between 0 and 1"),
+        ({"cache_gigabytes": 0}, "dataset.cache_gigabytes=0 must be above 0, or null for no limit"),
     ],
 )
 def test_wrong_setting_is_one_clear_line(setting, message):
