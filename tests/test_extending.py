@@ -78,7 +78,7 @@ def test_encoder_corpus_evaluator_loss_option_and_key_are_added_in_the_named_pla
     insert_after(training / "trainer.py", line, "        log.info('greeting: %s', self.settings.greeting)\n")
     insert_after(data / "dataset_settings.py", '    captions: str = "sample"\n', "    first_clip: int = 0\n")
     insert_after(checkout / "conf" / "dataset" / "_loader.yaml", "num_workers: 2", "\nfirst_clip: 0")
-    insert_after(data / "clips.py", "            for clip in own[", "settings.first_clip:][")
+    insert_after(data / "clips.py", "listed = [own.select(np.arange(", "settings.first_clip, ")
 
     (checkout / "data" / "audio").mkdir(parents=True)
     for split in ("train", "val", "test"):

@@ -47,13 +47,11 @@ def skip_evaluated(
     known = [(part.corpus.name, list_evaluated(part)) for part in (*parts, *others)]
     kept, counts = [], {corpus: 0 for corpus, recordings in known if recordings}
     for part, own in zip(parts, clips, strict=True):
-        skipped: set[int] = set()
-        for corpus, recordings in known:
-            if corpus != part.corpus.name and recordings:
-                found = find_recordings(own, recordings).tolist()
-                counts[corpus] += len(found)
-                skipped.update(found)
-        kept.append(drop_clips(own, sorted(skipped)))
+        rivals = [(corpus, recordings) for corpus, recordings in known if corpus != part.corpus.name and recordings]
+        skipped = find_recordings(own, set().union(*(recordings for _, recordings in rivals)))
+        for corpus, recordings in rivals:
+            counts[corpus] += len(find_recordings(own.select(skipped), recordings))
+        kept.append(drop_clips(own, skipped.tolist()))
     num_listed, num_kept = sum(map(len, clips)), sum(map(len, kept))
     log.info(
         "skipped %d of %d training clips of %s, cut from recordings that other corpora evaluate (%s); "
