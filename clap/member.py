@@ -44,25 +44,27 @@ class Member:
         """The tar to open."""
         return self.shard if self.file is None else self.file
 
-    def open(self, mode: str = "rb") -> io.BytesIO | io.BufferedReader:
-        """The bytes as a file, open for reading; OSError if the shard cannot be read."""
+    def open(self, mode: str = "rb") -> io.BufferedReader:
+        """The bytes as a file, open for reading when requested; OSError if the shard cannot be read."""
+        return io.BufferedReader(MemberFile(self.open_shard(), self.offset, self.size))
+
+    def open_whole(self) -> io.BufferedReader | io.BytesIO:
+        """As `open`, with all bytes in memory if they are few: decoders read in small pieces."""
+        return io.BytesIO(self.read_bytes()) if self.size <= WHOLE else self.open()
+
+    def read_bytes(self) -> bytes:
+        """All bytes; OSError if the shard cannot be read."""
+        return self.open_shard().read(self.offset, self.size)
+
+    def open_shard(self) -> "Shard":
+        """The open tar; OSError if it cannot be read."""
         status = os.stat(self.local)
-        shard = open_shard(self.local, status.st_mtime_ns, status.st_ino)
-        if self.size <= WHOLE:
-            return io.BytesIO(shard.read(self.offset, self.size))
-        return io.BufferedReader(MemberFile(shard, self.offset, self.size))
+        return open_shard(self.local, status.st_mtime_ns, status.st_ino)
 
     def read_ahead(self) -> None:
         """Ask the system to read the whole shard in the background, as one long read; OSError if it is missing."""
         if hasattr(os, "posix_fadvise"):
-            status = os.stat(self.local)
-            shard = open_shard(self.local, status.st_mtime_ns, status.st_ino)
-            os.posix_fadvise(shard.descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-
-    def read_bytes(self) -> bytes:
-        """All bytes; OSError if the shard cannot be read."""
-        with self.open() as file:
-            return file.read()
+            os.posix_fadvise(self.open_shard().descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def count_bytes(recording: Path | Member) -> int:

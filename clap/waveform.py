@@ -190,7 +190,7 @@ def check_present(path: Path | Member) -> None:
 
 def open_decoder(source: Path | Member | io.BytesIO) -> soundfile.SoundFile:
     """libsndfile on a file, on a member of a shard, or on bytes in memory."""
-    return soundfile.SoundFile(source.open() if isinstance(source, Member) else source)
+    return soundfile.SoundFile(source.open_whole() if isinstance(source, Member) else source)
 
 
 def mix_down(samples: np.ndarray) -> np.ndarray:

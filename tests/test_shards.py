@@ -271,7 +271,9 @@ def test_cache_removes_the_shards_used_longest_ago(tmp_path: Path, monkeypatch: 
     addresses = [f"file://{path}" for path in paths]
     found = [cache.fetch(address) for address in addresses[:2]]
     os.utime(found[0].with_name("used"), (2e9, 2e9))
-    os.utime(found[1].with_name("used"), (1e9, 1e9))
     cache.fetch(addresses[2])
+    assert [path.exists() for path in found] == [True, True]  # all are in use
+    os.utime(found[1].with_name("used"), (1e9, 1e9))
+    cache.remove_oldest()
     assert [path.exists() for path in found] == [True, False]
     assert cache.fetch(addresses[1]).read_bytes() == paths[1].read_bytes()

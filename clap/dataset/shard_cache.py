@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 GIGABYTE = 1e9
 MARK_SECONDS = 10.0  # how exactly the last use of a shard is known
+IN_USE_SECONDS = 60.0  # after its last use, a shard may still be read
 RETRY_SECONDS = 600.0  # after which a shard that could not be fetched is requested again
 LOCAL_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)  # which no retry changes
 
@@ -29,11 +30,11 @@ class ShardCache:
 
     A shard is fetched by one process, for which the others wait, and gets its name when it is complete; a killed
     download over http resumes. When the copies exceed the limit, those that were not used for the longest time are
-    removed; a process that has one open reads on. What is at an address must not change.
+    removed, but none that was used in the last minute. What is at an address must not change.
 
     Args:
         folder: created if it does not exist; can be deleted when no process uses it.
-        gigabytes: of the copies; more during downloads.
+        gigabytes: of the copies; more if more are in use.
     """
 
     def __init__(self, folder: str | os.PathLike, gigabytes: float) -> None:
@@ -69,7 +70,7 @@ class ShardCache:
                 self.failures[address] = time.monotonic(), str(error)
                 raise
             self.mark(path)
-            self.remove_oldest(keep=path)
+            self.remove_oldest()
         elif time.monotonic() - self.marked.get(path, -MARK_SECONDS) >= MARK_SECONDS:
             self.mark(path)
         return path
@@ -80,13 +81,13 @@ class ShardCache:
             path.with_name("used").touch()
         self.marked[path] = time.monotonic()
 
-    def remove_oldest(self, keep: Path) -> None:
-        """Remove copies, the least recently used first, until the others are within the limit."""
+    def remove_oldest(self) -> None:
+        """Remove copies, the least recently used first, until the others are within the limit; not those in use."""
         with FileLock(self.folder / "lock"):
             copies = sorted(self.list_copies())
             excess = sum(size for _, size, _ in copies) - self.limit
-            for _, size, path in copies:
-                if excess > 0 and path != keep:
+            for used, size, path in copies:
+                if excess > 0 and used < time.time() - IN_USE_SECONDS:
                     log.info("removed %s, dataset.shard_cache_gigabytes=%g", path, self.limit / GIGABYTE)
                     path.unlink(missing_ok=True)
                     excess -= size
