@@ -38,6 +38,7 @@ WRONG = {
         ValueError,
         "adapters freeze the encoder already",
     ),
+    "nothing to cache": ("trainer.cache_frozen=true", ValueError, "but no encoder is frozen; set freeze="),
     "part": ("freeze=[nothing]", ValueError, "freeze=.*'nothing' is not one of audio_encoder, text_encoder"),
     "checkpoint": ("init_from=/nowhere", FileNotFoundError, "init_from: /nowhere: no such checkpoint folder"),
     "audio weights": ("audio_encoder.pretrained=/nowhere", FileNotFoundError, "audio_encoder.pretrained: /nowhere"),
