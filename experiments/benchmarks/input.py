@@ -28,16 +28,31 @@ cache 10 or 11 times that.
 
 Memory of the process and two workers: decoded 884 MB at 1,008 clips, 891 at most, 889 at 10,000; from the cache 891 MB
 at 1,008 clips, 900 at most and at 10,000.
+
+`--shards` measures shards: bare is soundfile on bytes in memory. "With start" is wall time with the index of the split
+and the text of the batches, for 16 clips; "http" the same from a local server, which is fetched (cold) or was fetched
+before (warm). Measured while other processes kept both cores busy four times over, so both columns of bare and clap
+vary by a fifth; to be measured again on an idle machine.
+
+| | bare, clips/s | shards | / bare | with start | http, cold | http, warm |
+|---|--:|--:|--:|--:|--:|--:|
+| WAV, mono | 230 | 168 | 0.73 | 37 | 32 | 28 |
+| FLAC, mono | 123 | 102 | 0.83 | 25 | 21 | 28 |
 """
 
 import argparse
 import csv
+import functools
+import io
+import itertools
 import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -52,6 +67,8 @@ from clap.dataset.cache import WaveformCache
 from clap.dataset.clips import ClapDataset
 from clap.dataset.csv import CSV
 from clap.dataset.loader import Collate, keep_freed_memory, make_loader
+from clap.dataset.shard_writer import ShardOptions, write_split
+from clap.dataset.shards import Shards
 from clap.dataset.synthetic import Synthetic
 from clap.tokenizer import Tokenizer
 
@@ -60,6 +77,9 @@ FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYE
 NUM_FILES, BATCH_SIZE = 16, 16
 ROUNDS, WORKER_ROUNDS = 15, 3
 REPEATS = {"decoded": 1, "cached": 5, "workers": 12, "cached workers": 60}  # of each file per pass
+COLUMNS = ["bare, clips/s", "clap", "/ bare", "30 s / 10 s", "1 worker", "2", "scaling", "cached", "/ clap"]
+COLUMNS += ["cached, 1", "cached, 2"]
+SHARD_COLUMNS = ["bare, clips/s", "shards", "/ bare", "with start", "http, cold", "http, warm"]
 SOAK, SOAK_FILES = 10_000, 100  # number of items, and of different recordings among them
 
 
@@ -147,6 +167,57 @@ def measure_format(folder: Path, suffix: str, channels: int) -> str:
     return f"| {name} | {' | '.join(speeds)} |"
 
 
+def read_bare_bytes(contents: Sequence[bytes]) -> float:
+    """Seconds per clip with soundfile on bytes in memory, and soxr."""
+    start = time.process_time()
+    for content in contents:
+        waveform, rate = soundfile.read(io.BytesIO(content), dtype="float32")
+        waveform = waveform.mean(axis=1) if waveform.ndim == 2 else waveform
+        soxr.resample(waveform, rate, RATE, quality="HQ")
+    return (time.process_time() - start) / len(contents)
+
+
+def read_shards(places: Sequence[str | Path], collate: Collate, cache: Path, *, wall: bool) -> float:
+    """Seconds per clip from shards, in processor time, or in wall time with the index and all that is fetched."""
+    start = time.perf_counter()
+    dataset = ClapDataset(Shards(train=places, shard_cache=cache), "train", sample_rate=RATE, window=WINDOW)
+    seconds = read_batches(dataset, collate)
+    return (time.perf_counter() - start) / len(dataset) if wall else seconds
+
+
+def measure_shards(folder: Path, suffix: str, channels: int) -> str:
+    """Measure shards of one format, local and over http, and return their row of the table."""
+    files, shards = folder / "short" / suffix, folder / "shards" / suffix
+    corpus = CSV(files, files / "metadata.csv")
+    write_split(corpus, corpus.clips("train"), shards, ShardOptions(max_clips=NUM_FILES // 4), shuffle=True)
+    places, collate = sorted(shards.glob("*.tar")), make_collate(open_dataset(files))
+    contents = [path.read_bytes() for path in sorted(files.glob(f"*.{suffix}"))]
+    handler = functools.partial(QuietHandler, directory=shards)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        remote = [f"http://127.0.0.1:{server.server_port}/{path.name}" for path in places]
+        colds = (folder / "cold" / f"{suffix}{number}" for number in itertools.count())
+        calls = [
+            lambda: read_bare_bytes(contents),
+            lambda: read_shards(places, collate, folder / "warm", wall=False),
+            lambda: read_shards(places, collate, folder / "warm", wall=True),
+            lambda: read_shards(remote, collate, next(colds), wall=True),
+            lambda: read_shards(remote, collate, folder / "warm", wall=True),
+        ]
+        time_in_turn(calls, 2)
+        bare, local, *walls = map(statistics.median, time_in_turn(calls, ROUNDS))
+        server.shutdown()
+    speeds = [f"{1 / bare:.0f}", f"{1 / local:.0f}", f"{bare / local:.2f}", *(f"{1 / wall:.0f}" for wall in walls)]
+    return f"| {suffix.upper()}, {'mono' if channels == 1 else 'stereo'} | {' | '.join(speeds)} |"
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """A server of files without a log."""
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
 def soak(folder: Path, *, cached: bool) -> str:
     """Memory while two workers read 10,000 clips with different captions, measured every 1,000 clips."""
     folder.mkdir()
@@ -180,21 +251,25 @@ def measure_memory() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
-    formats = parser.parse_args().formats
+    parser.add_argument("--shards", action="store_true", help="the table of shards only")
+    args = parser.parse_args()
+    formats = args.formats
     torch.set_num_threads(1)
     keep_freed_memory()
-    columns = ["bare, clips/s", "clap", "/ bare", "30 s / 10 s", "1 worker", "2", "scaling", "cached", "/ clap"]
-    print(f"| | {' | '.join([*columns, 'cached, 1', 'cached, 2'])} |")
-    print("|---|" + "--:|" * 11)
+    measure = measure_shards if args.shards else measure_format
+    columns = SHARD_COLUMNS if args.shards else COLUMNS
+    print(f"| | {' | '.join(columns)} |")
+    print("|---|" + "--:|" * len(columns))
     with tempfile.TemporaryDirectory() as name:
         for channels in (1, 2):
             folder = Path(name, str(channels))
             write_scenes(folder / "short", WINDOW, channels)
             write_scenes(folder / "long", LONG, channels)
             for suffix in formats:
-                print(measure_format(folder, suffix, channels), flush=True)
-        soaks = [soak(Path(name, str(cached)), cached=cached) for cached in (False, True)]
-    print(f"\nMemory of the process and two workers: {'; '.join(soaks)}.")
+                print(measure(folder, suffix, channels), flush=True)
+        soaks = [] if args.shards else [soak(Path(name, str(cached)), cached=cached) for cached in (False, True)]
+    if soaks:
+        print(f"\nMemory of the process and two workers: {'; '.join(soaks)}.")
 
 
 if __name__ == "__main__":
