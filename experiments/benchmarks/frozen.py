@@ -11,6 +11,9 @@ An epoch is measured from one validation to the next, with its own validation an
 part without these. A job of the study is measured from its composed config to its record of success, with building the
 model, reading the checkpoint, the epochs, the test and MLflow. The study starts with an empty cache. --small is a quick
 check of the script with tiny models. Seconds do not transfer to other machines.
+
+With 128 clips on two cores under other load, the training steps of the first three epochs took 76.3, 0.7 and 2.5 s. The
+study at full size, and 1,000 clips, are not yet run.
 """
 
 import argparse
