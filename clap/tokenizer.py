@@ -17,7 +17,7 @@ from transformers import (
 from clap.prompts import check_texts
 
 CHUNK = 10_000  # captions per tokenizer call, which temporarily needs kilobytes per caption
-MOST_CACHED = 200_000  # captions whose ids are kept, about 0.3 kB each
+MOST_CACHED = 50_000  # captions whose ids are kept, which takes a few seconds; a worker needs 0.1 ms for another
 # A trained tokenizer numbers these 0 to 4, as RoBERTa does.
 SPECIAL_TOKENS = {
     "bos_token": "<s>",
