@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tars import write_shards
 from torch import Tensor
 
 from clap.corpus import Clip, Corpus
@@ -16,8 +17,9 @@ from clap.dataset.cache import WaveformCache
 from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.feature_store import FeatureStore, Use
-from clap.dataset.frozen_audio import FrozenAudio, is_identified
+from clap.dataset.frozen_audio import FrozenAudio, identify, is_identified
 from clap.dataset.loader import Batch, Collate, make_loader
+from clap.dataset.shards import Shards
 
 RATE = 16_000
 
@@ -139,3 +141,10 @@ def test_corpus_with_a_load_of_its_own_must_identify_its_audio(corpus: Tones):
     assert is_identified(corpus, clip) and not is_identified(loud, clip)
     loud.identify = lambda clip: f"loud {clip.id}"
     assert is_identified(loud, clip) and not is_identified(corpus, replace(clip, path=None))
+
+
+def test_recordings_in_shards_are_identified(tmp_path: Path):
+    write_shards(tmp_path, [2])
+    shards = Shards(tmp_path, shard_cache=tmp_path / "cache")
+    first, second = (identify(shards, clip) for clip in shards.clips("train"))
+    assert first[0] != second[0] and is_identified(shards, shards.clips("train")[0])

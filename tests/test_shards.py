@@ -10,7 +10,7 @@ import pytest
 from download_server import serve
 from tars import RATE, encode_noise, write_shards, write_tar
 
-from clap.dataset import shard_cache
+from clap.dataset import shard_cache, shard_index
 from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.loader import make_loader
@@ -262,6 +262,32 @@ def test_server_that_stops_serving_a_shard_costs_its_clips_only(tmp_path: Path, 
     address = f"{options['train'].partition('{')[0]}000.tar"
     assert problems[0] == f"{address}: 0000.flac: {address}: not downloaded (404 Not Found)"
     assert problems[1:] == [None] * 3
+
+
+def test_shard_that_could_not_be_fetched_is_requested_at_the_next_start(tmp_path: Path, quick: None):
+    first, _ = write_shards(tmp_path / "served", [1, 3])
+    content = first.read_bytes()
+    first.unlink()
+    with serve(tmp_path / "served") as server:
+        options = {"train": f"{server.address}/train/{{000..001}}.tar", "shard_cache": tmp_path / "cache"}
+        corpus = Shards(**options)
+        assert len(corpus.clips("train")) == 3 and len(corpus.find_lost("train")) == 1
+        first.write_bytes(content)
+        corpus = Shards(**options)
+        assert len(corpus.clips("train")) == 4 and not corpus.find_lost("train")
+
+
+def test_index_of_a_process_with_other_options_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_tar(tmp_path / "train" / "000.tar", [("1.flac", AUDIO), ("1.json", {"text": "a", "other": "b"})])
+    write, options = shard_index.write_split, {"shard_cache": tmp_path / "cache"}
+
+    def write_and_lose_race(*arguments: object) -> None:
+        write(*arguments)
+        monkeypatch.setattr(shard_index, "write_split", write)
+        Shards(tmp_path, caption_key="other", **options).clips("train")
+
+    monkeypatch.setattr(shard_index, "write_split", write_and_lose_race)
+    assert Shards(tmp_path, **options).clips("train")[0].captions == ("a",)
 
 
 def test_cache_removes_the_shards_used_longest_ago(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

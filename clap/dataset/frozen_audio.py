@@ -12,6 +12,7 @@ from torch import Tensor
 from clap.corpus import Clip, Corpus
 from clap.dataset.cache import MIN_AGE, read_identity
 from clap.dataset.feature_store import FeatureStore, Rows, Use, make_key
+from clap.dataset.shards import Shards
 from clap.waveform import AudioError, AudioHeader
 
 if TYPE_CHECKING:  # clips.py and loader.py use this module
@@ -135,7 +136,7 @@ def identify(corpus: Corpus, clip: Clip) -> tuple[str, float] | None:
 def loads_recordings(corpus: Corpus) -> bool:
     """Whether a corpus reads the recordings of its clips as they are."""
     own = type(corpus)
-    return own.load is Corpus.load and own.load_samples is Corpus.load_samples
+    return own.load is Corpus.load and own.load_samples in (Corpus.load_samples, Shards.load_samples)
 
 
 def is_identified(corpus: Corpus, clip: Clip) -> bool:

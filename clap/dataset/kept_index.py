@@ -64,9 +64,11 @@ def keep_index(
         if merged is not None:
             path = Path(folder, "clips.arrow")
             ClipTable.write(path, merged, root=root, metadata=metadata)
+        table = ClipTable.read(path, root=root, tolerant=tolerant)  # before a process with other options replaces it
         os.replace(path, place)
+    table.file = place
     log_notes(notes)
-    return ClipTable.read(place, root=root, tolerant=tolerant)
+    return table
 
 
 def log_notes(notes: Notes) -> None:

@@ -110,7 +110,9 @@ def open_split(
     kept = find_table(paths, key)
     if kept is None:
         found = index_shards(shards, cache, caption_key, name=f"{name} {split}")
-        kept = keep(paths, lambda path: write_split(path, shards, found, split, key))
+        if any(index.path is None and shard.is_remote for shard, index in zip(shards, found, strict=True)):
+            key += " incomplete"  # the next start requests the missing shards again
+        kept = keep(paths, key, lambda path: write_split(path, shards, found, split, key))
     table = kept[1]
     return table, [Lost(**entry) for entry in json.loads(table.metadata["lost"])]
 
@@ -134,13 +136,16 @@ def find_table(paths: Sequence[Path], key: str) -> tuple[Path, ClipTable] | None
     return None
 
 
-def keep(paths: Sequence[Path], write: Callable[[Path], None]) -> tuple[Path, ClipTable]:
-    """Write a table to the first path that is writable."""
+def keep(paths: Sequence[Path], key: str, write: Callable[[Path], None]) -> tuple[Path, ClipTable]:
+    """Write a table to the first path that is writable, again if a process with other options has replaced it."""
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(path)
-            return path, ClipTable.read(path)
+            kept = None
+            while kept is None:
+                write(path)
+                kept = find_table([path], key)
+            return kept
         except OSError as error:
             if path == paths[-1]:
                 raise
@@ -164,7 +169,7 @@ def index_shard(shard: Shard, cache: ShardCache, caption_key: str) -> TarIndex:
     key = hashlib.sha256(text.encode()).hexdigest()
     paths = [cache.folder / "indexes" / f"{hashlib.sha256(f'{shard.place} {key}'.encode()).hexdigest()[:32]}.arrow"]
     if not shard.is_remote:
-        paths.insert(0, shard.place.with_name(f".{shard.place.name}.clips.arrow"))
+        paths.insert(0, shard.place.with_name(name_index(shard, caption_key)))
     kept = find_table(paths, key)
     if kept is None:
         try:
@@ -172,10 +177,17 @@ def index_shard(shard: Shard, cache: ShardCache, caption_key: str) -> TarIndex:
             content = read_tar(file, shard.place, prefix=shard.prefix, caption_key=caption_key)
         except (FetchError, FileNotFoundError, PermissionError) as error:
             return TarIndex(None, damage=str(error))
-        kept = keep(paths, lambda path: write_tar_index(path, content, key))
+        kept = keep(paths, key, lambda path: write_tar_index(path, content, key))
     path, table = kept
     problems, damage = (json.loads(table.metadata[name]) for name in ("problems", "damage"))
     return TarIndex(path, len(table), problems, damage)
+
+
+def name_index(shard: Shard, caption_key: str) -> str:
+    """Name of the index beside a tar; jobs with other captions or ids have their own and replace no other's."""
+    own = shard.prefix, caption_key
+    suffix = "" if own == (shard.place.stem, "text") else f".{hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]}"
+    return f".{shard.place.name}{suffix}.clips.arrow"
 
 
 def write_tar_index(path: Path, content: TarContent, key: str) -> None:
