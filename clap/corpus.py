@@ -108,6 +108,12 @@ class Corpus:
         """The mixed corpora and how they are used; for a single corpus, itself."""
         return [Part(self)]
 
+    @property
+    def loads_recordings(self) -> bool:
+        """Whether the audio of a clip is its recording as it is, so that this identifies it."""
+        own = type(self)
+        return own.load is Corpus.load and own.load_samples is Corpus.load_samples
+
     def clips(self, split: str) -> Sequence[Clip]:
         """The clips of a split: train, val or test; a list, or for many clips a ClipTable."""
         raise NotImplementedError

@@ -17,7 +17,7 @@ from clap.dataset.cache import WaveformCache
 from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.feature_store import FeatureStore, Use
-from clap.dataset.frozen_audio import FrozenAudio, identify, is_identified
+from clap.dataset.frozen_audio import FrozenAudio, find_key, is_identified
 from clap.dataset.loader import Batch, Collate, make_loader
 from clap.dataset.shards import Shards
 
@@ -143,8 +143,14 @@ def test_corpus_with_a_load_of_its_own_must_identify_its_audio(corpus: Tones):
     assert is_identified(loud, clip) and not is_identified(corpus, replace(clip, path=None))
 
 
-def test_recordings_in_shards_are_identified(tmp_path: Path):
+def test_clip_of_a_shard_is_identified_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("clap.dataset.frozen_audio.MIN_AGE", -1.0)
+    (path,) = write_shards(tmp_path, [2])
+    corpus = Shards(tmp_path, shard_cache=tmp_path / "cache")
+    first, second = corpus.clips("train")
+    keys = [find_key(corpus, clip, 1.0).tolist() for clip in (first, second)]
+    assert is_identified(corpus, first) and keys[0] != keys[1]
     write_shards(tmp_path, [2])
-    shards = Shards(tmp_path, shard_cache=tmp_path / "cache")
-    first, second = (identify(shards, clip) for clip in shards.clips("train"))
-    assert first[0] != second[0] and is_identified(shards, shards.clips("train")[0])
+    assert find_key(corpus, first, 1.0).tolist() != keys[0]
+    remote = replace(first, member=replace(first.member, shard="http://localhost:9/000.tar"))
+    assert find_key(corpus, remote, 1.0) is not None  # and nothing is fetched

@@ -12,7 +12,6 @@ from torch import Tensor
 from clap.corpus import Clip, Corpus
 from clap.dataset.cache import MIN_AGE, read_identity
 from clap.dataset.feature_store import FeatureStore, Rows, Use, make_key
-from clap.dataset.shards import Shards
 from clap.waveform import AudioError, AudioHeader
 
 if TYPE_CHECKING:  # clips.py and loader.py use this module
@@ -129,19 +128,13 @@ def identify(corpus: Corpus, clip: Clip) -> tuple[str, float] | None:
     """
     if (text := corpus.identify(clip)) is not None:
         return text, 0.0
-    recording = corpus.locate(clip) if loads_recordings(corpus) else None
+    recording = corpus.locate(clip) if corpus.loads_recordings else None
     return None if recording is None else read_identity(recording)
-
-
-def loads_recordings(corpus: Corpus) -> bool:
-    """Whether a corpus reads the recordings of its clips as they are."""
-    own = type(corpus)
-    return own.load is Corpus.load and own.load_samples in (Corpus.load_samples, Shards.load_samples)
 
 
 def is_identified(corpus: Corpus, clip: Clip) -> bool:
     """Whether the audio of a clip has an identity, as long as its recording exists."""
-    return corpus.identify(clip) is not None or (loads_recordings(corpus) and clip.recording is not None)
+    return corpus.identify(clip) is not None or (corpus.loads_recordings and clip.recording is not None)
 
 
 def has_cache(corpus: Corpus) -> bool:

@@ -55,6 +55,7 @@ class Shards(Corpus):
     """
 
     name = "shards"
+    loads_recordings = True  # `load_samples` only reads ahead, and again
 
     def __init__(
         self,
@@ -135,6 +136,11 @@ class Shards(Corpus):
             except FetchError as error:
                 raise AudioError(f"{member}: {error}") from None
         return member
+
+    def identify(self, clip: Clip) -> str | None:
+        """See `Corpus.identify`; of a remote shard its address, at which nothing changes, so that it is not fetched."""
+        member = clip.member
+        return f"{member.shard} {member.offset} {member.size}" if is_address(str(member.shard)) else None
 
     def load_samples(
         self, clip: Clip, *, rng: np.random.Generator | None = None, **options: Any
