@@ -98,7 +98,16 @@ def test_unreadable_recordings_are_skipped_up_to_the_limit(source: CSV, tmp_path
     shard(source, tmp_path / "shards", max_bad_fraction=0.5)
     assert len(Shards(tmp_path / "shards").clips("train")) == 2
     with pytest.raises(ValueError, match="1 of 3 clips of csv cannot be read"):
-        shard(source, tmp_path / "other")
+        shard(source, tmp_path / "other", max_clips=1)
+    shard(source, tmp_path / "other", max_clips=1, max_bad_fraction=0.5)  # resumes
+    assert len(Shards(tmp_path / "other").clips("train")) == 2
+
+
+def test_excluded_recordings_are_not_written(source: CSV, tmp_path: Path):
+    (tmp_path / "exclude.txt").write_text("freesound:1\nb.flac\n")
+    overrides = ["dataset=csv", f"dataset.root={source.root}", f"dataset.metadata={source.root / 'clips.csv'}"]
+    main(["shard", *overrides, f"dataset.exclude={tmp_path / 'exclude.txt'}", str(tmp_path / "shards")])
+    assert [clip.id for clip in Shards(tmp_path / "shards").clips("train")] == ["sub.folder/c.ogg"]
 
 
 def test_rendered_clips_need_a_rate(tmp_path: Path):

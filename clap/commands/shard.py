@@ -4,11 +4,14 @@ import argparse
 import os
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from clap.commands.check import compose_datasets
-from clap.corpus import SPLITS, Clip, Corpus
-from clap.dataset.exclude import is_excluded, read_exclusions
+from clap.corpus import SPLITS, Part
+from clap.dataset.clip_table import JoinedClips
+from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
+from clap.dataset.held_out import select_training_clips
 from clap.dataset.registry import open_corpus
 from clap.dataset.shard_writer import ShardOptions, write_split
 from clap.dataset.shards import Shards
@@ -40,16 +43,18 @@ def run(args: argparse.Namespace) -> None:
     corpus = open_corpus(settings)
     if len(corpus.parts) > 1:
         raise ValueError(f"{corpus.name} is a mixture; write the shards of each corpus, and mix these")
-    options = ShardOptions(
-        args.max_clips, args.max_gigabytes * GIGABYTE, args.sample_rate, settings["max_bad_fraction"]
-    )
+    (part,) = corpus.parts
+    limits = read_dataset_settings(settings)
+    options = ShardOptions(args.max_clips, args.max_gigabytes * GIGABYTE, args.sample_rate, limits.max_bad_fraction)
     args.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(args.folder / "shards.lock", timeout=0):
             for split in args.splits:
-                if clips := list_clips(corpus, split, settings["exclude"], settings["max_clips"]):
+                if clips := list_clips(part, split, limits):
                     folder = args.folder / split
-                    index = write_split(corpus, clips, folder, options, shuffle=split == "train", workers=args.workers)
+                    index = write_split(
+                        part.corpus, clips, folder, options, shuffle=split == "train", workers=args.workers
+                    )
                     print(describe_split(folder, index["shards"]))
             found = Shards(args.folder, shard_cache=args.folder)
             for split in args.splits:
@@ -59,13 +64,12 @@ def run(args: argparse.Namespace) -> None:
     print(f"python train.py dataset=shards dataset.root={args.folder}")
 
 
-def list_clips(corpus: Corpus, split: str, exclude: str | None, max_clips: int | None) -> list[Clip]:
+def list_clips(part: Part, split: str, settings: DatasetSettings) -> JoinedClips:
     """The clips of a split that a training or an evaluation uses."""
-    clips = corpus.clips(split)
-    if exclude is not None and split == "train":
-        names = read_exclusions(exclude)
-        clips = [clip for clip in clips if not is_excluded(clip, names)]
-    return clips[:max_clips]
+    clips = JoinedClips(part.list_clips(split))
+    if split == "train" and len(clips):
+        (clips,) = select_training_clips([part], [clips], settings)
+    return clips.select(np.arange(len(clips))[: settings.max_clips])
 
 
 def describe_split(folder: Path, shards: dict[str, dict]) -> str:

@@ -53,6 +53,11 @@ class ShardOptions:
         if self.sample_rate is not None and self.sample_rate < 1:
             raise ValueError(f"sample_rate={self.sample_rate} is not a number of Hz; set --sample-rate")
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """The options that the files depend on; a limit may be raised when a command resumes."""
+        return {key: value for key, value in asdict(self).items() if key != "max_bad_fraction"}
+
 
 @dataclass
 class Packed:
@@ -82,7 +87,7 @@ def write_split(
     """
     table = JoinedClips([clips])
     order = np.random.default_rng(0).permutation(len(table)) if shuffle else np.arange(len(table))
-    source = {"clips": hashlib.sha256(table.numbers("digest").tobytes()).hexdigest(), **asdict(options)}
+    source = {"clips": hashlib.sha256(table.numbers("digest").tobytes()).hexdigest(), **options.content}
     index = read_json(folder / COUNTS) or {"source": source, "shards": {}}
     if index["source"] != source:
         raise ValueError(f"{folder} has shards of other clips or options; give a new folder, or delete this one")
