@@ -110,6 +110,17 @@ def test_excluded_recordings_are_not_written(source: CSV, tmp_path: Path):
     assert [clip.id for clip in Shards(tmp_path / "shards").clips("train")] == ["sub.folder/c.ogg"]
 
 
+def test_skipped_last_clip_leaves_no_empty_tar(source: CSV, tmp_path: Path):
+    (source.root / "sub.folder" / "c.ogg").unlink()
+    clips = source.clips("train")
+    for _ in range(2):  # the second resumes
+        options = ShardOptions(max_clips=1, max_bad_fraction=0.5)
+        index = write_split(source, clips, tmp_path / "shards" / "train", options, shuffle=False)
+        assert [(entry["clips"], entry["skipped"]) for entry in index["shards"].values()] == [(1, 0), (1, 1)]
+    written = Shards(tmp_path / "shards")
+    assert len(written.clips("train")) == 2 and not written.find_lost("train")
+
+
 def test_rendered_clips_need_a_rate(tmp_path: Path):
     corpus = Synthetic(num_train=2, num_val=1, num_test=1, max_duration=3.0)
     with pytest.raises(ValueError, match="set --sample-rate"):

@@ -110,7 +110,12 @@ def write_split(
                 f"{skipped} of {len(order)} clips of {corpus.name} cannot be read, see above; fix them, or raise "
                 f"dataset.max_bad_fraction, now {options.max_bad_fraction:g}"
             )
-        done[name] = entry
+        if not entry["clips"]:  # the last clips were skipped; a tar without any would count as damaged
+            (folder / name).unlink()
+            if done:
+                list(done.values())[-1]["skipped"] += entry["skipped"]
+        else:
+            done[name] = entry
         write_json(folder / COUNTS, index)
     raise AssertionError("the count does not end")
 
