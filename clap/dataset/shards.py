@@ -51,7 +51,7 @@ class Shards(Corpus):
 
     Raises:
         FileNotFoundError: root is missing.
-        ValueError: an option is invalid, a tar is compressed, or the cache is too small for the open shards.
+        ValueError: an option is invalid, or a tar is compressed.
     """
 
     name = "shards"
