@@ -48,9 +48,11 @@ def make_settings(config: dict = CONFIG, *, batch_size: int = 8, gain: float = 0
     return read_settings(SimpleNamespace(train_loader=loader, settings=settings, config=config, clap=clap))
 
 
-@pytest.mark.parametrize("key", ["seed", "optimizer.lr", "dataset.batch_size", "trainer.precision", "trainer.monitor"])
+@pytest.mark.parametrize(
+    "key", ["seed", "optimizer.lr", "dataset.batch_size", "trainer.precision", "trainer.monitor", "dataset.train_folds"]
+)
 def test_setting_of_the_result_is_refused(key: str):
-    before = make_settings()
+    before = {key: 5, **make_settings()}
     with pytest.raises(
         ValueError, match=rf"trained with {key}=\S+, now it is {key}=7; restore .* init_from={LAST} \(a resumed"
     ):
@@ -66,16 +68,23 @@ def test_setting_of_the_result_is_refused(key: str):
         "optimizer.algorithm.fused",
         "dataset.metadata",
         "dataset.metadata.train",
+        "dataset.train",
+        "dataset.val.0",
+        "dataset.corpora.mine.test",
     ],
 )
 def test_length_of_the_training_is_applied_and_logged(key: str, caplog: pytest.LogCaptureFixture):
-    before = make_settings()
+    before = {key: 5, **make_settings()}
     check_settings(LAST, before, {**before, key: 7})
     assert f"resumes with {key}=7, before it was {before.get(key)}" in caplog.text
 
 
 def test_local_settings_are_not_compared():
-    moved = {**CONFIG, "device": "cuda", "dataset": {**CONFIG["dataset"], "root": "b", "num_workers": 0}}
+    moved = {
+        **CONFIG,
+        "device": "cuda",
+        "dataset": {**CONFIG["dataset"], "root": "b", "num_workers": 0, "shard_cache": "b"},
+    }
     assert make_settings() == make_settings(moved)
 
 

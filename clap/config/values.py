@@ -67,6 +67,8 @@ LOCAL_KEYS = (
     "dataset.root",
     "dataset.num_workers",
     "dataset.cache_gigabytes",
+    "dataset.shard_cache",
+    "dataset.shard_cache_gigabytes",
     "dataset.persistent_workers",
     "dataset.prefetch_factor",
     "device",

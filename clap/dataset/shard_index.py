@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 VERSION = "1"  # of what an index holds; raise it when `read_tar` gives other clips
 THREADS = 8  # that read or fetch tars
+ATTEMPTS = 10  # to write a table that is not read back
 COUNTS = "shards.json"  # what `python -m clap shard` writes beside the tars: {"shards": {NAME: {"clips": number}}}
 
 
@@ -141,11 +142,11 @@ def keep(paths: Sequence[Path], key: str, write: Callable[[Path], None]) -> tupl
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = None
-            while kept is None:
+            for _ in range(ATTEMPTS):
                 write(path)
-                kept = find_table([path], key)
-            return kept
+                if (kept := find_table([path], key)) is not None:
+                    return kept
+            raise OSError(f"{path} cannot be read after it was written; set dataset.shard_cache to a local folder")
         except OSError as error:
             if path == paths[-1]:
                 raise

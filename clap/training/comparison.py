@@ -1,6 +1,7 @@
 """What a run that resumes shares with its first part: settings, data and optimizer are compared, never ignored."""
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,7 @@ APPLIED = (
     "dataset.exclude",
     "dataset.rewritings",
 )
+TARS = re.compile(r"dataset\.(train|val|test)(\.\d+)?")  # paths and addresses of shards, which may move as files do
 CORPUS = "dataset._target_"  # a key of every composed config
 IMPLEMENTATION = {"fused", "foreach"}  # of an optimizer's step: a choice of kernels, which a resumed run may change
 SCHEDULED = {"lr", "betas", "momentum"}  # what schedulers change in a parameter group; LambdaLR only the first
@@ -66,6 +68,11 @@ def digest_dataset(dataset: ClapDataset) -> Tensor:
     return torch.from_numpy(digests)
 
 
+def is_applied(key: str) -> bool:
+    """Whether a resumed run may change a setting."""
+    return key.startswith(APPLIED) or TARS.fullmatch(key) is not None
+
+
 def check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Log the settings that a resumed run changes.
 
@@ -76,7 +83,7 @@ def check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
         before, now = ({key: flat[key] for key in before.keys() & now.keys()} for flat in (before, now))
     log_new_keys(before, now)
     changes = find_changes(before, now)
-    if refused := [key for key in changes if not single_key(key).startswith(APPLIED)]:
+    if refused := [key for key in changes if not is_applied(single_key(key))]:
         old, new = (", ".join(f"{key}={changes[key][side]}" for key in refused) for side in (0, 1))
         raise ValueError(
             f"{folder} was trained with {old}, now it is {new}; restore the value to resume, or start a new run with "
