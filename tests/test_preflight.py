@@ -5,7 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from ramps import Ramps, make_dataset
+from ranks import run_ranks
 from torch.utils.data import DataLoader, DistributedSampler
 
 from clap.audio import LogMelSpectrogram
@@ -15,7 +17,13 @@ from clap.dataset.clips import ClapDataset
 from clap.dataset.synthetic import Synthetic
 from clap.fusion import AFF, GlobalAndLocal, MeanOfWindows, OneWindow
 from clap.training import preflight
-from clap.training.preflight import check_recordings, check_sharding, log_idle_fusion, log_untrained_norms
+from clap.training.preflight import (
+    check_recordings,
+    check_same_clips,
+    check_sharding,
+    log_idle_fusion,
+    log_untrained_norms,
+)
 
 
 @pytest.fixture
@@ -119,6 +127,12 @@ def test_loader_that_gives_every_process_all_batches_is_refused(ramps: list[Clip
     with pytest.raises(ValueError, match="each of the 2 processes would train on all batches of this loader"):
         check_sharding(DataLoader(dataset, batch_size=4))
     check_sharding(DataLoader(dataset, batch_size=4, sampler=DistributedSampler(dataset, num_replicas=2, rank=0)))
+
+
+def test_processes_with_different_clips_are_refused():
+    run_ranks(lambda rank: check_same_clips({"train": torch.arange(3)}))
+    for error in run_ranks(lambda rank: check_same_clips({"train": torch.arange(3 - rank)})):
+        assert "rank 0 has 3 train clips and rank 1 has 2" in str(error)
 
 
 def test_batch_norms_that_gradient_caching_freezes_untrained_are_reported(make_trainer: Callable, caplog):

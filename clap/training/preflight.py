@@ -1,15 +1,18 @@
 """Before training: settings without effect are logged, recordings of the evaluated splits are checked."""
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from clap.audio_encoder.base import LogMelEncoder
 from clap.dataset.clips import ClapDataset
+from clap.dataset.digest import hash_digests
 from clap.dataset.loader import EpochSampler
-from clap.process_group import world_size
+from clap.process_group import gather_objects, world_size
 from clap.training.parallel import is_tracking
 from clap.training.unfreezing import check_unfreezing
 from clap.waveform import AudioError, AudioHeader, TooLongError, check_duration
@@ -31,6 +34,8 @@ def check_trainer(trainer: "ClapTrainer") -> None:
     if not any(parameter.requires_grad for _, parameter in trainer.named_parameters()):
         raise ValueError("no parameter is trained: all parts and the logit scale are fixed; see freeze and loss")
     check_unfreezing(trainer)
+    if world_size() > 1:
+        check_same_clips(trainer.data_digests)
     trainer.frozen.check()
     check_sharding(trainer.train_loader)
     log_untrained_norms(trainer)
@@ -52,6 +57,22 @@ def log_untrained_norms(trainer: "ClapTrainer") -> None:
             "trainer.micro_batch_norm=frozen keeps batch norms as they are, and these have not seen a batch; set "
             "trainer.micro_batch_norm=micro, or start from trained weights (init_from, audio_encoder.pretrained)"
         )
+
+
+def check_same_clips(digests: Mapping[str, Tensor]) -> None:
+    """ValueError if the processes have found different clips, as where one could not fetch a shard; collective.
+
+    Args:
+        digests: of the clips (clips,) of each dataset.
+    """
+    found = gather_objects({name: (len(own), hash_digests(own.numpy())) for name, own in digests.items()})
+    for rank, other in enumerate(found):
+        for name, (count, _) in found[0].items():
+            if other[name] != found[0][name]:
+                raise ValueError(
+                    f"rank 0 has {count} {name} clips and rank {rank} has {other[name][0]}, or others; make the same "
+                    "files available to all processes, and start again"
+                )
 
 
 def check_sharding(loader: DataLoader) -> None:
