@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -103,11 +104,12 @@ def test_unreadable_recordings_are_skipped_up_to_the_limit(source: CSV, tmp_path
     assert len(Shards(tmp_path / "other").clips("train")) == 2
 
 
-def test_excluded_recordings_are_not_written(source: CSV, tmp_path: Path):
+def test_excluded_recordings_are_not_written(source: CSV, tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "exclude.txt").write_text("freesound:1\nb.flac\n")
     overrides = ["dataset=csv", f"dataset.root={source.root}", f"dataset.metadata={source.root / 'clips.csv'}"]
-    main(["shard", *overrides, f"dataset.exclude={tmp_path / 'exclude.txt'}", str(tmp_path / "shards")])
-    assert [clip.id for clip in Shards(tmp_path / "shards").clips("train")] == ["sub.folder/c.ogg"]
+    main(["shard", *overrides, f"dataset.exclude={tmp_path / 'exclude.txt'}", str(tmp_path / "my shards")])
+    assert [clip.id for clip in Shards(tmp_path / "my shards").clips("train")] == ["sub.folder/c.ogg"]
+    assert len(shlex.split(capsys.readouterr().out.splitlines()[-1])) == 4  # python train.py dataset=shards, root
 
 
 def test_skipped_last_clip_leaves_no_empty_tar(source: CSV, tmp_path: Path):

@@ -7,6 +7,7 @@ captions that a T5 writes from keywords. `dataset.captions=rewritten` reads the 
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     print(summarize(args.output))
     print(
         "python train.py",
-        *args.overrides,
+        *map(shlex.quote, args.overrides),
         "dataset.captions=rewritten",
         shell_override("dataset.rewritings", args.output),
     )

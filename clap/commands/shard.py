@@ -8,6 +8,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from clap.commands.check import compose_datasets
+from clap.config.values import shell_override
 from clap.corpus import SPLITS, Part
 from clap.dataset.clip_table import JoinedClips
 from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
                 found.clips(split)  # makes the index of each tar
     except Timeout:
         raise ValueError(f"{args.folder}: another command writes shards here; wait until it has ended") from None
-    print(f"python train.py dataset=shards dataset.root={args.folder}")
+    print("python train.py dataset=shards", shell_override("dataset.root", args.folder))
 
 
 def list_clips(part: Part, split: str, settings: DatasetSettings) -> JoinedClips:

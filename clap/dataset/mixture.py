@@ -98,8 +98,10 @@ class PlannedPart:
         options = dict(self.options) | ({} if root is None else {"root": root})
         try:
             corpus = self.corpus_class(**options)
-        except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"{self.key}: {error}") from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.key}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{self.key}: {error}") from error  # its own class may need other arguments
         if self.corpus_class.name != plain_name(self.name):
             corpus.name = self.name
         return Part(corpus, **self.use)
