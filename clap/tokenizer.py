@@ -18,6 +18,7 @@ from clap.prompts import check_texts
 
 CHUNK = 10_000  # captions per tokenizer call, which temporarily needs kilobytes per caption
 MOST_CACHED = 50_000  # captions whose ids are kept, which takes a few seconds; a worker needs 0.1 ms for another
+MOST_LEARNED = 200_000  # captions that a BPE is learned from, in a few seconds
 # A trained tokenizer numbers these 0 to 4, as RoBERTa does.
 SPECIAL_TOKENS = {
     "bos_token": "<s>",
@@ -72,12 +73,11 @@ class Tokenizer:
     def cache_captions(self, captions: Iterable[str]) -> None:
         """Tokenise captions once, before a loader forks its workers, which then share the ids.
 
-        Of many captions, the first MOST_CACHED are cached; the workers tokenise the others.
+        More than MOST_CACHED captions are left to the workers.
         """
-        for chunk in cut_chunks(captions):
-            if len(self._cache) >= MOST_CACHED:
-                return
-            self._cache |= self.encode(chunk)
+        captions = list(itertools.islice(captions, MOST_CACHED + 1))
+        if len(captions) <= MOST_CACHED:
+            self._cache |= self.encode(captions)
 
     def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         """Token ids (tokens,) int32 of the captions that are not cached."""
@@ -126,11 +126,14 @@ class Tokenizer:
         return self.backend.eos_token_id if pad_id is None else pad_id
 
     def train(self, captions: Iterable[str]) -> None:
-        """Learn a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of at most vocab_size tokens."""
+        """Learn a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of at most vocab_size tokens.
+
+        Of more than MOST_LEARNED captions it reads at least half as many, evenly spaced.
+        """
         captions = iter(captions)
         if (first := next(captions, None)) is None:
             raise ValueError("captions is empty; a tokenizer is trained on one or more")
-        captions = itertools.chain([first], captions)
+        captions = thin(itertools.chain([first], captions), MOST_LEARNED)
         alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
         smallest = len(alphabet) + len(SPECIAL_TOKENS)
         if self.vocab_size < smallest:
@@ -189,6 +192,17 @@ class Tokenizer:
                 f"tokenizer {self.name!r} has no end token, which ends or pads captions; set eos_token in its files"
             )
         return backend
+
+
+def thin(captions: Iterable[str], most: int) -> list[str]:
+    """All captions, or every second, fourth, eighth, ... of them, so that there are `most` or fewer."""
+    kept, step = [], 1
+    for number, caption in enumerate(captions):
+        if number % step == 0:
+            kept.append(caption)
+        if len(kept) > most:
+            kept, step = kept[::2], 2 * step
+    return kept
 
 
 def cut_chunks(captions: Iterable[str]) -> Iterator[list[str]]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from clap.corpus import Clip
-from clap.dataset import clip_table
+from clap.dataset import clip_table, digest
 from clap.dataset.clip_table import ClipTable, JoinedClips
 from clap.dataset.digest import digest_clips
 from clap.waveform import Member
@@ -114,3 +114,11 @@ def test_table_of_a_file_is_sent_to_a_process_by_name(tmp_path):
     table = ClipTable.read(write(tmp_path, clips), root=tmp_path).select(np.arange(5, 3, -1))
     content = pickle.dumps(table)
     assert list(pickle.loads(content)) == list(table) and len(content) < 1000
+
+
+def test_digest_of_many_clips_depends_on_their_content_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(digest, "MOST_TEXTS", 2)
+    clips = make_clips(tmp_path)
+    tables = [JoinedClips([ClipTable.from_clips(own)]) for own in (clips, clips[::-1], clips[1:])]
+    first, reversed_order, fewer = map(digest.digest_manifest, tables)
+    assert first == reversed_order != fewer

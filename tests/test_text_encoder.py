@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from clap.text_encoder import TextEncoder
-from clap.tokenizer import Tokenizer
+from clap.tokenizer import Tokenizer, thin
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 YAMLS = sorted(path.stem for path in (CONF / "text_encoder").glob("*.yaml"))
@@ -104,6 +104,18 @@ def test_decoded_ids_give_the_text() -> None:
 def test_training_is_repeatable() -> None:
     first, second = (make_encoder().tokenizer.backend.get_vocab() for _ in range(2))
     assert first == second
+
+
+def test_many_captions_are_left_to_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clap.tokenizer.MOST_CACHED", len(CAPTIONS) - 1)
+    tokenizer = make_encoder().tokenizer
+    tokenizer.cache_captions(CAPTIONS)
+    assert set(tokenizer.encode(CAPTIONS)) == set(CAPTIONS)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(4, [0, 1, 2, 3]), (5, [0, 2, 4]), (11, [0, 4, 8])])
+def test_many_captions_are_thinned_evenly(count: int, expected: list[int]) -> None:
+    assert thin(map(str, range(count)), 4) == list(map(str, expected))
 
 
 @pytest.mark.parametrize("model", [ROBERTA, GPT2])

@@ -173,8 +173,10 @@ class ClipTable(Sequence[Clip]):
         for first in range(0, len(self), BATCH):
             if self.rows is None:
                 yield table.slice(first, BATCH)
-            else:
-                yield table.take(self.rows[first : first + BATCH])
+            else:  # `take` copies all of the columns that it is called on
+                rows = self.rows[first : first + BATCH]
+                start, end = int(rows.min()), int(rows.max()) + 1
+                yield table.slice(start, end - start).take(rows - start)
 
     def make_clip(self, row: Mapping[str, Any]) -> Clip:
         """The clip of a row."""
