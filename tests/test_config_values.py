@@ -7,6 +7,7 @@ import pytest
 from config_yamls import write_yamls
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from clap.config import find_conf_dir
 from clap.config.overrides import check_overrides
 from clap.config.values import quote_override, shell_override
 
@@ -41,6 +42,11 @@ ACCEPTED = {
 @pytest.mark.parametrize("argv", ACCEPTED.values(), ids=ACCEPTED)
 def test_value_is_accepted(argv: list[str], conf: Path) -> None:
     check_overrides(argv, config_dir=conf, config_name="config")
+
+
+def test_list_for_an_empty_mapping_is_rejected_with_an_example() -> None:
+    with pytest.raises(ValueError, match="evaluation_datasets must be a mapping, such as {} in the yaml"):
+        check_overrides(["evaluation_datasets=[esc50]"], config_dir=find_conf_dir(), config_name="config")
 
 
 REJECTED = {

@@ -76,7 +76,7 @@ def test_name_of_a_training_corpus_is_refused():
 
 
 def test_missing_root_and_empty_splits_are_named(root: Path):
-    with pytest.raises(FileNotFoundError, match="evaluation_datasets.esc50: .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"evaluation_datasets.esc50: .*; set evaluation_datasets.esc50.root"):
         open_evaluation_datasets(compose("{esc50: {root: absent}}"), trained=[])
     with pytest.raises(ValueError, match="evaluation_datasets.esc50 has clips neither in val nor in test"):
         open_evaluation_datasets(compose(f"{{esc50: {{root: {root}, splits: [train]}}}}"), trained=[])

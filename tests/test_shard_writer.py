@@ -72,6 +72,12 @@ def test_written_clips_are_read_as_equal(source: CSV, tmp_path: Path):
     assert [entry["clips"] for entry in index["shards"].values()] == [2, 1]
 
 
+def test_caption_key_that_written_shards_lack_is_named(source: CSV, tmp_path: Path):
+    shard(source, tmp_path / "shards")
+    lost = Shards(tmp_path / "shards", caption_key="txet", shard_cache=tmp_path / "cache").find_lost("train")
+    assert lost and all("set dataset.caption_key" in entry.reason for entry in lost)
+
+
 def test_flac_at_a_rate_equals_the_resampled_recording(source: CSV, tmp_path: Path):
     shard(source, tmp_path / "shards", sample_rate=RATE)
     own = {clip.id: clip for clip in source.clips("train")}

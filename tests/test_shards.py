@@ -185,6 +185,18 @@ def test_root_or_splits_are_required(tmp_path: Path):
         Shards(tmp_path, train="a.tar")
 
 
+def test_split_may_be_a_folder_of_tars(tmp_path: Path):
+    write_shards(tmp_path, [2, 1])
+    corpus = Shards(train=tmp_path / "train", shard_cache=tmp_path / "cache")
+    assert len(corpus.clips("train")) == 3
+
+
+def test_shards_that_are_all_missing_are_named(tmp_path: Path):
+    corpus = Shards(train=str(tmp_path / "{0..1}.tar"), shard_cache=tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match=r"2 of 2 recordings .* are missing, the first is .*/0\.tar"):
+        ClapDataset([corpus], kind="train", sample_rate=RATE, window=1.0)
+
+
 def batches(dataset: ClapDataset, **options: int) -> list[list[tuple[int, int]]]:
     options = {"batch_size": 4, "num_workers": 0, "shuffle": True, **options}
     sampler = make_loader(dataset, list, **options).batch_sampler

@@ -265,7 +265,7 @@ def check_value(line: str, key: str, value: Any, current: Any, *, typed: str | N
         raise ValueError(f"{line}: {key} must be {allowed}{_spelling(key, value, types, typed)}")
     if types or current in (None, "???") or _fits(value, current):
         return
-    shown = json.dumps(list(current) if isinstance(current, dict) else current)
+    shown = json.dumps(list(current) if current and isinstance(current, dict) else current)
     wanted = f"{TYPE_NAMES[type(current)]}, such as {shown} in the yaml"
     raise ValueError(f"{line}: {key} must be {wanted}{_spelling(key, value, (type(current),), typed)}")
 

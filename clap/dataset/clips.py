@@ -160,10 +160,10 @@ class ClapDataset(Dataset):
         if kind == "train":
             clips = select_training_clips(parts, clips, settings, evaluated=evaluated)
         listed = [own.select(np.arange(min(len(own), settings.max_clips or len(own)))) for own in clips]
-        if not any(map(len, listed)):
-            raise ValueError(f"the {kind} split of {self.name} has no clips; choose another split or dataset")
         present = self.separate_missing(listed)
         self.check_missing()
+        if not any(map(len, listed)):
+            raise ValueError(f"the {kind} split of {self.name} has no clips; choose another split or dataset")
         if self.training:
             present = self.use_keyword_captions(present)
         self.set_clips(present)

@@ -135,7 +135,9 @@ def read_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[str]:
         ValueError: it cannot be decoded or contains control characters; the message names file and line.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; set dataset.metadata to a CSV or JSONL")
+        raise FileNotFoundError(
+            f"{path} is missing; set dataset.metadata to a CSV or JSONL, from the current folder, not from dataset.root"
+        )
     with path.open(encoding=encoding, newline="") as file:
         lines = enumerate(file, start=1)
         while True:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,12 +100,17 @@ class PlannedPart:
         try:
             corpus = self.corpus_class(**options)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{self.key}: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"{self.key}: {error}") from error  # its own class may need other arguments
+            raise FileNotFoundError(f"{self.key}: {self.name_keys(str(error))}") from error
+        except ValueError as error:  # its own class may need other arguments
+            raise ValueError(f"{self.key}: {self.name_keys(str(error))}") from error
         if self.corpus_class.name != plain_name(self.name):
             corpus.name = self.name
         return Part(corpus, **self.use)
+
+    def name_keys(self, message: str) -> str:
+        """An error with the keys of this corpus where it has those of `dataset`."""
+        options = inspect.signature(self.corpus_class).parameters
+        return re.sub(rf"\bdataset\.(?=(?:{'|'.join(options)})\b)", f"{self.key}.", message)
 
 
 def plan_mixture(corpora: Mapping[str, Mapping], weights: Mapping[str, float] | None) -> list[PlannedPart]:

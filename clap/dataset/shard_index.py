@@ -264,5 +264,5 @@ def list_lost(shards: Sequence[Shard], found: Sequence[TarIndex]) -> list[Lost]:
         expected = usual if shard.num_clips is None else shard.num_clips
         if index.damage is not None:
             missing = max(1, expected - index.num_clips - len(index.problems))
-            lost.append(Lost(str(shard.place), index.damage, missing))
+            lost.append(Lost(str(shard.place), index.damage.removeprefix(f"{shard.place}: "), missing))
     return lost

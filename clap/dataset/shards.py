@@ -41,7 +41,7 @@ class Shards(Corpus):
     Args:
         root: folder with the tars in train/, val/ and test/; not with `train`, `val` or `test`.
         train, val, test: paths or addresses (http, s3 and others that fsspec reads) of the tars of a split: one, a
-            list, or a pattern `{000000..000499}.tar`.
+            list, or a pattern `{000000..000499}.tar`; or a local folder.
         name: the corpus in metric names.
         caption_key: of the captions in a JSON.
         open_shards: number of shards whose clips are shuffled together in training.
@@ -171,7 +171,7 @@ def is_address(place: str) -> bool:
 
 
 def expand_places(places: Places) -> list[Path | str]:
-    """The tars of one path, pattern or address, or of a list; local ones as paths.
+    """The tars of one path, folder, pattern or address, or of a list; local ones as paths.
 
     Raises:
         ValueError: a pattern has no or unknown braces.
@@ -180,7 +180,12 @@ def expand_places(places: Places) -> list[Path | str]:
         return []
     given = [places] if isinstance(places, str | Path) else list(places)
     found = [name for place in given for name in expand_braces(str(place))]
-    return [name if is_address(name) else Path(name) for name in (name.removeprefix("file://") for name in found)]
+    found = [name if is_address(name) else Path(name) for name in (name.removeprefix("file://") for name in found)]
+    return [tar for place in found for tar in (list_tars(place) if is_folder(place) else [place])]
+
+
+def is_folder(place: Path | str) -> bool:
+    return isinstance(place, Path) and not place.name.endswith(TAR_SUFFIXES) and place.is_dir()
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -151,7 +151,7 @@ def make_clip(
     captions = read_captions(record, texts, caption_key)
     own = record.get(RECORD)
     try:
-        if isinstance(own, Mapping):
+        if isinstance(own, Mapping) and (captions or caption_key in record):
             return restore_clip(own, captions, member)
         label = texts.get("cls", "").strip() or None
         if not captions and label is None:
