@@ -165,7 +165,7 @@ class Clap(nn.Module):
                 load_part(part, source.get_submodule(name).state_dict(), f"{name} of {ckpt}")
             log.info("%s: %s", name, "new" if name in named else f"from {ckpt}")
         for name in sorted(named & {"fusion", "init_logit_scale"}):
-            log.info("%s: new", name)
+            log.info("%s: new", name.removeprefix("init_"))
         if "init_logit_scale" not in named:
             clap.logit_scale.data.copy_(source.logit_scale.data)
         return clap

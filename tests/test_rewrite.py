@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T
 
 from clap.__main__ import main
 from clap.commands.check import compose_datasets
-from clap.commands.rewrite import choose_texts, digest_inputs, list_inputs, lock_output, write_file
+from clap.commands.rewrite import choose_texts, digest_inputs, list_inputs, lock_output, summarize, write_file
 from clap.commands.rewriter import Rewriter, digest_folder
 from clap.dataset.rewritings import read_rewritings
 
@@ -193,6 +193,14 @@ def test_empty_equal_and_long_texts_are_dropped():
     expected = {"rewritings": ["A bark", "A howl"], "dropped": {"too_long": 1, "empty": 1, "equal": 2}}
     assert choose_texts(texts, "a dog barks") == expected
     assert choose_texts(["a dog barks"], None) == {"rewritings": ["a dog barks"]}
+
+
+def test_texts_that_are_mostly_too_long_name_the_option(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"caption": "a dog", "rewritings": ["a bark"], "dropped": {"too_long": 3}}\n')
+    assert "larger --max-new-tokens" in summarize(path)
+    path.write_text('{"caption": "a dog", "rewritings": ["a bark"], "dropped": {"too_long": 1}}\n')
+    assert "--max-new-tokens" not in summarize(path)
 
 
 def test_pickled_weights_are_not_loaded(t5: Path, tmp_path: Path):

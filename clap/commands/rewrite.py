@@ -279,4 +279,7 @@ def summarize(path: Path) -> str:
         lines, texts, without = lines + 1, texts + len(entry["rewritings"]), without + (not entry["rewritings"])
         dropped.update(entry.get("dropped", {}))
     reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(dropped.items())) or "none"
-    return f"{path}: {texts} rewritings in {lines} lines, {without} lines without any; dropped texts: {reasons}"
+    summary = f"{path}: {texts} rewritings in {lines} lines, {without} lines without any; dropped texts: {reasons}"
+    if 2 * dropped["too_long"] > texts + dropped.total():
+        summary += "\nmost texts are too long; give a larger --max-new-tokens and another --output"
+    return summary
