@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import make_tone
+from tars import write_tar
 
 from clap.__main__ import main
 from clap.check.limits import Limits
@@ -179,6 +180,15 @@ def test_report_counts_faults_by_split(planted):
 
 def test_figure_is_written(planted):
     assert (planted[0] / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lost_clips_of_shards_are_findings(tmp_path: Path):
+    write_tar(tmp_path / "shards" / "train" / "0.tar", [("1.json", {"text": "a dog"})])
+    found = check_corpus(
+        compose_datasets(["dataset=shards", f"dataset.root={tmp_path / 'shards'}"])[0], limits=Limits()
+    )
+    (finding,) = found.findings
+    assert finding.kind == "lost" and finding.clip.endswith("0.tar: 1") and "no recording" in finding.detail
 
 
 def test_index_is_never_rewritten(tmp_path: Path):

@@ -72,6 +72,13 @@ def test_written_clips_are_read_as_equal(source: CSV, tmp_path: Path):
     assert [entry["clips"] for entry in index["shards"].values()] == [2, 1]
 
 
+def test_override_in_place_of_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="add the folder as last argument"):
+        main(["shard", "dataset=csv", "dataset.root=a", "dataset.metadata=b.csv"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_caption_key_that_written_shards_lack_is_named(source: CSV, tmp_path: Path):
     shard(source, tmp_path / "shards")
     lost = Shards(tmp_path / "shards", caption_key="txet", shard_cache=tmp_path / "cache").find_lost("train")

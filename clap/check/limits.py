@@ -5,6 +5,7 @@ from dataclasses import dataclass
 FAULTS = {  # kind -> meaning, in the order of the report
     "count": "the number of listed clips differs from the published one",
     "missing": "the listed file does not exist",
+    "lost": "named by a tar or its `shards.json`, and not usable",
     "unreadable": "cannot be decoded, or would be refused by training",
     "too short": "shorter than --shortest",
     "too long": "longer than --longest",

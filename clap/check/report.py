@@ -12,18 +12,20 @@ from clap.check.findings import Entry, Finding
 from clap.check.limits import FAULTS, FILE_FAULTS, OVERLAPS, SAMPLE_FAULTS, Limits
 from clap.check.near_captions import find_words
 from clap.check.overlap import Match
+from clap.corpus import Lost
 from clap.text_table import shorten, to_csv, to_markdown
 
 
 @dataclass
 class CheckedSplit:
-    """The checked clips of a split, and the number of listed and, if known, published clips."""
+    """The checked clips of a split, those that it lost, and the number of listed and, if known, published clips."""
 
     dataset: str
     split: str
     entries: list[Entry]
     listed: int
     published: int | None = None
+    lost: Sequence[Lost] = ()
 
     @property
     def durations(self) -> list[float]:
@@ -39,6 +41,8 @@ class CheckedSplit:
         """Whether this kind of fault was looked for in at least one clip."""
         if kind == "count":
             return self.published is not None
+        if kind == "lost":
+            return True
         if kind in SAMPLE_FAULTS:
             return bool(self.durations)
         if kind in FILE_FAULTS:

@@ -9,7 +9,7 @@ from clap.check.limits import Limits
 from clap.check.measure import Measures, measure_all
 from clap.check.overlap import count_comparable, find_overlap
 from clap.check.report import CheckedSplit, Overlap, Report
-from clap.corpus import SPLITS, Clip, Corpus
+from clap.corpus import SPLITS, Clip, Corpus, Lost
 from clap.dataset.clip_table import JoinedClips
 from clap.dataset.dataset_settings import read_dataset_settings
 from clap.dataset.held_out import select_training_clips
@@ -51,11 +51,16 @@ def make_report(
 
 
 def find_split_faults(split: CheckedSplit, limits: Limits) -> list[Finding]:
-    faults = list(find_faults(split.entries, limits))
+    faults = [Finding("lost", split.dataset, split.split, entry.name, describe_lost(entry)) for entry in split.lost]
+    faults += find_faults(split.entries, limits)
     if split.published is not None and split.listed != split.published:
         detail = f"{split.listed} listed, {split.published} published"
         faults.insert(0, Finding("count", split.dataset, split.split, "", detail))
     return faults
+
+
+def describe_lost(entry: Lost) -> str:
+    return entry.reason if entry.count == 1 else f"{entry.reason} ({entry.count} clips)"
 
 
 def open_splits(settings: Mapping, names: Sequence[str], *, workers: int) -> list[CheckedSplit]:
@@ -67,7 +72,11 @@ def open_splits(settings: Mapping, names: Sequence[str], *, workers: int) -> lis
         clips = select_training_clips(corpus.parts, listed, chosen) if name == "train" else listed
         owned = [(part.corpus, clip) for part, own in zip(corpus.parts, clips, strict=True) for clip in own]
         owned = owned[: settings["max_clips"]]
-        splits.append(make_split(corpus, name, owned, listed=sum(map(len, listed)), workers=workers))
+        split = make_split(corpus, name, owned, listed=sum(map(len, listed)), workers=workers)
+        split.lost = [
+            lost for part in corpus.parts for own in part.list_splits(name) for lost in part.corpus.find_lost(own)
+        ]
+        splits.append(split)
     return splits
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from clap.dataset.shard_writer import ShardOptions, write_split
 from clap.dataset.shards import Shards
 
 GIGABYTE = 1e9
+OVERRIDE = re.compile(r"[+~]*dataset(\.\w+)*=")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +42,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--format flac and --sample-rate belong together; give both, or none to copy recordings")
     if args.workers < 1:
         raise ValueError(f"--workers {args.workers} is not positive; set it to 1 or more")
+    if OVERRIDE.match(str(args.folder)):
+        raise ValueError(f"{args.folder} is an override where the folder is expected; add the folder as last argument")
     settings = compose_datasets(args.overrides)[0]
     corpus = open_corpus(settings)
     if len(corpus.parts) > 1:
