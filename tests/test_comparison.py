@@ -66,6 +66,7 @@ def test_setting_of_the_result_is_refused(key: str):
         "trainer.max_steps",
         "trainer.patience",
         "optimizer.algorithm.fused",
+        "trainer.fused_attention",
         "dataset.metadata",
         "dataset.metadata.train",
         "dataset.train",

@@ -30,4 +30,3 @@ def test_settings_state_what_they_change():
     off, frames = AugmentationSettings(), AugmentationSettings(frame_out=0.5)
     gain, mix = AugmentationSettings(gain=6.0), AugmentationSettings(mix=0.5)
     assert [settings.changes_waveforms for settings in (off, frames, gain, mix)] == [False, False, True, True]
-    assert [settings.changes_captions for settings in (off, frames, gain, mix)] == [False, False, False, True]

@@ -52,8 +52,3 @@ class AugmentationSettings:
     def changes_waveforms(self) -> bool:
         """Whether an audio encoder receives other waveforms in each epoch."""
         return any((self.gain, self.polarity, self.shift, self.mix))
-
-    @property
-    def changes_captions(self) -> bool:
-        """Whether a text encoder receives joined captions."""
-        return self.mix > 0

@@ -34,6 +34,7 @@ APPLIED = (
     "trainer.keep_best",
     "trainer.keep_last",
     "trainer.activation_checkpointing",
+    "trainer.fused_attention",  # the same attention, up to rounding; off by default in earlier versions
     "trainer.parallel",
     "loss.gather",  # the same loss, up to rounding
     "optimizer.algorithm.fused",
