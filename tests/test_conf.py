@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import tomllib
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
@@ -208,3 +209,12 @@ def test_corpus_and_settings_have_the_defaults_of_the_yaml(dataset: str):
     assert {key: config[key] for key in config if key not in ("_target_", *free)} == {
         name: value for name, value in expected.items() if name not in free
     }
+
+
+def test_package_has_every_folder_of_code_and_of_yamls():
+    root = CONF.parent
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    code = [path for name in ("clap", "hydra_plugins") for path in root.glob(f"{name}/**/*.py")]
+    folders = {".".join(path.relative_to(root).parts[:-1]) for path in code}
+    folders |= {".".join(("clap", *path.relative_to(root).parts[:-1])) for path in CONF.rglob("*.yaml")}
+    assert set(listed) == folders - {"hydra_plugins"}
