@@ -61,6 +61,13 @@ def test_evaluation_has_a_dataset_for_each_corpus(root: Path):
     assert [len(part) for part, _ in dataset.by_corpus] == [2, 2]
 
 
+def test_evaluation_of_one_corpus_of_a_mixture_has_its_name(root: Path):
+    corpora = {"clotho": {"splits": ["train"]}, "audiocaps": CORPORA["audiocaps"]}
+    dataset = ClapDataset(Mixture(root, corpora=corpora), "val", sample_rate=8_000)
+    ((part, indices),) = dataset.by_corpus
+    assert dataset.names == [part.name] == ["audiocaps"] and list(indices) == [0, 1]
+
+
 def test_dataset_accepts_names_and_one_root(root: Path):
     dataset = ClapDataset(["AudioCaps", "Clotho"], "train", root, sample_rate=8_000, weights=[1, 0.5])
     assert dataset.name == "audiocaps_clotho" and len(dataset) == 9

@@ -206,7 +206,7 @@ class ClapDataset(Dataset):
     @functools.cached_property
     def by_corpus(self) -> "list[tuple[ClapDataset, Sequence[int]]]":
         """For each corpus, this split as a dataset of its own for evaluation, and the indices of its clips here."""
-        if len(self.names) == 1:
+        if self.names == [self.name]:  # not of a mixture of which one corpus has this split
             return [(self, range(len(self.clips)))]
         parts = []
         for name in self.names:
