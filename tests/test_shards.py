@@ -137,6 +137,17 @@ def test_tar_cut_at_the_end_of_a_member_is_truncated(tmp_path: Path):
     assert reasons(Shards(tmp_path)) != {}
 
 
+def test_tar_with_a_damaged_header_in_the_middle_is_damaged(tmp_path: Path):
+    (path,) = write_shards(tmp_path, [3])
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[2].offset
+    content = bytearray(path.read_bytes())
+    content[offset + 10 : offset + 60] = bytes(range(1, 51))
+    path.write_bytes(content)
+    found = read_tar(path, path, prefix="000")
+    assert len(found.clips) == 1 and found.damage == f"no header at byte {offset}; copy it again"
+
+
 def test_compressed_tar_is_refused_with_the_command(tmp_path: Path):
     (tmp_path / "train").mkdir()
     with tarfile.open(tmp_path / "train" / "000.tar.gz", "w:gz"):

@@ -6,6 +6,7 @@ skipped.
 """
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -119,6 +120,8 @@ def read_members(file: Path, content: TarContent) -> Iterator[tarfile.TarInfo]:
                 tar.members = []  # else they are all kept
             if tar.offset + tarfile.BLOCKSIZE > size:
                 content.damage = "truncated, its end is missing; copy it again"
+            elif any(os.pread(tar.fileobj.fileno(), tarfile.BLOCKSIZE, tar.offset)):  # where tarfile stops as at an end
+                content.damage = f"no header at byte {tar.offset}; copy it again"
     except tarfile.TarError as error:
         content.damage = f"not a whole tar ({error}); copy it again" if size else "empty, 0 bytes; copy it again"
 
