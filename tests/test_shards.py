@@ -10,10 +10,12 @@ import pytest
 from download_server import serve
 from tars import RATE, encode_noise, write_shards, write_tar
 
+from clap.corpus import Clip
 from clap.dataset import shard_cache, shard_index
 from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.loader import make_loader
+from clap.dataset.missing import name_missing
 from clap.dataset.shards import Shards, expand_braces
 from clap.dataset.synthetic import Synthetic
 from clap.dataset.tar_index import TarContent, read_tar
@@ -206,6 +208,12 @@ def test_shards_that_are_all_missing_are_named(tmp_path: Path):
     corpus = Shards(train=str(tmp_path / "{0..1}.tar"), shard_cache=tmp_path / "cache")
     with pytest.raises(FileNotFoundError, match=r"2 of 2 recordings .* are missing, the first is .*/0\.tar"):
         ClapDataset([corpus], kind="train", sample_rate=RATE, window=1.0)
+
+
+def test_lost_clips_of_a_shard_are_named_once():
+    lost = [Clip(f"0.tar, lost clip {number}", ()) for number in range(3)]
+    assert name_missing([*lost, Clip("1.tar: key", ())]) == "0.tar, 1.tar: key"
+    assert name_missing(Clip(str(number), ()) for number in range(22)).endswith(", 19 and 2 more")
 
 
 def batches(dataset: ClapDataset, **options: int) -> list[list[tuple[int, int]]]:

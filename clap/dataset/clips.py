@@ -27,7 +27,7 @@ from clap.dataset.epoch_pairs import EpochPairs, number_groups, pair_captions
 from clap.dataset.evaluation_options import plan_evaluation_datasets
 from clap.dataset.held_out import select_training_clips
 from clap.dataset.keywords import use_keywords
-from clap.dataset.missing import find_missing
+from clap.dataset.missing import find_missing, name_missing
 from clap.dataset.registry import check_names, check_weights, download_named, find_corpus, open_corpus
 from clap.dataset.rewritings import RewrittenCaptions, read_rewritings
 from clap.waveform import AudioError, AudioHeader
@@ -295,13 +295,12 @@ class ClapDataset(Dataset):
             return
         share = f"{len(self.missing)} of {self.num_listed} recordings of the {self.kind} split of {self.name}"
         if len(self.missing) > self.max_bad_fraction * self.num_listed or len(self.missing) == self.num_listed:
-            first = self.missing[0].path or self.missing[0].id
+            first = name_missing(self.missing[:1])
             raise FileNotFoundError(
                 f"{share} are missing, the first is {first}; set dataset.root, or allow them with "
                 f"dataset.max_bad_fraction, now {self.max_bad_fraction:g} (`python -m clap check` lists all)"
             )
-        names = ", ".join(str(clip.path or clip.id) for clip in self.missing)
-        log.warning("%s are missing and skipped: %s", share, names)
+        log.warning("%s are missing and skipped: %s", share, name_missing(self.missing))
 
     def use_keyword_captions(self, clips: Sequence[JoinedClips]) -> list[JoinedClips]:
         """Make the captions of the corpora with the policy `keywords`.

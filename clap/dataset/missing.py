@@ -3,7 +3,7 @@
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clap.atomic import atomic_path
+from clap.corpus import Clip
 from clap.dataset.clip_table import ClipTable, join
 from clap.dataset.index import find_file
 
@@ -20,6 +21,7 @@ FEW = 1000  # clips that are looked up one by one
 FEW_IN_FOLDER = 8
 MIN_AGE = 2.0  # seconds, the coarsest file system clock: a younger folder can change without a new modification time
 CHUNK = 100_000  # names that are converted at once
+MOST_NAMED = 20
 FOUND_SCHEMA = pa.schema(
     [
         ("folder", pa.binary()),  # relative to the root
@@ -202,3 +204,10 @@ def describe(table: ClipTable) -> dict[bytes, bytes]:
     status = os.stat(table.file)
     index = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
     return {b"index": index.encode(), b"root": os.fsencode(os.path.abspath(table.root or ""))}
+
+
+def name_missing(clips: Iterable[Clip]) -> str:
+    """The recordings of missing clips, those of a lost shard as one, and at most MOST_NAMED."""
+    names = list(dict.fromkeys(str(clip.path or clip.id).partition(", lost clip ")[0] for clip in clips))
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
