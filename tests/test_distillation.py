@@ -11,7 +11,7 @@ from ranks import run_ranks
 from torch import Tensor, nn
 
 from clap.checkpoint import read_weights
-from clap.dataset.clips import Item
+from clap.dataset.item import Item
 from clap.dataset.loader import Batch, Collate
 from clap.loss import SymmetricCrossEntropyLoss
 from clap.model import Clap

@@ -16,8 +16,9 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from clap.corpus import Clip
 from clap.dataset.cache import WaveformCache
-from clap.dataset.clips import ClapDataset, Item
+from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
+from clap.dataset.item import Item
 from clap.dataset.loader import Collate, EpochSampler, closing_workers, make_loader, prefetch, prepare_worker
 from clap.dataset.synthetic import Synthetic
 from clap.model import Clap

@@ -151,6 +151,7 @@ def test_other_rewritings_are_other_data_of_a_resumed_run(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
+        (b"[" * 100_000, "not JSON"),
         (b'{"caption": "a", "rewritings": ["b"]', "not JSON"),
         (b'{"caption": "a\xff", "rewritings": ["b"]}', "not JSON"),
         (b'["a", "b"]', "no list of rewritings"),

@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from clap.dataset.epoch_order import order_epoch
 from clap.dataset.epoch_pairs import EpochPairs, number_groups, pair_captions
 from clap.dataset.evaluation_options import plan_evaluation_datasets
 from clap.dataset.held_out import select_training_clips
+from clap.dataset.item import Item
 from clap.dataset.keywords import use_keywords
 from clap.dataset.missing import find_missing, name_missing
 from clap.dataset.registry import check_names, check_weights, download_named, find_corpus, open_corpus
@@ -33,46 +34,10 @@ from clap.dataset.rewritings import RewrittenCaptions, read_rewritings
 from clap.waveform import AudioError, AudioHeader
 
 if TYPE_CHECKING:  # imports torch
-    from clap.dataset.frozen_audio import Entry, FrozenAudio
+    from clap.dataset.frozen_audio import FrozenAudio
 
 log = logging.getLogger(__name__)
 HEADER_THREADS = 8  # that read headers: on a network drive, each waits for a server
-
-
-@dataclass
-class Item:
-    """One clip as a worker loads it.
-
-    Args:
-        index: of the clip in the dataset.
-        samples: (samples,) float32, or int16 from a cache, which Collate converts without an extra copy.
-        group: equal for clips with the same captions.
-        problem: the error if the clip cannot be loaded; `samples` is None then.
-        scale: factor that converts `samples` to [-1, 1].
-        seed: of the random numbers of this clip in this epoch; None in evaluation.
-        is_hit: whether the samples were found in a cache; None without one.
-        entry: in the cache of a frozen audio encoder, if there is one; `samples` is empty if its features are known.
-    """
-
-    index: int
-    samples: np.ndarray | None
-    caption: str
-    group: int
-    problem: str | None = None
-    scale: np.float32 = np.float32(1)
-    seed: tuple[int, ...] | None = None
-    is_hit: bool | None = None
-    entry: "Entry | None" = None
-
-    @property
-    def length(self) -> int:
-        """Samples of the clip."""
-        return len(self.samples) if self.entry is None else self.entry.length
-
-    @property
-    def waveform(self) -> np.ndarray | None:
-        """Float32 (samples,)."""
-        return None if self.samples is None else self.samples * self.scale
 
 
 class ClapDataset(Dataset):

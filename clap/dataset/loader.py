@@ -20,9 +20,10 @@ from clap.augmentation import Changes, draw_changes, join_captions, join_groups
 from clap.config.augmentation_settings import AugmentationSettings
 from clap.corpus import Corpus
 from clap.dataset.cache import CacheUse
-from clap.dataset.clips import ClapDataset, Item
+from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.frozen_audio import Entry
+from clap.dataset.item import Item
 from clap.processes import check_batch_size
 
 log = logging.getLogger(__name__)

@@ -114,7 +114,7 @@ def read_entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             where = f"{path}, line {number}"
             try:
                 entry = json.loads(line)
-            except ValueError as error:  # also of bytes that are not UTF-8
+            except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
                 raise ValueError(f"{where}: not JSON ({error}); write an object, such as {EXAMPLE}") from None
             if isinstance(entry, dict) and SETTINGS in entry and "rewritings" not in entry:
                 continue

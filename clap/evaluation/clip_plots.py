@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clap.audio import mel_frequencies
 from clap.audio_encoder.base import LogMelEncoder
-from clap.dataset.clips import Item
+from clap.dataset.item import Item
 from clap.evaluation.retrieved_clips import RetrievedClips, RetrievedText
 from clap.model import Clap
 from clap.plotting import GREEN, GREY, INK, escape, fit_text, new_figure, save_placeholder, save_png

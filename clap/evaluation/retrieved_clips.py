@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from clap.corpus import Clip
-from clap.dataset.clips import ClapDataset, Item
+from clap.dataset.clips import ClapDataset
+from clap.dataset.item import Item
 from clap.model import Clap
 
 MAX_CLIPS = 64
