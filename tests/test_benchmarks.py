@@ -24,6 +24,7 @@ def read_rows(text: str) -> list[list[str]]:
     return [row for row in rows if row[0][0].isdigit()]
 
 
+@pytest.mark.slow
 def test_step_is_compared_with_transformers_and_with_each_setting(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["training.py", "--small", "--repeats", "1", "--batch", "2", "--workers", "1"])
     training.main()

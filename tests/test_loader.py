@@ -345,6 +345,7 @@ def first_batch(clap: Clap) -> int:
     return len(next(iter(make_loader(dataset, clap.collate, batch_size=2, num_workers=1, shuffle=True))))
 
 
+@pytest.mark.slow
 def test_loader_starts_workers_in_a_joblib_process(tiny_clap):
     """As in a sweep under hydra/launcher=joblib."""
     assert get_reusable_executor(max_workers=1).submit(first_batch, tiny_clap()).result() == 2

@@ -172,6 +172,7 @@ def test_search_over_seeds_folds_or_a_study_is_rejected():
         check_search(config, ["seed=3"])
 
 
+@pytest.mark.slow
 def test_interrupted_search_resumes_with_the_command_that_it_prints(
     sweep_project: Path, sweep_store: Path, tmp_path: Path
 ):

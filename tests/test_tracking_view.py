@@ -194,6 +194,7 @@ def test_means_have_a_color_for_each_group_of_seeds(sweep: tuple[Path, str], ser
 
 
 @needs_browser
+@pytest.mark.slow
 def test_other_pages_show_encoders_and_leading_metric(sweep: tuple[Path, str], server: Server, browser: WebDriver):
     pages, best = find_pages(server.address)
     scores = {row["job"]: float(row[f"test/{LEADING}"]) for row in read_board(sweep[0])}
