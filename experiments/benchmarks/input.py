@@ -31,13 +31,18 @@ at 1,008 clips, 900 at most and at 10,000.
 
 `--shards` measures shards: bare is soundfile on bytes in memory. "With start" is wall time with the index of the split
 and the text of the batches, for 16 clips; "http" the same from a local server, which is fetched (cold) or was fetched
-before (warm). Measured while other processes kept both cores busy four times over, so both columns of bare and clap
-vary by a fifth; to be measured again on an idle machine.
+before (warm). Without other load:
 
 | | bare, clips/s | shards | / bare | with start | http, cold | http, warm |
 |---|--:|--:|--:|--:|--:|--:|
-| WAV, mono | 230 | 168 | 0.73 | 37 | 32 | 28 |
-| FLAC, mono | 123 | 102 | 0.83 | 25 | 21 | 28 |
+| WAV, mono | 297 | 211 | 0.71 | 206 | 126 | 212 |
+| FLAC, mono | 151 | 125 | 0.83 | 124 | 93 | 126 |
+| OGG, mono | 111 | 98 | 0.89 | 97 | 65 | 96 |
+| MP3, mono | 149 | 127 | 0.85 | 125 | 99 | 125 |
+| WAV, stereo | 103 | 170 | 1.65 | 169 | 95 | 172 |
+| FLAC, stereo | 65 | 84 | 1.29 | 83 | 64 | 84 |
+| OGG, stereo | 47 | 58 | 1.23 | 57 | 50 | 57 |
+| MP3, stereo | 63 | 83 | 1.31 | 82 | 66 | 81 |
 """
 
 import argparse
