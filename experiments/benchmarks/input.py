@@ -43,6 +43,8 @@ before (warm). Without other load:
 | FLAC, stereo | 65 | 84 | 1.29 | 83 | 64 | 84 |
 | OGG, stereo | 47 | 58 | 1.23 | 57 | 50 | 57 |
 | MP3, stereo | 63 | 83 | 1.31 | 82 | 66 | 81 |
+
+Without making batches, an item of mono WAV takes 4.06 ms from a shard and 4.03 ms from a file, bare takes 3.36 ms.
 """
 
 import argparse
