@@ -1,6 +1,6 @@
 """Clips in columns: a memory-mapped Arrow file, of which a Clip is made when it is read. Imports no torch.
 
-A list of three million clips needs 4 GB, which each worker copies as it counts references; columns are mapped from disk
+A list needs about 2 KB for each clip, which each worker copies as it counts references; columns are mapped from disk
 and shared by all processes.
 """
 
