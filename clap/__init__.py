@@ -13,6 +13,7 @@ __all__ = [
     "SymmetricCrossEntropyLoss",
     "Tracker",
     "TrainerSettings",
+    "export_onnx",
     "open_loader",
 ]
 
@@ -25,6 +26,7 @@ _HOMES = {
     "SymmetricCrossEntropyLoss": "clap.loss",
     "Tracker": "clap.tracking.tracker",
     "TrainerSettings": "clap.training.trainer_settings",
+    "export_onnx": "clap.release.onnx_export",
     "open_loader": "clap.dataset.loader",
 }
 

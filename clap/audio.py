@@ -31,7 +31,8 @@ def fill_waveform(waveform: Tensor, lengths: Tensor, num_samples: int, mode: str
         padded = F.pad(waveform, (0, num_samples - waveform.shape[1]))  # a negative pad cuts
         return torch.where(time < lengths, padded, 0.0)
     repeated = waveform.gather(1, time % lengths)
-    return repeated if mode == "repeat" else torch.where(time < num_samples // lengths * lengths, repeated, 0.0)
+    repeats = torch.full_like(lengths, num_samples) // lengths  # torch.onnx has no number // tensor
+    return repeated if mode == "repeat" else torch.where(time < repeats * lengths, repeated, 0.0)
 
 
 def int16_round_trip(waveform: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def refuse_other_files(folder: Path, names: Sequence[str]) -> None:
     other = sorted({item.name for item in folder.iterdir()} - set(names)) if folder.is_dir() else []
     if other or folder.is_file():
         what = f"holds {', '.join(other[:4])}" if other else "is a file"
-        raise FileExistsError(f"{folder} {what}; give a new folder, or one that contains only a checkpoint")
+        raise FileExistsError(f"{folder} {what}; give a new folder, or one with an earlier result only")
 
 
 def fsync_files(folder: Path) -> None:

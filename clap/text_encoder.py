@@ -166,7 +166,7 @@ class TextEncoder(nn.Module):
         if self.pooling in ("last", "last_nonzero"):
             counted = mask if self.pooling == "last" else mask & (ids != 0)
             last = counted.long().sum(dim=1) - 1  # (batch,)
-            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
         weights = mask[:, :, None].to(hidden.dtype)  # (batch, tokens, 1)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 

@@ -17,7 +17,7 @@ ROWS = (
     ("train", "evaluate", "experiments"),
     ("clap.__main__",),
     ("clap.commands",),
-    ("clap.check", "clap.study"),
+    ("clap.check", "clap.release", "clap.study"),
     ("clap.training", "clap.tracking.register"),
     ("clap.tracking.serve",),
     ("clap.evaluation", "clap.tracking"),

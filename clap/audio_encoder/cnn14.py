@@ -83,7 +83,7 @@ class Cnn14(LogMelEncoder):
         """Merge the local views after the first block: a strided convolution, its outputs concatenated in time."""
         local = log_mel[longer, 1:].flatten(0, 1).unsqueeze(1)  # (longer * 3, 1, frames, n_mels)
         local = self.local_proj(local)  # (longer * 3, width, frames / 6, n_mels / 2)
-        local = concat_local_views(local.transpose(2, 3), len(longer), x.shape[2]).transpose(2, 3)
+        local = concat_local_views(local.transpose(2, 3), longer.shape[0], x.shape[2]).transpose(2, 3)
         return merge_longer(self.merge, x, local, longer)
 
 

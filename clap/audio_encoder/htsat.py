@@ -139,6 +139,6 @@ class PatchEmbed(nn.Module):
         tokens = self.proj(image)  # (batch, embed_dim, height, width)
         if local is not None:
             local = self.local_proj(local.flatten(0, 1).unsqueeze(1))  # (n * 3, embed_dim, height, width / 3)
-            local = concat_local_views(local, len(longer), tokens.shape[3])
+            local = concat_local_views(local, longer.shape[0], tokens.shape[3])
             tokens = merge_longer(self.merge, tokens, local, longer)
         return self.norm(tokens.permute(0, 2, 3, 1))
