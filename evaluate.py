@@ -43,7 +43,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     # These imports take seconds; mistakes in the command line and in the dataset are reported before them.
     from clap import Clap, Tracker, open_loader, process_group
     from clap.device import choose_device, describe_machine
-    from clap.evaluation import evaluation_set, evaluator
+    from clap.evaluation import evaluation_set, evaluator, leak_check
     from clap.evaluation.results import merge_metrics, write_results
     from clap.study.run_description import describe_evaluation
 
@@ -61,6 +61,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     }
     opened = [*loaders.values(), *(other.loaders[cfg.split] for other in sets.values())]
     datasets = [loader.dataset for loader in opened]
+    evaluated = [loader.dataset for loader in opened if loader.dataset.kind == cfg.split]
+    leak_check.check_leaks(cfg.checkpoint, evaluated, allow=cfg.allow_leaks)
 
     run = describe_evaluation(cfg.checkpoint, corpus=corpus.name, split=cfg.split)
     tags = run.tags | {"git_commit": git_commit(Path(__file__).parent)}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, WEIGHTS, TOKENIZER, TRAINER = "config.yaml", "model.safetensors", "tokenizer", "trainer.pt"
+TRAIN_CLIPS = "train_clips.npy"  # digests of what it was trained on, see clap/dataset/leaks.py
 HUGGING_FACE = "huggingface"  # subfolder with the same model for transformers
 
 # Raised on a full disk; safetensors and torch.save have their own types.

@@ -24,8 +24,8 @@ class PlainDumper(yaml.SafeDumper):
 
 def write_pretrained(clap: nn.Module, folder: Path, *, huggingface: bool) -> None:
     """Write a checkpoint folder atomically, with a subfolder for transformers if `huggingface`."""
-    names = (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TOKENIZER, checkpoint.HUGGING_FACE)
-    checkpoint.refuse_other_files(folder, names)
+    names = (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TOKENIZER, checkpoint.TRAIN_CLIPS)
+    checkpoint.refuse_other_files(folder, (*names, checkpoint.HUGGING_FACE))
 
     def write(temporary: Path) -> None:
         clap.save(temporary)

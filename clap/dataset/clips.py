@@ -120,6 +120,7 @@ class ClapDataset(Dataset):
         self.settings, self.max_bad_fraction = settings, settings.max_bad_fraction
         self.training = kind == "train" if training is None else training
         self.random_parts = True  # of longer clips in training; False: the middle
+        self.num_leaked: int | None = None  # clips that the evaluated model was trained on; None: unknown
         self.frozen_audio: FrozenAudio | None = None  # while a frozen audio encoder is cached
         clips = [self.list_clips(part) for part in parts]
         if kind == "train":

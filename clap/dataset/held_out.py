@@ -8,7 +8,7 @@ from clap.corpus import SPLITS, Corpus, Part
 from clap.dataset.clip_table import JoinedClips
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.dataset.exclude import drop_clips, skip_excluded
-from clap.dataset.sources import SITES, find_recordings, infer_sources, source_recording
+from clap.dataset.sources import find_recordings, find_sources
 
 log = logging.getLogger(__name__)
 
@@ -76,5 +76,5 @@ def list_evaluated(part: Part) -> set[str]:
         except FileNotFoundError as error:  # of a corpus that is downloaded split by split
             log.warning("training clips are not compared with the %s split of %s: %s", split, part.corpus.name, error)
             continue
-        found |= {recording for recording in map(source_recording, infer_sources(clips)) if recording}
-    return {recording for recording in found if recording.partition(":")[0] in SITES}
+        found |= set(filter(None, find_sources(clips)))
+    return found

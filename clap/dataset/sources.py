@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 import numpy as np
@@ -62,6 +62,12 @@ def infer_sources(clips: Sequence[Clip]) -> list[str | None]:
     return sources
 
 
+def find_sources(clips: Sequence[Clip]) -> list[str | None]:
+    """The recording on YouTube or Freesound of each clip, as far as it is known."""
+    sources = map(source_recording, infer_sources(clips))
+    return [source if source and source.partition(":")[0] in SITES else None for source in sources]
+
+
 def source_recording(source: str | None) -> str | None:
     """A source without the start of the clip."""
     return source and source.partition("@")[0]
@@ -98,20 +104,42 @@ def find_recordings(clips: JoinedClips, recordings: Collection[str]) -> np.ndarr
         sources = pc.replace_substring_regex(batch["source"], "@.*$", "")
         mask = pc.is_in(sources, value_set=stated)
         if batch["source"].null_count:
-            names = pc.coalesce(batch["path"], pc.struct_field(batch["member"], "name"), batch["id"])
-            mask = pc.or_(mask, match_names(names, values))
+            mask = pc.or_(mask, match_names(read_names(batch), values))
         masks.append(mask.to_numpy())
     return np.flatnonzero(np.concatenate(masks))
 
 
-def match_names(names: pa.ChunkedArray, values: Mapping[str, pa.Array]) -> pa.ChunkedArray:
-    """Whether a name of a file shows one of the recordings, by site."""
+def list_recordings(clips: JoinedClips) -> Iterator[pa.ChunkedArray]:
+    """The recordings, `youtube:ID` and `freesound:NUMBER` in bytes, that corpora state or names of clips may show.
+
+    A name may show several, and one that it is not cut from: those of other clips are what counts.
+    """
+    for batch in clips.batches("id", "path", "member", "source"):
+        yield pc.replace_substring_regex(batch["source"].drop_null(), "@.*$", "")
+        if batch["source"].null_count:
+            names = read_names(batch.filter(batch["source"].is_null()))
+            for texts, site, pattern in list_patterns(names):
+                found = pc.struct_field(pc.extract_regex(texts, pattern), "id").drop_null()
+                yield pc.binary_join_element_wise(f"{site}:".encode(), found, b"")
+
+
+def read_names(batch: pa.Table) -> pa.ChunkedArray:
+    """The path, name in a tar, or id of each clip."""
+    return pc.coalesce(batch["path"], pc.struct_field(batch["member"], "name"), batch["id"])
+
+
+def list_patterns(names: pa.ChunkedArray) -> list[tuple[pa.ChunkedArray, str, str]]:
+    """Stems or names, the site, and a pattern of its ids in them."""
     stems = pc.replace_substring_regex(pc.replace_substring_regex(names, "^.*/", ""), SUFFIX, "")
     tested = [(stems, site, pattern) for site, patterns in STEMS.items() for pattern in patterns]
-    tested += [(names, site, pattern) for site, patterns in PATHS.items() for pattern in patterns]
+    return tested + [(names, site, pattern) for site, patterns in PATHS.items() for pattern in patterns]
+
+
+def match_names(names: pa.ChunkedArray, values: Mapping[str, pa.Array]) -> pa.ChunkedArray:
+    """Whether a name of a file shows one of the recordings, by site."""
     masks = [
         pc.is_in(pc.struct_field(pc.extract_regex(texts, pattern), "id"), value_set=values[site])
-        for texts, site, pattern in tested
+        for texts, site, pattern in list_patterns(names)
         if len(values[site])
     ]
     return functools.reduce(pc.or_, masks)

@@ -31,7 +31,10 @@ def describe_split(clap: "Clap", split: EmbeddedSplit) -> dict[str, Any]:
         "left_out": left_out,
         "windows": clap.windows or "as the model was trained",
         "audio_definition": AUDIO_DEFINITION,
-    } | ({} if dataset.num_published is None else {"published_clips": dataset.num_published})
+        "leak_check": "unknown" if dataset.num_leaked is None else "complete",
+        **({} if dataset.num_published is None else {"published_clips": dataset.num_published}),
+        **({"training_clips_in_test": dataset.num_leaked} if dataset.num_leaked else {}),
+    }
 
 
 def describe_other_splits(splits: Sequence[EmbeddedSplit]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from clap.evaluation.query_scores import QueryScores
 from clap.run_folder import PROTOCOL
 
 TOLERANCE = 1e-6  # absolute and relative, between a metric and the mean of its per-query scores
-NOT_IN_HASH = ("hash", "recorded_by", "chance")  # keys of a protocol
+NOT_IN_HASH = ("hash", "recorded_by", "chance", "leak_check")  # keys of a protocol
 
 
 @dataclass

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 APPLIED = (
     "trainer.max_epochs",
     "trainer.max_steps",
+    "trainer.allow_leaks",
     "trainer.patience",
     "trainer.eval_every",  # also _steps and _minutes
     "trainer.log_every",

@@ -1,6 +1,7 @@
 """Losses, gradients and weights that are not finite: they stop a run before they reach the weights or a checkpoint."""
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,6 +9,10 @@ from torch.optim import Optimizer
 
 from clap.process_group import gather_objects, reduce_max
 from clap.training.sharding import gather_full
+
+if TYPE_CHECKING:  # the trainer imports this module
+    from clap.dataset.loader import Batch
+    from clap.training.trainer import ClapTrainer
 
 MIN_LOSS_SCALE = 2.0**-10  # of fp16; it starts at 2**16 and halves with each skipped step
 ADVICE = "checkpoints stay as they were; lower optimizer.lr or set trainer.precision=fp32"
@@ -119,3 +124,10 @@ class StepGuard:
         losses, gradients = zip(*gather_objects((loss, gradient and f"{gradient} {where}")), strict=True)
         norm = f"the norm of the gradients exceeds float32 {where}"
         raise NotFiniteError(f"{next(filter(None, (*losses, *gradients)), norm)}; {ADVICE}")
+
+
+def name_batch(trainer: "ClapTrainer", batch: "Batch") -> Callable[[], str]:
+    """A function that names step, epoch and first clips of a batch, for an error that may come a step later."""
+    place, index = f"step {trainer.step + 1} (epoch {trainer.epoch + 1}, batch {trainer.step_in_epoch}", batch.index[:4]
+    clips = trainer.train_loader.dataset.clips
+    return lambda: f"at {place}: {', '.join(clips[i].id for i in index.tolist())}, ...)"

@@ -14,6 +14,7 @@ from clap.dataset.digest import hash_digests
 from clap.dataset.loader import EpochSampler
 from clap.process_group import gather_objects, world_size
 from clap.training.parallel import is_tracking
+from clap.training.train_clips import check_test_recordings
 from clap.training.unfreezing import check_unfreezing
 from clap.waveform import AudioError, AudioHeader, TooLongError, check_duration
 
@@ -28,8 +29,8 @@ def check_trainer(trainer: "ClapTrainer") -> None:
     """Log settings that have no effect, and check the recordings of the validation and test split.
 
     Raises:
-        ValueError: no parameter is trained, an epoch has no batch, or more recordings than `max_bad_fraction` allows
-            cannot be read.
+        ValueError: no parameter is trained, an epoch has no batch, more recordings than `max_bad_fraction` allows
+            cannot be read, or test clips are of recordings that are trained on.
     """
     if not any(parameter.requires_grad for _, parameter in trainer.named_parameters()):
         raise ValueError("no parameter is trained: all parts and the logit scale are fixed; see freeze and loss")
@@ -41,6 +42,7 @@ def check_trainer(trainer: "ClapTrainer") -> None:
     log_untrained_norms(trainer)
     log_ineffective_settings(trainer)
     log_idle_fusion(trainer)
+    check_test_recordings(trainer)
     for name, dataset in trainer.validation.datasets.items():
         if name != "train":
             check_recordings(dataset)

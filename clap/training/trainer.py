@@ -34,7 +34,7 @@ from clap.training.acceleration import matmul_precision, prepare
 from clap.training.comparison import digest_dataset
 from clap.training.cost import reset_peak_memory
 from clap.training.ema import WeightAverage, test_average, validate_average
-from clap.training.finite import ADVICE, NotFiniteError, StepGuard, find_non_finite
+from clap.training.finite import ADVICE, NotFiniteError, StepGuard, find_non_finite, name_batch
 from clap.training.frozen_cache import FrozenTowers
 from clap.training.interrupt import stop_on_signal
 from clap.training.intervals import Interval
@@ -49,6 +49,7 @@ from clap.training.run_log import RunLog
 from clap.training.sharding import clip_gradients, gather_full, load_weights, total_norm
 from clap.training.skipped_clips import SkippedClips
 from clap.training.state import collect_state, own_run_folder, restore_state, write_state
+from clap.training.train_clips import TrainClips, mark_test_clips
 from clap.training.trainer_settings import TrainerSettings
 from clap.training.unfreezing import unfreeze_if_due
 from clap.training.validation import Validation
@@ -111,6 +112,7 @@ class ClapTrainer:
         self.evaluations = Interval(steps=self.settings.eval_every_steps, minutes=self.settings.eval_every_minutes)
         self.saves = Interval(steps=self.settings.save_every, minutes=self.settings.save_every_minutes)
         self.kept, self.ema = KeptCheckpoints(self.settings), WeightAverage(clap, self.settings.ema_decay)
+        self.train_clips = TrainClips(train_loader.dataset, self.config.get("init_from"))
         self.run_log = RunLog(self)
         self.origin: dict[str, list[str]] = {}  # commits and machines, more than one if the run was resumed with others
         self.validation_pending = False
@@ -143,6 +145,7 @@ class ClapTrainer:
         with (
             log_above_bars(),
             own_run_folder(self, Path(out_path)),
+            self.train_clips.recorded(Path(out_path)),
             self.frozen.active(),
             closing_workers(self.train_loader),
             stop_on_signal() as stop_requested,
@@ -197,7 +200,7 @@ class ClapTrainer:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = total_norm([p.grad for p in parameters if p.grad is not None])
-        finite_norm = self.guard.suppress(loss, norm, self.name_step(batch))
+        finite_norm = self.guard.suppress(loss, norm, name_batch(self, batch))
         if self.settings.max_grad_norm is not None:
             clip_gradients(parameters, self.settings.max_grad_norm, finite_norm)
         self.guard.step()
@@ -294,6 +297,7 @@ class ClapTrainer:
             extra = {key: self.config[key] for key in SAVED if key in self.config}
             same = None if has_adapters(model) else self.kept.find_weights(name, self.step)
             write_model(self.clap, folder, extra, weights, same=same)
+            self.train_clips.link_into(folder)
             if state is not None:
                 write_state(folder, state)
 
@@ -324,6 +328,7 @@ class ClapTrainer:
         self.checkpoints = out_path / "checkpoints"
         metrics = self.validation.best_metrics | test_average(self)
         load_weights(self.clap, with_adapters(self.clap, checkpoint.read_weights(self.checkpoints / "best")))
+        mark_test_clips(self)
         results = self.evaluate("test")
         if results:
             self.write_evaluations(results)
@@ -366,12 +371,6 @@ class ClapTrainer:
         """Names and parameters of the model, then of the loss."""
         yield from self.clap.named_parameters()
         yield from self.criterion.named_parameters(prefix="loss")
-
-    def name_step(self, batch: Batch) -> Callable[[], str]:
-        """A function that names step, epoch and first clips of a batch, for an error that may come a step later."""
-        place, index = f"step {self.step + 1} (epoch {self.epoch + 1}, batch {self.step_in_epoch}", batch.index[:4]
-        clips = self.train_loader.dataset.clips
-        return lambda: f"at {place}: {', '.join(clips[i].id for i in index.tolist())}, ...)"
 
     def log_training(self, bar: tqdm) -> None:
         """Log means since the last time, and show the progress."""

@@ -20,6 +20,7 @@ class TrainerSettings:
 
     Args:
         max_epochs, max_steps: training ends after the one that comes first.
+        allow_leaks: test clips may be cut from recordings of training clips; the protocol states their number.
         precision: `fp32`, `bf16` or `fp16` (GPU only) for the two encoders; log-mel and loss stay float32.
         max_grad_norm: gradients are clipped to this norm; None: not clipped.
         monitor: metric, higher is better, that chooses the best checkpoint; None for the first evaluator's first
@@ -54,6 +55,7 @@ class TrainerSettings:
 
     max_epochs: int = 10
     max_steps: int | None = None
+    allow_leaks: bool = False
     precision: str = "fp32"
     max_grad_norm: float | None = 1.0
     monitor: str | None = None
