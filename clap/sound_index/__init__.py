@@ -1,0 +1,1 @@
+"""Search a folder of recordings by text or by sound: its index of embeddings, and similarity over time."""
