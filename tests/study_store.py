@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from clap.evaluation.metrics import RetrievalRanks, retrieval_metrics, retrieval_scores
+from clap.evaluation.ranks import RetrievalRanks
 from clap.evaluation.results import Evaluation, RecordedEvaluation, hash_protocol, write_results
+from clap.evaluation.retrieval_metrics import retrieval_metrics, retrieval_scores
 from clap.study.factors import FOLD, Repeat, Study
 from clap.study.job import Job, name_job
 from clap.study.runs import Cell, Run, StudyRuns

@@ -35,7 +35,7 @@ def test_scores_of_an_older_retrieval_file_are_the_declared_ones(legacy_folder: 
     result = make_results(0.5, seed=0)["retrieval"]
     (found,) = read_results(legacy_folder(result, "retrieval"))
     assert set(found.metrics) == set(result.metrics)
-    assert found.scores.keys() == result.scores.keys() and len(found.scores) == 8
+    assert found.scores.keys() == result.scores.keys() and len(found.scores) == 12
     for metric, scores in result.scores.items():
         assert_array_equal(found.scores[metric].values, scores.values)
         assert_array_equal(found.scores[metric].clips, scores.clips)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from study_store import LEADING, make_results, record
 
-from clap.evaluation.metrics import RETRIEVAL_METRICS
 from clap.evaluation.query_scores import QueryScores
+from clap.evaluation.retrieval_metrics import RETRIEVAL_METRICS
 from clap.proportion import Interval
 from clap.study.scores import RunScores, check_protocols, describe_chance, make_column, sum_by_clip
 from clap.study.statistics import compare_folds, fold_interval, seed_interval

@@ -13,6 +13,7 @@ from clap.config.build import build
 from clap.config.values import check_name, suggest
 from clap.dataset.clips import ClapDataset, list_captions
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits, embed_split
+from clap.evaluation.metric_names import lower_is_better
 from clap.evaluation.protocol import describe_code, describe_other_splits, describe_split
 from clap.evaluation.results import Evaluation, hash_protocol, name_files
 
@@ -94,7 +95,7 @@ def check_metrics(
 
 def is_monitor(metric: str) -> bool:
     """Whether a metric can choose the best checkpoint: higher is better."""
-    return not metric.endswith("median_rank")
+    return not lower_is_better(metric)
 
 
 def find_needs(evaluators: Mapping[str, Evaluator]) -> list[str]:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from clap.evaluation.metrics import RETRIEVAL_METRICS, RetrievalRanks, retrieval_scores
 from clap.evaluation.query_scores import QueryScores
+from clap.evaluation.ranks import RetrievalRanks
+from clap.evaluation.retrieval_metrics import RETRIEVAL_METRICS, retrieval_scores
 
 
 def read_legacy_scores(arrays: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], dict[str, QueryScores]]:

@@ -23,8 +23,9 @@ from clap.evaluation.legacy_scores import read_legacy_scores
 from clap.evaluation.query_scores import QueryScores
 from clap.run_folder import PROTOCOL
 
+SHORT_WORDS = {"mean_average_precision": "mAP", "mean_reciprocal_rank": "MRR", "ndcg": "nDCG", "_at_": "@"}
 TOLERANCE = 1e-6  # absolute and relative, between a metric and the mean of its per-query scores
-NOT_IN_HASH = ("hash", "recorded_by", "chance", "leak_check")  # keys of a protocol
+NOT_IN_HASH = ("hash", "recorded_by", "chance", "definitions", "leak_check")  # keys of a protocol
 
 
 @dataclass
@@ -84,7 +85,9 @@ def merge_metrics(results: Mapping[str, Evaluation]) -> dict[str, float]:
 def label_metric(metric: str) -> str:
     """`test/clotho/text_to_audio/recall_at_1` -> `text-to-audio recall@1`: a metric in a reader's words."""
     *tasks, name = metric.split("/")[2:] or metric.split("/")
-    name = name.replace("mean_average_precision", "mAP").replace("_at_", "@").replace("_", " ")
+    for word, short in SHORT_WORDS.items():
+        name = name.replace(word, short)
+    name = name.replace("_", " ")
     return " ".join([*(task.replace("_", "-") for task in tasks), name])
 
 

@@ -10,8 +10,10 @@ from clap.corpus import Clip
 from clap.evaluation.chance import retrieval_chance
 from clap.evaluation.embedded_split import Splits
 from clap.evaluation.evaluator import Evaluator
-from clap.evaluation.metrics import RETRIEVAL_METRICS, retrieval_metrics, retrieval_ranks, retrieval_scores
+from clap.evaluation.metric_names import DEFAULT_METRICS, define_metric, name_both_directions
+from clap.evaluation.ranks import retrieval_ranks
 from clap.evaluation.results import Evaluation
+from clap.evaluation.retrieval_metrics import RETRIEVAL_METRICS, retrieval_metrics, retrieval_scores
 
 if TYPE_CHECKING:  # imports transformers
     from clap.model import Clap
@@ -35,9 +37,22 @@ class Retrieval(Evaluator):
 
     Equal captions of two clips are two texts, each with one right clip, as published for Clotho and AudioCaps. Where
     captions are made from labels, equal captions are one text, and all their clips are right.
+
+    Args:
+        metrics: further metrics of both directions, names of `clap.evaluation.metric_names.DEFINITIONS` with a number
+            for K, such as recall_at_50.
+
+    Raises:
+        ValueError: there is no such metric.
     """
 
     metric_names = RETRIEVAL_METRICS
+
+    def __init__(self, *, metrics: Sequence[str] = ()) -> None:
+        self.metrics = list(dict.fromkeys([*DEFAULT_METRICS, *metrics]))
+        self.definitions = {name: define_metric(name) for name in self.metrics}
+        if metrics:
+            self.metric_names = name_both_directions(self.metrics)
 
     def __call__(self, clap: "Clap", splits: Splits) -> Evaluation:
         split = splits.evaluated
@@ -53,12 +68,12 @@ class Retrieval(Evaluator):
             "audio_to_text_best_rank": ranks.best_text.cpu().numpy(),
         }
         return Evaluation(
-            retrieval_metrics(ranks),
+            retrieval_metrics(ranks, self.metrics),
             [clip.id for clip in clips],
-            scores=retrieval_scores(ranks),
+            scores=retrieval_scores(ranks, self.metrics),
             per_query=per_query,
-            protocol=describe_captions(clips),
-            chance=retrieval_chance(*pairs),
+            protocol=describe_captions(clips) | {"definitions": self.definitions},
+            chance=retrieval_chance(ranks, num_clips=len(clips), num_texts=len(texts), metrics=self.metrics),
         )
 
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from clap.config.compose import find_conf_dir
 from clap.config.overrides import VERSION_BASE
 from clap.config.values import suggest
+from clap.evaluation.metric_names import lower_is_better
 
 DESIGNS = ("grid", "one_at_a_time")
 KEYS = ("design", "metrics", "minutes")  # allowed in `study` in a yaml
@@ -64,7 +65,7 @@ class Study:
                 f"study {self.name} has {len(self.factors)} factors and {len(self.metrics)} metrics; "
                 "set at least one of each in hydra.sweeper.params and study.metrics"
             )
-        if self.metrics[0].endswith("median_rank"):
+        if lower_is_better(self.metrics[0]):
             raise ValueError(
                 f"the leading metric of study {self.name} is {self.metrics[0]}, where lower is better; "
                 "put one first where higher is better"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clap.atomic import read_json
+from clap.evaluation.metric_names import lower_is_better
 from clap.run_folder import COST, METRICS, PROTOCOL, read_chance, read_counts
 from clap.study.factors import FOLD
 from clap.study.job import THEN, Job, shorten_commit
@@ -67,8 +68,7 @@ class Leaderboard:
         self.rows.sort(key=self.rank)
 
     def rank(self, row: Mapping[str, Any]) -> tuple[float, str]:
-        value = row[self.leading[0]] if self.leading else None
-        return math.inf if value is None or math.isnan(value) else -value, row["job"]
+        return rank_value(row[self.leading[0]], self.leading[0]) if self.leading else math.inf, row["job"]
 
     def best(self) -> dict[str, float]:
         """The metrics of the best job in the table as metrics of the parent run, `best/<metric>`.
@@ -107,6 +107,13 @@ class Leaderboard:
             levels = [format_range(self.chance.get(name, [])) for name in metrics]
             table.append(["chance", *levels, *[EMPTY] * (len(self.counts) + 1), *["" for _ in extra]])
         return to_markdown(table) + describe_cut(self.rows, longest)
+
+
+def rank_value(value: float | None, metric: str) -> float:
+    """A number that sorts values of a metric, the best first and those without a number last."""
+    if value is None or math.isnan(value):
+        return math.inf
+    return value if lower_is_better(metric) else -value
 
 
 def describe_cut(rows: Sequence[Any], longest: int | None) -> str:

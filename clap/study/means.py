@@ -1,6 +1,5 @@
 """Means of a sweep over its seeds and folds: one row for each configuration, best first."""
 
-import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from clap.evaluation.results import read_results
 from clap.run_folder import COST, METRICS, PROTOCOL
 from clap.study.factors import FOLD, REPEATS, SEED, Repeat, drop_repeats
 from clap.study.job import Job, job_levels, name_job, read_overrides
-from clap.study.leaderboard import describe_cut, format_heading, format_range
+from clap.study.leaderboard import describe_cut, format_heading, format_range, rank_value
 from clap.study.scores import (
     Column,
     Estimate,
@@ -65,7 +64,7 @@ class Means:
     the sweep have a result, and its number is their unweighted mean.
 
     Args:
-        metrics: the leading one first, higher is better.
+        metrics: the leading one first.
         swept: keys that the sweep varies.
         groups: config groups, whose options name a configuration.
 
@@ -96,7 +95,7 @@ class Means:
 
     def rank(self, row: MeanRow) -> tuple[float, str]:
         estimate = row.estimate(self.metrics[0])
-        return math.inf if estimate is None or math.isnan(estimate.mean) else -estimate.mean, row.name
+        return rank_value(estimate and estimate.mean, self.metrics[0]), row.name
 
     def markdown(self, *, longest: int | None = None) -> str:
         """A table of the configurations, of at most `longest`, and a description of its numbers; empty without rows."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from clap.evaluation.metric_names import lower_is_better
 from clap.evaluation.results import (
     NOT_IN_HASH,
     TOLERANCE,
@@ -164,17 +165,22 @@ class Column:
         )
 
     def is_above_chance(self, replicates: Sequence[Replicate]) -> bool | None:
-        """Whether the interval of a configuration, or without one that of any run over clips, is above chance.
+        """Whether the interval of a configuration, or without one that of any run over clips, is better than chance.
 
         None if there is no chance level or no interval.
         """
         if self.chance is None:
             return None
-        if interval := self.estimate(replicates).interval:
-            return interval.low > self.chance
         scores = [self.scores[run_id] for replicate in replicates for run_id in replicate]
-        lows = [clip_interval(score.totals, score.counts).low for score in scores if score.counts is not None]
-        return any(low > self.chance for low in lows) if lows else None
+        interval = self.estimate(replicates).interval
+        found = (
+            [interval]
+            if interval
+            else [clip_interval(score.totals, score.counts) for score in scores if score.counts is not None]
+        )
+        if lower_is_better(self.metric):
+            return any(one.high < self.chance for one in found) if found else None
+        return any(one.low > self.chance for one in found) if found else None
 
     def clip_intervals(self) -> dict[str, Interval]:
         """Run id -> interval of its score over clips; empty for a metric without per-query scores."""
@@ -192,10 +198,13 @@ def describe_chance(numbers: Sequence[tuple[Column, Sequence[Replicate]]]) -> st
     if not numbers or any(column.is_above_chance(own) is not False for column, own in numbers):
         return ""
     which = "No configuration is" if len(numbers) > 1 else "The configuration is not"
-    levels = [column.chance for column, _ in numbers]
+    levels, column = [column.chance for column, _ in numbers], numbers[0][0]
     chance = " to ".join(dict.fromkeys(f"{level:.3f}" for level in (min(levels), max(levels))))
+    better, begins = (
+        ("below", "ends at or above") if lower_is_better(column.metric) else ("above", "begins at or below")
+    )
     return (
-        f"{which} above chance in {numbers[0][0].label}: every 95 % interval begins at or below the chance level of "
+        f"{which} {better} chance in {column.label}: every 95 % interval {begins} the chance level of "
         f"{chance}, so this metric ranks nothing."
     )
 
