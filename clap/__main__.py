@@ -20,6 +20,7 @@ VERBS = {  # verb: module with add_arguments(parser) and run(arguments), and its
     "classify": ("clap.commands.classify", "classify recordings zero-shot by the names of the labels"),
     "similarity": ("clap.commands.similarity", "print the cosine similarity of recordings and captions"),
     "export": ("clap.commands.export", "write a model as ONNX graphs that run without torch"),
+    "demo": ("clap.commands.demo", "serve a page that searches sounds by text, and labels sounds by text"),
     "upload": ("clap.commands.upload", "send what a run or a sweep could not log to MLflow"),
     "register": ("clap.commands.register", "register a trained model in the MLflow Model Registry for serving"),
     "report": ("clap.commands.report", "write the table and figures of a study into its note"),

@@ -17,6 +17,7 @@ ROWS = (
     ("train", "evaluate", "experiments"),
     ("clap.__main__",),
     ("clap.commands",),
+    ("clap.demo",),
     ("clap.check", "clap.release", "clap.sound_index", "clap.study"),
     ("clap.training", "clap.tracking.register"),
     ("clap.tracking.serve",),
@@ -41,7 +42,7 @@ ROWS = (
     ("clap.member", "clap.processes", "clap.text_table"),
 )
 ROOMS = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
-MOST_LATE_IMPORTS = 24
+MOST_LATE_IMPORTS = 25
 HYDRA_ROOMS = ("train", "evaluate", "clap.config", "clap.study")
 
 

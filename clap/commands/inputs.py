@@ -28,8 +28,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, files: str = "+") ->
     parser.add_argument(
         "files", nargs=files, metavar="FILES", help="recordings, folders of them, or patterns ('**/*.wav')"
     )
+    add_checkpoint_arguments(parser)
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the arguments of `load_embedder`."""
     parser.add_argument(
-        "--checkpoint", required=True, metavar="PATH_OR_NAME", help="run folder, checkpoint, or published weights"
+        "--checkpoint", required=required, metavar="PATH_OR_NAME", help="run folder, checkpoint, or published weights"
     )
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="tokenizer of the text encoder, if the checkpoint does not contain one"
