@@ -41,14 +41,14 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     others = open_evaluation_datasets(config, trained=[part.corpus.name for part in corpus.parts], split=cfg.split)
 
     # These imports take seconds; mistakes in the command line and in the dataset are reported before them.
-    from clap import Clap, Tracker, open_loader, process_group
+    from clap import Tracker, load_model, open_loader, process_group
     from clap.device import choose_device, describe_machine
     from clap.evaluation import evaluation_set, evaluator, leak_check
     from clap.evaluation.results import merge_metrics, write_results
     from clap.study.run_description import describe_evaluation
 
     route_libraries()
-    clap = Clap.from_ckpt(cfg.checkpoint).to(choose_device(cfg.device))
+    clap = load_model(cfg.checkpoint).to(choose_device(cfg.device))
     clap.set_windows(cfg.windows)
     evaluators = evaluator.build_evaluators(config)
     loaders = {}

@@ -38,7 +38,7 @@ def train(cfg: DictConfig) -> float:
     route_libraries()
     resume_from, run_id = process_group.on_main(lambda: find_resumable_run(cfg.resume, run_dir, uri=cfg.tracking.uri))
     set_seed(cfg.seed)
-    clap = open_model(config, resume_from=resume_from, overrides=HydraConfig.get().overrides.task)
+    clap = open_model(config, corpus, resume_from=resume_from, overrides=HydraConfig.get().overrides.task)
     clap = clap.freeze(cfg.freeze).augment(augmentation).to(choose_device(cfg.device))
     distribute_model(clap, settings)
     options = {"settings": data, "seed": cfg.seed, "evaluated": [other.plan.corpus for other in others.values()]}

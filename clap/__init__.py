@@ -6,6 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = [
     "Clap",
+    "ClapAudioClassifier",
     "ClapDataset",
     "ClapTrainer",
     "Evaluator",
@@ -14,11 +15,13 @@ __all__ = [
     "Tracker",
     "TrainerSettings",
     "export_onnx",
+    "load_model",
     "open_loader",
 ]
 
 _HOMES = {
     "Clap": "clap.model",
+    "ClapAudioClassifier": "clap.classifier",
     "ClapDataset": "clap.dataset.clips",
     "ClapTrainer": "clap.training.trainer",
     "Evaluator": "clap.evaluation.evaluator",
@@ -27,6 +30,7 @@ _HOMES = {
     "Tracker": "clap.tracking.tracker",
     "TrainerSettings": "clap.training.trainer_settings",
     "export_onnx": "clap.release.onnx_export",
+    "load_model": "clap.classifier",
     "open_loader": "clap.dataset.loader",
 }
 

@@ -1,4 +1,4 @@
-"""Contrastive losses between a batch's audio and text embeddings.
+"""Contrastive losses between a batch's audio and text embeddings, and losses of the logits of a classifier.
 
 Two rows with the same clip id are captions (or windows) of one clip, and positives of each other. The model keeps
 `logit_scale` as a logarithm and exponentiates it in its forward, so a loss receives the scale itself.
@@ -105,6 +105,66 @@ class SigmoidLoss(nn.Module):
         texts = text_embedding if all_text is None else all_text
         logits = logit_scale * audio_embedding @ texts.T + self.logit_bias  # (rows, all rows)
         return -F.logsigmoid((2 * positives - 1) * logits).sum() / len(logits)
+
+
+class ClassificationLoss(nn.Module):
+    """Base of the losses of a `ClapAudioClassifier`.
+
+    logits, targets (batch, classes) -> loss (), the mean over rows. A target is 1 for a class of the clip and 0 for
+    another one, or of a mixture of two clips what `mix_targets` returns.
+
+    Attributes:
+        multi_label: whether a clip may have several classes, or none.
+    """
+
+    multi_label: bool
+
+    def mix_targets(self, own: Tensor, partner: Tensor) -> Tensor:
+        """Targets of mixtures (batch, classes) from those of their two clips, which may be the same clip."""
+        raise NotImplementedError
+
+
+class CrossEntropyLoss(ClassificationLoss):
+    """Cross entropy of one class for each clip.
+
+    logits, targets (batch, classes) -> loss (). A mixture of two clips has both classes, with a target of 0.5 each
+    (Zhang et al. 2018, mixup).
+
+    Args:
+        label_smoothing: share of the target that is spread evenly over all classes (Szegedy et al. 2016, section 7).
+
+    Raises:
+        ValueError: label_smoothing is out of range.
+    """
+
+    multi_label = False
+
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing={label_smoothing} must be at least 0 and below 1")
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+
+    def mix_targets(self, own: Tensor, partner: Tensor) -> Tensor:
+        return (own + partner) / 2
+
+
+class BinaryCrossEntropyLoss(ClassificationLoss):
+    """One binary decision for each clip and class, averaged over both (Kong et al. 2020, section III).
+
+    logits, targets (batch, classes) -> loss (). A mixture of two clips has the classes of both.
+    """
+
+    multi_label = True
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, targets)
+
+    def mix_targets(self, own: Tensor, partner: Tensor) -> Tensor:
+        return torch.maximum(own, partner)
 
 
 def check_logit_scale(value: float) -> float:

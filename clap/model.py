@@ -3,11 +3,10 @@
 Radford et al. 2021 (CLIP); Elizalde et al. 2023 and Wu et al. 2023 (CLAP).
 """
 
-import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,27 @@ from torch.nn import functional as F
 
 from clap import checkpoint, saving
 from clap.audio_encoder.base import AudioEncoder
+from clap.audio_model import AudioModel
 from clap.config import read_config
-from clap.config.augmentation_settings import AugmentationSettings
 from clap.config.secrets import hide_secrets
-from clap.config.values import WINDOW_POLICIES
 from clap.dataset.loader import Collate
 from clap.lora import merge_adapters
 from clap.loss import MAX_LOGIT_SCALE, check_logit_scale
-from clap.parts import build_parts, choose_parts, load_part, model_config, parts_to_rebuild, read_saved_config
-from clap.progress import progress_bar
+from clap.parts import (
+    build_parts,
+    check_has_no_head,
+    choose_parts,
+    load_part,
+    model_config,
+    parts_to_rebuild,
+    read_saved_config,
+)
 from clap.prompts import TEMPLATES, check_prompts, check_texts, fill_templates
 from clap.published.limits import check_described
 from clap.published.load import apply_overrides, check_keys, load_weights, no_weights, one_line_errors, read_published
 from clap.published.sources import is_published
-from clap.recordings import Recording, load_batches
+from clap.recordings import Recording
 from clap.tokenizer import Tokenizer
-from clap.waveform import LONGEST, AudioError
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ class ResidualProjection(nn.Module):
         return self.layer_norm(x + self.dropout(self.linear2(F.gelu(x))))
 
 
-class Clap(nn.Module):
+class Clap(AudioModel):
     """Waveforms and captions to unit-norm embeddings in one space.
 
     `Clap(config=...)` is `Clap.from_config(...)`; otherwise the four parts are given as modules.
@@ -87,9 +91,8 @@ class Clap(nn.Module):
         config: str | Path | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] | None = None
         if config is not None:
-            self.config = model_config(read_config(config))
+            self.config = check_has_no_head(model_config(read_config(config)))
             audio_encoder, text_encoder, audio_projection, text_projection = build_parts(self.config)
             init_logit_scale = self.config["init_logit_scale"]
         self.audio_encoder = audio_encoder
@@ -97,10 +100,6 @@ class Clap(nn.Module):
         self.audio_projection = audio_projection
         self.text_projection = text_projection
         self.logit_scale = nn.Parameter(torch.tensor(math.log(check_logit_scale(init_logit_scale))))  # a logarithm
-        self.longest_clip = LONGEST  # seconds; inference refuses a clip of which more would be read
-        self.frozen: list[str] = []
-        self.windows: str | None = None  # `mean` if those of longer clips are averaged, regardless of the fusion
-        self.augmentation = AugmentationSettings()
         self.encode_text: Callable[[Tensor, Tensor], Tensor] | None = None  # in place of a frozen, cached text encoder
 
     @classmethod
@@ -126,7 +125,7 @@ class Clap(nn.Module):
         if is_published(ckpt):
             return cls.from_published(str(ckpt), settings)
         folder = checkpoint.find_best(Path(ckpt))
-        config = read_saved_config(folder)
+        config = check_has_no_head(read_saved_config(folder), str(folder))
         apply_overrides(config, settings or {})
         weights = checkpoint.read_weights(folder)
         check_keys(check_described(cls, config, weights, str(folder)).state_dict(), weights, str(folder))
@@ -186,29 +185,10 @@ class Clap(nn.Module):
         """
         saving.write_pretrained(self, Path(folder).resolve(), huggingface=huggingface)
 
-    def save(self, folder: Path, extra: Mapping | None = None, *, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write config, weights and tokenizer into an existing folder; `extra` (data, evaluation) joins the config."""
-        saving.write_model(self, folder, extra, weights)
-
-    @property
-    def sample_rate(self) -> int:
-        """Sample rate in Hz of the waveforms."""
-        return self.audio_encoder.sample_rate
-
-    @property
-    def input_format(self) -> dict[str, Any]:
-        """Arguments of `open_loader` that depend on the model."""
-        return {"sample_rate": self.sample_rate, "window": self.window, "collate": self.collate}
-
     @property
     def embed_dim(self) -> int:
         """Width of the embeddings."""
         return self.audio_projection.linear2.out_features
-
-    @property
-    def window(self) -> float | None:
-        """Seconds of a clip that are used; None if the audio encoder takes clips of any length."""
-        return None if self.audio_encoder.whole_clip else self.audio_encoder.window
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -232,44 +212,6 @@ class Clap(nn.Module):
             self.tokenizer.read()
         return Collate(self.tokenizer, augmentation=self.augmentation, sample_rate=self.sample_rate)
 
-    @property
-    def device(self) -> torch.device:
-        return self.logit_scale.device
-
-    def set_windows(self, windows: str | None) -> None:
-        """`mean`: average evenly spaced windows of longer clips; None: the policy that the model was trained with.
-
-        Raises:
-            ValueError: an unknown policy, or an audio encoder without windows.
-        """
-        if windows not in WINDOW_POLICIES:
-            raise ValueError(f"windows={windows!r} is not mean or null")
-        self.audio_encoder.set_windows(windows)
-        self.windows = windows
-
-    def freeze(self, names: Sequence[str]) -> "Clap":
-        """Freeze submodules: no gradients, no dropout and no updates of batch statistics in training."""
-        allowed = [name for name, _ in self.named_children()]
-        for name in names:
-            if name not in allowed:
-                raise ValueError(f"freeze={list(names)}: {name!r} is not one of {', '.join(allowed)}")
-            self.get_submodule(name).requires_grad_(False).eval()
-        self.frozen = list(names)
-        return self
-
-    def augment(self, settings: AugmentationSettings) -> "Clap":
-        """Augment training, in loaders that use `collate` afterwards; ValueError if the audio encoder cannot."""
-        self.audio_encoder.drop_frames(settings.frame_out)
-        self.audio_encoder.drop_patches(settings.patch_out)
-        self.augmentation = settings
-        return self
-
-    def train(self, mode: bool = True) -> "Clap":
-        super().train(mode)
-        for name in self.frozen:
-            self.get_submodule(name).eval()
-        return self
-
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
         self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
@@ -290,67 +232,6 @@ class Clap(nn.Module):
         """Token ids and mask (batch, tokens) -> (batch, embed_dim), unit norm."""
         encode = self.encode_text or self.text_encoder
         return F.normalize(self.text_projection(encode(token_ids, token_mask)).float(), dim=-1)
-
-    @contextlib.contextmanager
-    def inference(self) -> Iterator[None]:
-        """Evaluation mode without gradients; the previous mode is restored on exit."""
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():  # not inference_mode, whose results cannot be used in training
-                yield
-        finally:
-            self.train(training)
-
-    def get_audio_embeddings(
-        self,
-        audio: Recording | Iterable[Recording],
-        sample_rate: int | None = None,
-        *,
-        batch_size: int = 16,
-        progress: bool | None = None,
-    ) -> Tensor:
-        """Embeddings (n, embed_dim), unit norm, of n files or of n waveforms at `sample_rate` Hz, in input order.
-
-        A waveform is float (samples,) or (channels, samples); a batch of equal length may be one array (n, samples).
-        The embedding of a clip does not depend on its batch.
-
-        Args:
-            batch_size: clips per batch; fewer if they are longer than a minute.
-            progress: whether to show a bar; None: for more than two batches.
-
-        Raises:
-            AudioError: an invalid file or waveform. ValueError: waveforms without sample_rate.
-        """
-        is_one = isinstance(audio, str | os.PathLike) or getattr(audio, "ndim", 2) == 1
-        audio = [audio] if is_one else list(audio)
-        embedding = torch.empty(len(audio), self.embed_dim, device=self.device)
-        hidden = len(audio) <= 2 * batch_size if progress is None else not progress
-        rows = self.embed_each(audio, sample_rate, batch_size=batch_size)
-        for position, row in progress_bar(rows, total=len(audio), unit="clip", hidden=hidden):
-            if isinstance(row, AudioError):
-                raise row
-            embedding[position] = row
-        return embedding
-
-    def embed_each(
-        self, audio: Sequence[Recording], sample_rate: int | None = None, *, batch_size: int = 16
-    ) -> Iterator[tuple[int, Tensor | AudioError]]:
-        """Position and embedding (embed_dim,) of each clip, or the AudioError of an invalid clip.
-
-        Clips are batched by duration, the longest first: a batch that is too large for the memory fails immediately,
-        and there is little padding.
-        """
-        limits = {"window": self.window, "longest": self.longest_clip}
-        batches = load_batches(audio, sample_rate, batch_size=batch_size, target_rate=self.sample_rate, **limits)
-        for waveforms, errors in batches:
-            yield from errors.items()
-            if waveforms:
-                lengths = torch.tensor([len(waveform) for waveform in waveforms.values()])
-                batch = nn.utils.rnn.pad_sequence(list(waveforms.values()), batch_first=True)
-                with self.inference():  # not around the yield, where the caller's code runs
-                    embeddings = self.embed_audio(batch.to(self.device), lengths)
-                yield from zip(waveforms, embeddings, strict=True)
 
     def get_text_embeddings(self, captions: Sequence[str], *, batch_size: int = 64) -> Tensor:
         """Embeddings (n, embed_dim), unit norm, of n captions.

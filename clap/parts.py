@@ -12,6 +12,7 @@ from clap.audio_encoder.base import AudioEncoder
 from clap.config.build import build, build_module, find_target
 from clap.config.lora_settings import read_lora
 from clap.config.saved import read_saved_yaml
+from clap.config.values import CLASSIFIER
 from clap.fusion import OneWindow
 from clap.published.load import SCALES
 from clap.published.tower import load_tower, open_tower
@@ -27,7 +28,18 @@ def model_config(config: Mapping[str, Any]) -> dict[str, Any]:
             f"the config has no {', '.join(missing)}; give a composed one, as `train.py --cfg job` prints it"
         )
     adapters = {lora.KEY: config[lora.KEY]} if read_lora(config.get(lora.KEY)) else {}
-    return {key: config[key] for key in (*PARTS, SCALES) if key in config} | adapters
+    head = {CLASSIFIER: config[CLASSIFIER]} if config.get(CLASSIFIER) else {}
+    return {key: config[key] for key in (*PARTS, SCALES) if key in config} | adapters | head
+
+
+def check_has_no_head(config: dict[str, Any], where: str = "the config") -> dict[str, Any]:
+    """Return the config of a model; ValueError if it is that of a classifier."""
+    if CLASSIFIER in config:
+        raise ValueError(
+            f"{where} is of a ClapAudioClassifier, which has class names and no text encoder; load it with "
+            "ClapAudioClassifier.from_ckpt, or give the checkpoint that it was trained from"
+        )
+    return config
 
 
 def read_saved_config(folder: Path) -> dict[str, Any]:

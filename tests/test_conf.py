@@ -93,7 +93,7 @@ def test_audio_encoder_builds_on_the_meta_device_with_its_projection(audio_encod
 
 @pytest.mark.parametrize("audio_encoder", ["htsat_nano", "cnn14_nano"])
 @pytest.mark.parametrize("text_encoder", ["roberta_nano", "gpt2_nano"])
-@pytest.mark.parametrize("loss", [name for name in options("loss") if name != "distillation"])
+@pytest.mark.parametrize("loss", ["sigmoid", "symmetric_cross_entropy"])  # the others have tests of their own
 @pytest.mark.parametrize("optimizer", options("optimizer"))
 def test_nano_options_take_a_training_step(audio_encoder: str, text_encoder: str, loss: str, optimizer: str):
     options = {"audio_encoder": audio_encoder, "text_encoder": text_encoder, "loss": loss, "optimizer": optimizer}

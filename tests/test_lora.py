@@ -15,7 +15,7 @@ from clap.checkpoint import CONFIG, read_weights
 from clap.config.lora_settings import read_lora
 from clap.lora import adapted_layers, merge_weights
 from clap.model import Clap
-from clap.study.trained_model import open_model
+from clap.study.trained_model import open_clap
 from clap.training.trainer_settings import TrainerSettings
 
 LORA = ["lora.text_encoder={r: 2, dropout: 0.1}", "lora.audio_encoder={r: 3, target_modules: [qkv, proj]}"]
@@ -114,7 +114,7 @@ def test_run_starts_from_a_checkpoint_with_new_adapters_or_none(train: Callable,
     expected = embed(Clap.from_ckpt(source))
     for overrides in ([], ["lora.text_encoder={r: 4}"]):
         config = tiny_config(*overrides, f"init_from={source}")
-        clap = open_model(config, resume_from=None, overrides=[])
+        clap = open_clap(config, resume_from=None, overrides=[])
         assert bool(adapted_layers(clap)) == bool(overrides)
         torch.testing.assert_close(embed(clap), expected, rtol=0, atol=0)
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from clap.config.overrides import VERSION_BASE
 from clap.model import Clap
-from clap.study.trained_model import name_options, open_model, record_config
+from clap.study.trained_model import name_options, open_clap, record_config
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_record_holds_the_parts_of_the_model(cfg: DictConfig, clap: Clap, tmp_pa
 def test_resumed_run_has_the_parts_of_its_own_checkpoint(clap: Clap, tiny_config, tmp_path: Path):
     clap.text_encoder.tokenizer.train(["a dog barks"])
     clap.save(tmp_path)
-    again = open_model(tiny_config() | {"init_from": "gone"}, resume_from=tmp_path, overrides=["seed=0"])
+    again = open_clap(tiny_config() | {"init_from": "gone"}, resume_from=tmp_path, overrides=["seed=0"])
     assert again.embed_dim == 24 and not again.tokenizer.needs_training
-    other = open_model(tiny_config() | {"init_from": "gone"}, resume_from=tmp_path, overrides=["embed_dim=8"])
+    other = open_clap(tiny_config() | {"init_from": "gone"}, resume_from=tmp_path, overrides=["embed_dim=8"])
     assert other.embed_dim == tiny_config()["embed_dim"]

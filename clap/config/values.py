@@ -29,6 +29,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "lora.text_encoder": (dict, type(None)),
     "loss.teachers": (list,),
     "spec_augment": (dict, type(None)),
+    "classifier": (dict, type(None)),
     "study": (dict, type(None)),
     "tracking.uri": (str, type(None)),
     "trainer.cache_frozen": (bool, str),
@@ -90,6 +91,8 @@ GATHERS = ("full", "local")
 SCHEDULES = ("cosine", "constant")
 CAPTION_POLICIES = ("sample", "all", "keywords", "rewritten")
 WINDOW_POLICIES = ("mean", None)
+CLASSIFIER = "classifier"  # key of the head of a ClapAudioClassifier
+CLASSIFIER_FEATURES = ("encoder", "projection")
 POOLINGS = ("first", "last", "mean", "pooler")
 FILL_MODES = ("repeat_pad", "repeat", "pad")
 MEL_SCALES = ("slaney", "htk")
@@ -102,6 +105,7 @@ CHOICES = {
     "trainer.frozen_windows": FROZEN_WINDOWS,
     "trainer.parallel": PARALLEL,
     "loss.gather": GATHERS,
+    "classifier.features": CLASSIFIER_FEATURES,
     "optimizer.schedule": SCHEDULES,
     "device": DEVICES,
     "dataset.captions": CAPTION_POLICIES,

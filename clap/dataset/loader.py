@@ -43,6 +43,7 @@ class Batch:
     problems: {index: error} of the clips that were skipped. captions: one for each row, for models with other tokens.
     changes: augmentation of the waveforms, which `to` applies; all other fields are those of the augmented clips.
     cache_use: of the recordings of these rows, if there is a cache.
+    mixed_with (batch,): index of the clip that augmentation has added to a row, or of the row's own clip; None without.
     features (batch, width), feature_keys (batch, 2), is_cut (batch,): outputs of a frozen audio encoder, of which clips
     that are not known are NaN, with their `Entry` in its cache; None without a cache. A known clip has no samples.
     """
@@ -62,6 +63,7 @@ class Batch:
     features: Tensor | None = None
     feature_keys: Tensor | None = None
     is_cut: Tensor | None = None
+    mixed_with: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -84,7 +86,7 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device, in float32 and augmented, without waiting; what the host reads stays on the CPU.
 
-        On the CPU stay lengths, index, is_cached, features and their keys, problems and captions.
+        On the CPU stay lengths, index, mixed_with, is_cached, features and their keys, problems and captions.
         """
         names = ("samples", "scale", "token_ids", "token_mask", "clip_ids")
         non_blocking = torch.device(device).type != "cpu"  # a copy to the CPU could be read before it is complete
@@ -156,6 +158,7 @@ class Collate:
             problems=problems,
             captions=captions,
             changes=changes,
+            mixed_with=None if changes is None else torch.tensor([good[other].index for other in partner]),
             cache_use=count_cache_use(good),
             **collate_entries([item.entry for item in good if item.entry is not None]),
         )

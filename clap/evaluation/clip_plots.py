@@ -13,9 +13,9 @@ from torch import Tensor
 
 from clap.audio import mel_frequencies
 from clap.audio_encoder.base import LogMelEncoder
+from clap.audio_model import AudioModel
 from clap.dataset.item import Item
 from clap.evaluation.retrieved_clips import RetrievedClips, RetrievedText
-from clap.model import Clap
 from clap.plotting import GREEN, GREY, INK, escape, fit_text, new_figure, save_placeholder, save_png
 from clap.prompts import TEMPLATES
 
@@ -27,12 +27,14 @@ CAPTION_WIDTH = 52  # characters on a line under a log-mel panel
 CAPTION_LINES = 2
 
 
-def plot_clips(folder: Path, clap: Clap, found: RetrievedClips) -> None:
+def plot_clips(folder: Path, clap: AudioModel, found: RetrievedClips) -> None:
     """similarity.png and, of encoders with a log-mel, retrieved.png of a few clips."""
     path, own = folder / "similarity.png", found.own()
     similarity = found.audio_embedding @ found.text_embedding.T  # (clips, texts)
     if found.by_class:
-        plot_class_similarity(similarity, path, class_names=found.texts, labels=own, num_clips=found.num_clips)
+        prompts = () if clap.text_encoder is None else TEMPLATES
+        options = {"class_names": found.texts, "labels": own, "num_clips": found.num_clips, "prompts": prompts}
+        plot_class_similarity(similarity, path, **options)
     else:
         first = [captions[0] for captions in own]
         columns = [found.texts.index(caption) for caption in first]
@@ -51,7 +53,7 @@ def plot_clips(folder: Path, clap: Clap, found: RetrievedClips) -> None:
 
 def plot_items(
     path: Path,
-    clap: Clap,
+    clap: AudioModel,
     *,
     items: Sequence[Item],
     captions: Sequence[str],
@@ -108,14 +110,21 @@ def plot_similarity(similarity: Tensor, path: Path, *, captions: Sequence[str], 
 
 
 def plot_class_similarity(
-    similarity: Tensor, path: Path, *, class_names: Sequence[str], labels: Sequence[Sequence[str]], num_clips: int
+    similarity: Tensor,
+    path: Path,
+    *,
+    class_names: Sequence[str],
+    labels: Sequence[Sequence[str]],
+    num_clips: int,
+    prompts: Sequence[str] = TEMPLATES,
 ) -> None:
     """Cosine similarity of clips (rows, grouped by class) and classes (columns); frames mark the classes of a clip.
 
     Above 64 classes, those of the shown clips are drawn.
 
     Args:
-        similarity: (clips, classes).
+        similarity: (clips, classes), or probabilities of a classifier.
+        prompts: of the classes; none of a classifier.
         labels: the classes of each clip, one or more.
         num_clips: of the split, for the title.
 
@@ -135,7 +144,7 @@ def plot_class_similarity(
     found = {name for own in labels for name in own}
     columns = [i for i, name in enumerate(class_names) if len(class_names) <= MAX_MATRIX or name in found]
     place = {class_names[column]: new for new, column in enumerate(columns)}
-    title = f"Audio-class similarity ({len(labels)} of {num_clips} clips"
+    title = f"{'Audio-class similarity' if prompts else 'Class probabilities'} ({len(labels)} of {num_clips} clips"
     title += ")" if len(columns) == len(class_names) else f", {len(columns)} of {len(class_names)} classes)"
     figure = new_figure(max(10.0, 0.15 * len(columns)), 8.6, title=title)
     axes = figure.add_subplot()
@@ -147,8 +156,9 @@ def plot_class_similarity(
     label_classes(axes, [labels[row][0] for row in order], [class_names[column] for column in columns])
     own = "the clip's own class" if max(map(len, labels)) == 1 else "one of the clip's own classes"
     subtitle = f"{own} (framed) scores highest of {len(class_names)} for {wins} of {len(labels)} clips"
-    axes.set_title(f'{subtitle}, prompt "{", ".join(TEMPLATES)}"', fontsize=10, color=GREY)
-    figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.8)
+    subtitle += f', prompt "{", ".join(prompts)}"' if prompts else ""
+    axes.set_title(subtitle, fontsize=10, color=GREY)
+    figure.colorbar(image, ax=axes, label="cosine similarity" if prompts else "probability", shrink=0.8)
     return save_png(figure, path)
 
 

@@ -7,17 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from torch.utils.data import DataLoader
 
-from clap.config.build import build
-from clap.config.values import check_name, suggest
+from clap.config.build import build, find_target
+from clap.config.values import CLASSIFIER, check_name, suggest
 from clap.dataset.clips import ClapDataset, list_captions
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits, embed_split
 from clap.evaluation.metric_names import lower_is_better
 from clap.evaluation.protocol import describe_code, describe_other_splits, describe_split
 from clap.evaluation.results import Evaluation, hash_protocol, name_files
+from clap.loss import ClassificationLoss
 
 if TYPE_CHECKING:  # imports transformers
+    from clap.audio_model import AudioModel
     from clap.model import Clap
 
 log = logging.getLogger(__name__)
@@ -32,12 +35,16 @@ class Evaluator:
     Attributes:
         metric_names: all keys of `Evaluation.metrics`; the first one chooses the best checkpoint, higher is better.
         needs: further splits that it reads, such as ("train",) for a linear probe. They are opened only if needed.
+        needs_text: whether it compares clips with text, which a classifier cannot embed.
+        needs_head: whether it evaluates the head of a classifier.
         definition: version of its metrics, part of the protocol; raised by hand when their definition changes, so that
             numbers of the old and the new definition do not share a column.
     """
 
     metric_names: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    needs_text: bool = True
+    needs_head: bool = False
     definition: int = 1
 
     def check(self, dataset: ClapDataset) -> None:
@@ -45,6 +52,9 @@ class Evaluator:
 
     def check_splits(self, dataset: ClapDataset, others: Mapping[str, ClapDataset]) -> None:
         """Refuse an evaluated split together with those of `needs`, by kind; called after `check` of each."""
+
+    def check_model(self, clap: "AudioModel", dataset: ClapDataset) -> None:
+        """Refuse a model, or an evaluated split that does not fit it, before anything is trained or embedded."""
 
     def __call__(self, clap: "Clap", splits: Splits) -> Evaluation:
         raise NotImplementedError
@@ -129,6 +139,53 @@ def check_evaluators(
             evaluator.check_splits(parts[dataset.kind][corpus], {kind: parts[kind][corpus] for kind in evaluator.needs})
 
 
+def check_models(clap: "AudioModel", dataset: ClapDataset, evaluators: Mapping[str, Evaluator]) -> None:
+    """Let every evaluator check the model that it will evaluate on a split.
+
+    Raises:
+        ValueError: an evaluator cannot evaluate the model, or not on this dataset.
+    """
+    check_kind(evaluators, is_classifier=clap.class_names is not None)
+    for name, evaluator in evaluators.items():
+        if evaluator.needs_text and clap.text_encoder is None:
+            raise ValueError(f"evaluation {name} compares clips with text, and this model has no text encoder")
+        for part in split_by_corpus(dataset).values():
+            evaluator.check_model(clap, part)
+
+
+def check_kind(evaluators: Mapping[str, Evaluator], *, is_classifier: bool) -> None:
+    """ValueError if an evaluator is not of a classifier, or of a model without a head."""
+    for name, evaluator in evaluators.items():
+        if is_classifier and evaluator.needs_text:
+            raise ValueError(
+                f"evaluation {name} compares clips with text, and a classifier has no text encoder; set "
+                "evaluation=[classification], or for clips with several labels [multi_label_classification]"
+            )
+        if evaluator.needs_head and not is_classifier:
+            raise ValueError(
+                f"evaluation {name} needs a classifier, and this model has no head over classes; train one with "
+                "experiment=fine_tune_classifier init_from=CHECKPOINT, or set evaluation=[zero_shot]"
+            )
+
+
+def check_classifier(config: Mapping[str, Any], evaluators: Mapping[str, Evaluator]) -> None:
+    """Check that the loss and the evaluators of a composed config are of its kind of model.
+
+    Raises:
+        ValueError: a classifier has another loss or evaluator, or a model without a head has one of a classifier.
+    """
+    is_classifier, loss = config.get(CLASSIFIER) is not None, find_target(config["loss"], nn.Module)
+    if issubclass(loss, ClassificationLoss) != is_classifier:
+        allowed = "cross_entropy or binary_cross_entropy" if is_classifier else "symmetric_cross_entropy"
+        raise ValueError(
+            f"loss={loss.__name__} does not train {'a classifier' if is_classifier else 'a model without a classifier'}"
+            f"; set loss={allowed}{'' if is_classifier else ', or experiment=fine_tune_classifier'}"
+        )
+    if is_classifier and (config.get("lora") or {}).get("text_encoder"):
+        raise ValueError("lora.text_encoder has no effect on a classifier, which has no text encoder; set it to null")
+    check_kind(evaluators, is_classifier=is_classifier)
+
+
 def split_by_corpus(dataset: ClapDataset) -> dict[str, ClapDataset]:
     """Corpus -> its clips of the dataset."""
     return {name: part for name, (part, _) in zip(dataset.names, dataset.by_corpus, strict=True)}
@@ -158,7 +215,9 @@ def evaluate_split(
     """
     loaders = {**(other_loaders or {}), loader.dataset.kind: loader}
     check_evaluators(loader.dataset, evaluators, {kind: other.dataset for kind, other in loaders.items()})
-    clap.tokenizer.cache_captions(list_captions(loader.dataset))
+    check_models(clap, loader.dataset, evaluators)
+    if clap.text_encoder is not None:
+        clap.tokenizer.cache_captions(list_captions(loader.dataset))
 
     @functools.cache
     def embed(kind: str) -> dict[str, EmbeddedSplit]:

@@ -70,6 +70,7 @@ class LinearProbe(Evaluator):
     """
 
     needs = ("train",)
+    needs_text = False
     definition = 1
 
     def __init__(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clap.atomic import write_atomic
 from clap.corpus import Clip
@@ -43,8 +44,7 @@ class MultiLabel(Evaluator):
         self.templates = check_templates(templates, what="class", key="evaluation.multi_label.templates")
 
     def check(self, dataset: ClapDataset) -> None:
-        if not any(clip.all_labels for clip in dataset.clips):
-            raise ValueError(f"no clip of {dataset.name} ({dataset.kind}) has a label; choose evaluation=[retrieval]")
+        require_any_label(dataset)
 
     def __call__(self, clap: "Clap", splits: Splits) -> Evaluation:
         split, dataset = splits.evaluated, splits.evaluated.dataset
@@ -53,16 +53,13 @@ class MultiLabel(Evaluator):
         clips = [split.clips[row] for row in rows]
         class_names = sorted({label for clip in clips for label in clip.all_labels})
         listed = {label for clip in [*dataset.clips, *dataset.missing] for label in clip.all_labels}
-        number = {name: place for place, name in enumerate(class_names)}
-        is_positive = torch.zeros(len(clips), len(class_names), dtype=torch.bool)
-        for row, clip in enumerate(clips):
-            is_positive[row, [number[label] for label in clip.all_labels]] = True
+        is_positive = find_positives(clips, class_names)
         audio_embedding, class_embedding = split.audio_embedding[rows], clap.embed_classes(class_names, self.templates)
         precisions = ranked_precisions(audio_embedding, class_embedding, is_positive.to(audio_embedding.device))
         num_positive = is_positive.sum(dim=0).numpy()
         protocol = {
             "class_names": class_names,
-            "classes_without_clips": sorted(listed - number.keys()),
+            "classes_without_clips": sorted(listed - set(class_names)),
             "templates": self.templates,
             "clips_with_label": len(clips),
             "label_manifest": digest_labels(clips),
@@ -84,23 +81,39 @@ class MultiLabel(Evaluator):
         )
 
     def write_report(self, result: Evaluation, folder: Path) -> None:
-        """classes.csv and average_precision.png: average precision, number of clips and chance level of each class."""
-        names, precisions, counts = (
-            result.per_query[key] for key in ("class_names", "average_precision", "clips_of_class")
-        )
-        total = len(result.clip_ids)
-        chance = expected_average_precisions(counts, total, total)
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = zip(names.tolist(), counts.tolist(), precisions.tolist(), chance.tolist(), strict=True)
-        table = to_csv([["class", "clips", "average_precision", "chance"], *lines])
-        write_atomic(folder / "classes.csv", table.encode())
-        title = (
-            "Multi-label, {dataset} ({split})\n".format(**result.protocol)
-            + f"mAP {precisions.mean():.1%} over {len(names)} classes of {total} clips, chance {chance.mean():.1%}"
-        )
-        labels = [f"{name} (n={count})" for name, count in zip(names, counts, strict=True)]
-        path = folder / "average_precision.png"
-        plot_bars(path, labels, precisions, title=title, xlabel="average precision", chance=chance)
+        write_precision_report(result, folder, title="Multi-label, {dataset} ({split})".format(**result.protocol))
+
+
+def require_any_label(dataset: ClapDataset) -> None:
+    """ValueError if none of the clips of a dataset has a label."""
+    if not any(clip.all_labels for clip in dataset.clips):
+        raise ValueError(f"no clip of {dataset.name} ({dataset.kind}) has a label; choose evaluation=[retrieval]")
+
+
+def find_positives(clips: Sequence[Clip], class_names: Sequence[str]) -> Tensor:
+    """Whether a clip has a class, (clips, classes) bool."""
+    number = {name: place for place, name in enumerate(class_names)}
+    is_positive = torch.zeros(len(clips), len(class_names), dtype=torch.bool)
+    for row, clip in enumerate(clips):
+        is_positive[row, [number[label] for label in clip.all_labels]] = True
+    return is_positive
+
+
+def write_precision_report(result: Evaluation, folder: Path, *, title: str) -> None:
+    """classes.csv and average_precision.png: average precision, number of clips and chance level of each class."""
+    names, precisions, counts = (
+        result.per_query[key] for key in ("class_names", "average_precision", "clips_of_class")
+    )
+    total = len(result.clip_ids)
+    chance = expected_average_precisions(counts, total, total)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = zip(names.tolist(), counts.tolist(), precisions.tolist(), chance.tolist(), strict=True)
+    table = to_csv([["class", "clips", "average_precision", "chance"], *lines])
+    write_atomic(folder / "classes.csv", table.encode())
+    summary = f"mAP {precisions.mean():.1%} over {len(names)} classes of {total} clips, chance {chance.mean():.1%}"
+    labels = [f"{name} (n={count})" for name, count in zip(names, counts, strict=True)]
+    path = folder / "average_precision.png"
+    plot_bars(path, labels, precisions, title=f"{title}\n{summary}", xlabel="average precision", chance=chance)
 
 
 def digest_labels(clips: Sequence[Clip]) -> str:

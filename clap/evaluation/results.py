@@ -25,7 +25,7 @@ from clap.run_folder import PROTOCOL
 
 SHORT_WORDS = {"mean_average_precision": "mAP", "mean_reciprocal_rank": "MRR", "ndcg": "nDCG", "_at_": "@"}
 TOLERANCE = 1e-6  # absolute and relative, between a metric and the mean of its per-query scores
-NOT_IN_HASH = ("hash", "recorded_by", "chance", "definitions", "leak_check")  # keys of a protocol
+NOT_IN_HASH = ("hash", "recorded_by", "chance", "definitions", "leak_check", "trained_on")  # keys of a protocol
 
 
 @dataclass

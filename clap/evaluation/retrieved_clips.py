@@ -12,6 +12,7 @@ from itertools import chain, zip_longest
 import torch
 from torch import Tensor
 
+from clap.classifier import ClapAudioClassifier
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
 from clap.dataset.item import Item
@@ -38,9 +39,9 @@ class RetrievedClips:
     Attributes:
         clips: (clips,), by turns of each class where the texts are classes.
         items: the first of them with their recordings.
-        audio_embedding: (clips, embed_dim) on the CPU.
-        texts: (texts,) all captions or classes of the split.
-        text_embedding: (texts, embed_dim) on the CPU.
+        audio_embedding: (clips, embed_dim) on the CPU; of a classifier probabilities (clips, classes).
+        texts: (texts,) all captions or classes of the split; of a classifier its classes.
+        text_embedding: (texts, embed_dim) on the CPU; of a classifier the identity (classes, classes).
         by_class: whether the texts are classes.
         num_clips: of the split.
     """
@@ -63,24 +64,29 @@ class RetrievedClips:
         return [retrieve(row, self.texts, own) for row, own in zip(scores, self.own(), strict=False)]
 
 
-def retrieve_clips(clap: Clap, dataset: ClapDataset) -> RetrievedClips:
+def retrieve_clips(clap: Clap | ClapAudioClassifier, dataset: ClapDataset) -> RetrievedClips:
     """Embed a few clips and all captions or classes of a dataset."""
-    by_class = has_classes(dataset.clips)
+    is_classifier = isinstance(clap, ClapAudioClassifier)
+    by_class = is_classifier or has_classes(dataset.clips)
     order = take_turns(dataset.clips) if by_class else range(len(dataset))
-    clips, items, rows = [], [], [torch.empty(0, clap.embed_dim)]
+    embed = clap.classify if is_classifier else clap.get_audio_embeddings
+    clips, items, rows = [], [], []
     for index in order[:MAX_CLIPS]:  # one at a time: a fusion reads whole clips, which may be long
         item = dataset[index]
         if item.problem is None:
             clips.append(dataset.clips[item.index])
-            rows.append(clap.get_audio_embeddings(item.waveform, clap.sample_rate).cpu())
+            rows.append(embed(item.waveform, clap.sample_rate).cpu())
             items += [item] if len(items) < MAX_RECORDINGS else []
-    if by_class:
+    if is_classifier:
+        texts, text_embedding = clap.class_names, torch.eye(len(clap.class_names))
+    elif by_class:
         texts = sorted({label for clip in dataset.clips for label in clip.all_labels})
         text_embedding = clap.embed_classes(texts)
     else:
         texts = list(dict.fromkeys(dataset.captions))
         text_embedding = clap.get_text_embeddings(texts)
-    return RetrievedClips(clips, items, torch.cat(rows), texts, text_embedding.cpu(), by_class, len(dataset))
+    embeddings = torch.cat([torch.empty(0, text_embedding.shape[1]), *rows])
+    return RetrievedClips(clips, items, embeddings, texts, text_embedding.cpu(), by_class, len(dataset))
 
 
 def retrieve(scores: Tensor, texts: Sequence[str], own: Sequence[str]) -> list[RetrievedText]:
@@ -95,9 +101,10 @@ def has_classes(clips: Sequence[Clip]) -> bool:
 
 
 def take_turns(clips: Sequence[Clip]) -> list[int]:
-    """Indices of the clips, the first of each class, then the second of each class, and so on."""
+    """Indices of the labelled clips, the first of each class, then the second of each class, and so on."""
     classes = defaultdict(list)
     for index, clip in enumerate(clips):
-        classes[clip.all_labels[0]].append(index)
+        if clip.all_labels:
+            classes[clip.all_labels[0]].append(index)
     turns = zip_longest(*(classes[name] for name in sorted(classes)))
     return [index for index in chain.from_iterable(turns) if index is not None]

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
+from clap.audio_model import AudioModel
 from clap.evaluation.clip_plots import plot_clips
 from clap.evaluation.evaluator import is_monitor
 from clap.evaluation.results import label_metric
 from clap.evaluation.retrieved_clips import RetrievedClips
-from clap.model import Clap
 from clap.plotting import (
     BLUE,
     GREEN,
@@ -48,7 +48,7 @@ QUALITY_COLORS = {  # by the last part of a metric's name
 }
 
 
-def plot_run(run_dir: Path, clap: Clap, found: RetrievedClips) -> None:
+def plot_run(run_dir: Path, clap: AudioModel, found: RetrievedClips) -> None:
     """All plots of a run: its curves, and the captions or classes that a few clips retrieve."""
     folder, history = run_dir / "plots", read_history(run_dir / HISTORY)
     plot_training_curves(history, folder / "training.png")

@@ -97,6 +97,7 @@ def open_evaluators(
     others = {name: evaluation_set.EvaluationDataset.build(plan) for name, plan in plans.items()}
     evaluated = {kind: names for kind, names in corpora.items() if kind != "train"}
     metrics = {kind: [name for other in others.values() for name in other.name_metrics(kind)] for kind in SPLITS[1:]}
+    evaluator.check_classifier(config, evaluators)
     evaluator.check_metrics(config, evaluators, evaluated, metrics if others else {})
     return evaluators, others
 

@@ -18,6 +18,7 @@ from clap.tracking.description import COLOR, NOTE, describe
 
 MODEL = ("audio_encoder", "text_encoder", "fusion")
 DEFAULT_FUSION = "none"  # not in the name of a run
+NO_TEXT = "none"  # the text encoder of a classifier
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def name_run(
 ) -> str:
     """Name of a run by model, data, initial weights, swept keys and seed: `htsat_nano-gpt2_nano-esc50-from-630k-s0`."""
     fusion = factors.get("fusion") if factors.get("fusion") != DEFAULT_FUSION else None
-    parts = [factors.get("audio_encoder"), factors.get("text_encoder"), fusion, factors.get("dataset")]
+    text = factors.get("text_encoder") if factors.get("text_encoder") != NO_TEXT else "classifier"
+    parts = [factors.get("audio_encoder"), text, fusion, factors.get("dataset")]
     parts += [None if init_from is None else f"from-{name_source(init_from)}"]
     named = (*MODEL, "dataset", "init_from")
     rest = {key: level for key, level in levels.items() if key not in named} | {SEED: factors[SEED]}
@@ -94,7 +96,9 @@ def name_run(
 
 def describe_model(factors: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     """`Trains **htsat_nano** and **gpt2_nano** on **esc50** from random weights: fusion none, loss ..., seed 0.`"""
-    model = " and ".join(f"**{factors[group]}**" for group in MODEL[:2] if group in factors) or "a model"
+    named = [f"**{factors[group]}**" for group in MODEL[:2] if factors.get(group) not in (None, NO_TEXT)]
+    model = " and ".join(named) or "a model"
+    model += " as a classifier" if factors.get("text_encoder") == NO_TEXT else ""
     data = f" on **{factors['dataset']}**" if "dataset" in factors else ""
     weights = {group: settings.get(f"{group}.pretrained") for group in MODEL[:2]}
     pretrained = [group if name is True else f"{group} `{name}`" for group, name in weights.items() if name]

@@ -38,7 +38,7 @@ Replicate = Sequence[str]  # run ids, one for each fold; a single one without fo
 TEST_FOLDS = "test_folds"  # key of the protocol of a cross-validation: fold -> its protocol
 CLIP_COUNTS = ("published_clips", "clips_with_label")  # keys of a protocol, to be added up over folds
 CLIP_KEYS = (  # keys of a protocol in which the folds of a cross-validation may differ
-    *("clips", "clip_manifest", "audio_manifest", "left_out", "cached_in_16_bits", "other_splits"),
+    *("clips", "clip_manifest", "audio_manifest", "left_out", "cached_in_16_bits", "other_splits", "trained_on"),
     *CLIP_COUNTS,
 )
 SHOWN_RUNS, SHOWN_CHARACTERS = 3, 60  # in an error about protocols

@@ -16,40 +16,64 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clap import checkpoint
 from clap.audio_encoder.base import AudioEncoder
+from clap.classifier import ClapAudioClassifier
 from clap.config import read_config
 from clap.config.build import find_target
 from clap.config.history import keep_config
 from clap.config.saved import read_saved_yaml
+from clap.config.values import CLASSIFIER
+from clap.corpus import Corpus
+from clap.dataset.class_names import list_classes
+from clap.loss import ClassificationLoss
 from clap.model import Clap
 from clap.parts import PARTS, choose_parts, model_config
 from clap.published.tower import NOT_SIZES
+from clap.study.run_description import NO_TEXT
 
 GROUPS = ("audio_encoder", "text_encoder", "fusion")
 
 
-def open_model(config: Mapping[str, Any], *, resume_from: Path | None, overrides: Sequence[str]) -> Clap:
-    """The model of a run: from its config, with the parts and weights of `init_from`, or to resume from a checkpoint.
+def open_model(
+    config: Mapping[str, Any], corpus: Corpus, *, resume_from: Path | None, overrides: Sequence[str]
+) -> Clap | ClapAudioClassifier:
+    """The model of a run: a Clap, or with the key `classifier` a classifier of the labels of its training clips.
 
-    A resumed run takes the parts from its own checkpoint, because that of `init_from` may have changed since.
+    The classifier has the audio encoder that `open_clap` returns, without a text encoder.
 
     Args:
         overrides: the parts that they set (`key=value`) do not come from `init_from`.
+    """
+    options = {"resume_from": resume_from, "overrides": overrides}
+    if config.get(CLASSIFIER) is None:
+        return open_clap(config, **options)
+    class_names = list_classes(corpus)
+    unused = {CLASSIFIER} if config["init_from"] else {CLASSIFIER, "text_encoder"}  # a checkpoint has its own
+    clap = open_clap({**config, **dict.fromkeys(unused)}, **options)
+    multi_label = find_target(config["loss"], ClassificationLoss).multi_label
+    return ClapAudioClassifier(clap, class_names, multi_label=multi_label, **config[CLASSIFIER])
+
+
+def open_clap(config: Mapping[str, Any], *, resume_from: Path | None, overrides: Sequence[str]) -> Clap:
+    """A model from its config, with the parts and weights of `init_from`, or to resume from a checkpoint.
+
+    A resumed run takes the parts from its own checkpoint, because that of `init_from` may have changed since.
     """
     init_from = config["init_from"]
     if init_from is None or resume_from is None:
         return Clap.init_from(init_from, config, overrides=overrides)
     saved = model_config(read_saved_yaml(checkpoint.find_file(resume_from, checkpoint.CONFIG)))
     clap = Clap.from_config(choose_parts(config, saved, overrides, init_from))
-    clap.tokenizer.load(checkpoint.find_file(resume_from, checkpoint.TOKENIZER))
+    if clap.text_encoder is not None:
+        clap.tokenizer.load(checkpoint.find_file(resume_from, checkpoint.TOKENIZER))
     return clap
 
 
-def record_config(cfg: DictConfig, clap: Clap, run_dir: Path) -> dict[str, Any]:
+def record_config(cfg: DictConfig, clap: Clap | ClapAudioClassifier, run_dir: Path) -> dict[str, Any]:
     """Return the config of a run with the parts of its model, and record it in the folder `.hydra` of the run."""
-    if cfg.init_from is not None:
+    if cfg.init_from is not None or isinstance(clap, ClapAudioClassifier):
         cfg = cfg.copy()
         with open_dict(cfg):
-            cfg.update({key: clap.config[key] for key in PARTS})
+            cfg.update({key: clap.config[key] for key in (*PARTS, CLASSIFIER) if key in clap.config})
             if "init_logit_scale" in cfg.loss:
                 cfg.loss.init_logit_scale = clap.config["init_logit_scale"]
         file = run_dir / str(HydraConfig.get().output_subdir) / "config.yaml"
@@ -59,14 +83,17 @@ def record_config(cfg: DictConfig, clap: Clap, run_dir: Path) -> dict[str, Any]:
     return read_config(cfg)
 
 
-def name_options(cfg: DictConfig, clap: Clap) -> dict[str, str]:
+def name_options(cfg: DictConfig, clap: Clap | ClapAudioClassifier) -> dict[str, str]:
     """The option of each part of a model: the chosen one if it describes the part, else one that has its sizes.
 
-    A part of which no option has the sizes is named by its class and millions of parameters, such as `HTSAT-28M`.
+    A part of which no option has the sizes is named by its class and millions of parameters, such as `HTSAT-28M`. The
+    text encoder of a classifier is `none`.
     """
     composed, choices = read_config(cfg), HydraConfig.get().runtime.choices
+    own = {group: clap.config[group] == composed[group] for group in GROUPS}
     return {
-        group: choices[group] if clap.config[group] == composed[group] else find_option(group, clap) for group in GROUPS
+        group: choices[group] if is_chosen else find_option(group, clap) if clap.config[group] else NO_TEXT
+        for group, is_chosen in own.items()
     }
 
 

@@ -9,22 +9,23 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from clap.audio_encoder.base import LogMelEncoder
+from clap.audio_model import AudioModel
 from clap.fusion import MeanOfWindows, Views, window_starts
-from clap.model import Clap
 from clap.training.precision import DTYPES
 
 CAPTION_TOKENS = 20  # in a counted training step
 PRODUCTS = 4  # matrix products between two readings of the clock
 
 
-def measure_size(clap: Clap, *, duration: float) -> dict[str, float]:
+def measure_size(clap: AudioModel, *, duration: float) -> dict[str, float]:
     """Parameters of a model and its encoders, and gigaflops of the forward pass of a clip of `duration` seconds."""
-    parts = {"": clap, "audio_encoder_": clap.audio_encoder, "text_encoder_": clap.text_encoder}
+    parts = {"": clap, "audio_encoder_": clap.audio_encoder}
+    parts |= {} if clap.text_encoder is None else {"text_encoder_": clap.text_encoder}
     return {
         **{f"{name}parameters": sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
         "trainable_parameters": sum(p.numel() for p in clap.parameters() if p.requires_grad),
@@ -56,8 +57,8 @@ def peak_memory() -> int:
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def forward_flops(clap: Clap, *, duration: float | None = None) -> int:
-    """FLOPs of a clip and a caption of sixteen tokens, without the STFT.
+def forward_flops(clap: AudioModel, *, duration: float | None = None) -> int:
+    """FLOPs of a clip and, with a text encoder, of a caption of sixteen tokens, without the STFT.
 
     Args:
         duration: seconds of the clip, which the fusion cuts into windows or views as in training; None: the window.
@@ -65,12 +66,13 @@ def forward_flops(clap: Clap, *, duration: float | None = None) -> int:
     num_samples = round((duration or clap.audio_encoder.window) * clap.sample_rate)
     waveform = torch.zeros(1, num_samples, device=clap.device)
     tokens = torch.ones(1, 16, dtype=torch.long, device=clap.device)
+    texts = () if clap.text_encoder is None else (tokens, tokens)
     with clap.inference():
-        return count_flops(lambda: clap(waveform, torch.tensor([num_samples]), tokens, tokens))
+        return count_flops(lambda: clap(waveform, torch.tensor([num_samples]), *texts))
 
 
 def step_flops(
-    clap: Clap,
+    clap: AudioModel,
     *,
     batch_size: int,
     duration: float,
@@ -110,7 +112,7 @@ def step_flops(
 class CountedStep(nn.Module):
     """A training step on the meta device, without loss and optimizer."""
 
-    def __init__(self, clap: Clap, skipped: Collection[str]) -> None:
+    def __init__(self, clap: AudioModel, skipped: Collection[str]) -> None:
         super().__init__()
         self.clap, self.skipped = clap, skipped
 
@@ -124,14 +126,19 @@ class CountedStep(nn.Module):
             num_samples = round(encoder.window * encoder.sample_rate)
             lengths = torch.full((batch_size,), num_samples)
             features = encoder(torch.zeros(batch_size, num_samples, device="meta"), lengths)
-        tokens = torch.ones(batch_size, num_tokens, dtype=torch.long, device="meta")
-        if "text_encoder" in self.skipped:
-            text = self.clap.text_projection(torch.zeros(batch_size, self.clap.text_encoder.output_dim, device="meta"))
+        if self.clap.text_encoder is None:
+            outputs = (self.clap(features, torch.full((batch_size,), 1), features=features),)
         else:
-            text = self.clap.embed_text(tokens, tokens.bool())
-        outputs = (self.clap.audio_projection(features), text)
+            outputs = (self.clap.audio_projection(features), self.embed_text(batch_size, num_tokens))
         if trained := [output.sum() for output in outputs if output.requires_grad]:
             torch.stack(trained).sum().backward()
+
+    def embed_text(self, batch_size: int, num_tokens: int) -> Tensor:
+        """(batch, embed_dim)."""
+        if "text_encoder" in self.skipped:
+            return self.clap.text_projection(torch.zeros(batch_size, self.clap.text_encoder.output_dim, device="meta"))
+        tokens = torch.ones(batch_size, num_tokens, dtype=torch.long, device="meta")
+        return self.clap.embed_text(tokens, tokens.bool())
 
 
 def make_meta_views(encoder: LogMelEncoder, batch_size: int, duration: float) -> Views:

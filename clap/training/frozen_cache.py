@@ -104,7 +104,7 @@ class FrozenTowers:
         if isinstance(train_dataset, ClapDataset) and "audio_encoder" in clap.frozen:
             train_dataset.random_parts = self.settings.frozen_windows == "random"
         datasets = [loader.dataset for loader in self.loaders()] if "audio_encoder" in cached else []
-        before = clap.encode_text, [dataset.frozen_audio for dataset in datasets]
+        before = getattr(clap, "encode_text", None), [dataset.frozen_audio for dataset in datasets]
         if "text_encoder" in cached:
             clap.encode_text = self.encode_text
         for dataset in datasets:
@@ -113,7 +113,8 @@ class FrozenTowers:
         try:
             yield
         finally:
-            clap.encode_text = before[0]
+            if "text_encoder" in cached:
+                clap.encode_text = before[0]
             for dataset, value in zip(datasets, before[1], strict=True):
                 dataset.frozen_audio = value
             self.flush()

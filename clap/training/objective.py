@@ -7,8 +7,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from clap.classifier import ClapAudioClassifier
+from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import Batch
+from clap.loss import ClassificationLoss
 from clap.model import Clap
+from clap.training.classification import ClassificationObjective
 from clap.training.distillation import DistillationLoss
 from clap.training.grad_cache import GradientCache
 from clap.training.parallel import average_gradients, encode_rows, global_loss, wrap_model
@@ -39,6 +43,8 @@ class Objective:
         scaler: torch.amp.GradScaler,
     ) -> None:
         check_gather(criterion)
+        if not getattr(criterion, "learn_logit_scale", True):
+            clap.logit_scale.requires_grad_(False)
         self.clap, self.criterion, self.autocast, self.scaler = clap, criterion, autocast, scaler
         self.sharded = settings.parallel == "fsdp"
         size, norm = settings.micro_batch_size, settings.micro_batch_norm
@@ -48,6 +54,14 @@ class Objective:
     def prepare(self) -> None:
         """Wrap the model for averaged gradients; again when parameters start to train."""
         self.model = self.clap if self.sharded else wrap_model(self.clap)
+
+    def end_step(self) -> None:
+        """Limit the logit scale, after a step of the optimizer."""
+        self.clap.clamp_logit_scale()
+
+    def read_metrics(self) -> dict[str, float]:
+        """Metrics of the objective to log."""
+        return {"train/logit_scale": self.clap.logit_scale.exp().item()}
 
     def forward(self, batch: Batch, rows: list[int]) -> tuple[Tensor, Callable[[], None]]:
         """The loss () of the global batch, and a function that computes its gradients.
@@ -86,6 +100,30 @@ class Objective:
         """Parameters whose gradients the backward pass does not average: of the loss, and beside a sharded encoder."""
         modules = (self.criterion, self.clap) if self.sharded else (self.criterion,)
         return [p for module in modules for p in module.parameters() if p.requires_grad and not is_sharded(p)]
+
+
+def open_objective(
+    clap: Clap | ClapAudioClassifier,
+    criterion: nn.Module,
+    dataset: ClapDataset,
+    settings: TrainerSettings,
+    *,
+    autocast: AbstractContextManager,
+    scaler: torch.amp.GradScaler,
+) -> Objective | ClassificationObjective:
+    """The objective of a model: of pairs of clips and captions, or of a classifier's logits and labels.
+
+    Args:
+        dataset: the training clips.
+    """
+    if isinstance(clap, ClapAudioClassifier):
+        return ClassificationObjective(clap, criterion, dataset, settings, autocast=autocast, scaler=scaler)
+    if isinstance(criterion, ClassificationLoss):
+        raise ValueError(
+            f"loss={type(criterion).__name__} is of a classifier, and the model is a Clap; train a ClapAudioClassifier "
+            "(experiment=fine_tune_classifier), or set loss=symmetric_cross_entropy"
+        )
+    return Objective(clap, criterion, settings, autocast=autocast, scaler=scaler)
 
 
 def check_gather(criterion: nn.Module) -> None:

@@ -17,8 +17,8 @@ from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
 from clap.audio_encoder.base import LogMelEncoder
+from clap.audio_model import AudioModel
 from clap.dataset.loader import Batch
-from clap.model import Clap
 from clap.process_group import gather_numbers, is_distributed, rank, world_size
 
 SILENT_SAMPLES = 1000
@@ -82,10 +82,15 @@ def encode_rows(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]
         return audio.float(), text.float(), logit_scale
     silence = torch.zeros(1, SILENT_SAMPLES, device=batch.waveform.device)
     token = torch.zeros(1, 1, dtype=torch.long, device=silence.device)
-    is_synced = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())  # all ranks must run these
-    with nullcontext() if is_synced else frozen_batch_norm(model):
+    with without_statistics(model):
         audio, text, logit_scale = model(silence, torch.tensor([SILENT_SAMPLES]), token, token == 0)
     return audio[:0].float(), text[:0].float(), logit_scale
+
+
+def without_statistics(model: nn.Module) -> AbstractContextManager:
+    """A silent clip that passes inside does not change the statistics of batch norms."""
+    is_synced = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())  # all ranks must run these
+    return nullcontext() if is_synced else frozen_batch_norm(model)
 
 
 def seed_rank(*numbers: int) -> None:
@@ -116,7 +121,7 @@ def global_loss(
     return loss * (len(audio) * len(rows) / sum(rows))  # ranks with more clips weigh more
 
 
-def synchronize_batch_norm(clap: Clap) -> None:
+def synchronize_batch_norm(clap: AudioModel) -> None:
     """Let batch norms use the statistics of the global batch, before the optimizer is built.
 
     Raises:
@@ -134,7 +139,7 @@ def synchronize_batch_norm(clap: Clap) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(clap)
 
 
-def wrap_model(clap: Clap) -> nn.Module:
+def wrap_model(clap: AudioModel) -> nn.Module:
     """The model with gradients that are averaged over the ranks in its backward pass; itself for one process."""
     if not is_distributed():
         return clap

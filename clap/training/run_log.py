@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from clap.classifier import ClapAudioClassifier
 from clap.config.values import shell_override
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import EpochSampler
@@ -129,8 +130,12 @@ class RunLog:
 def describe_training(trainer: "ClapTrainer") -> dict[str, str]:
     """The header of the log: what is trained, on what, how long, and where the results are."""
     clap, settings, loader = trainer.clap, trainer.settings, trainer.train_loader
-    projections = [clap.audio_projection, clap.text_projection]
-    modules = {"audio encoder": [clap.audio_encoder], "text encoder": [clap.text_encoder], "projections": projections}
+    if isinstance(clap, ClapAudioClassifier):
+        modules = {"audio encoder": [clap.audio_encoder], "head": [*filter(None, [clap.audio_projection]), clap.head]}
+    else:
+        projections = [clap.audio_projection, clap.text_projection]
+        modules = {"audio encoder": [clap.audio_encoder], "text encoder": [clap.text_encoder]}
+        modules["projections"] = projections
     modules |= {"loss": [trainer.criterion]} if any(True for _ in trainer.criterion.parameters()) else {}
     steps = settings.num_steps(loader)
     extent = f"{trainer.epochs} epochs of {len(loader)} steps, {steps} steps in total"

@@ -13,14 +13,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
-from clap.model import Clap
+from clap.audio_model import AudioModel
 from clap.process_group import world_size
 from clap.processes import check_parallel
 from clap.training.parallel import synchronize_batch_norm
 from clap.training.trainer_settings import TrainerSettings
 
 
-def distribute_model(clap: Clap, settings: TrainerSettings) -> None:
+def distribute_model(clap: AudioModel, settings: TrainerSettings) -> None:
     """Apply `trainer.sync_batchnorm` and `trainer.parallel=fsdp`, before the optimizer is built.
 
     Raises:
@@ -32,13 +32,15 @@ def distribute_model(clap: Clap, settings: TrainerSettings) -> None:
         shard_text_encoder(clap)
 
 
-def shard_text_encoder(clap: Clap) -> None:
+def shard_text_encoder(clap: AudioModel) -> None:
     """Shard the text encoder over the ranks, layer by layer; before the optimizer is built.
 
     Raises:
-        ValueError: there is no process group.
+        ValueError: there is no process group, or no text encoder.
     """
     check_parallel("fsdp", world_size())
+    if clap.text_encoder is None:
+        raise ValueError("trainer.parallel=fsdp shards the text encoder, and a classifier has none; set it to ddp")
     mesh = init_device_mesh(clap.device.type, (world_size(),))
     stacks = [module for module in clap.text_encoder.modules() if isinstance(module, nn.ModuleList)]
     for layer in max(stacks, key=count_parameters, default=()):

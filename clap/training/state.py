@@ -74,7 +74,8 @@ def restore_state(trainer: "ClapTrainer", folder: Path) -> None:
     """
     state = add_unrecorded(read_trainer_state(folder), trainer)
     compare(folder, state, trainer)
-    trainer.clap.tokenizer.load(checkpoint.find_file(folder, checkpoint.TOKENIZER))
+    if trainer.clap.text_encoder is not None:
+        trainer.clap.tokenizer.load(checkpoint.find_file(folder, checkpoint.TOKENIZER))
     load_weights(trainer.clap, checkpoint.read_weights(folder))
     load_optimizer(trainer.optimizer, state["optimizer"])
     if trainer.scheduler is not None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from clap import checkpoint
 from clap.atomic import write_json
+from clap.classifier import ClapAudioClassifier
 from clap.corpus import SPLITS
 from clap.dataset.clips import list_captions
 from clap.dataset.loader import Batch, EpochSampler, closing_workers, prefetch
@@ -40,7 +41,7 @@ from clap.training.interrupt import stop_on_signal
 from clap.training.intervals import Interval
 from clap.training.kept import KeptCheckpoints, name_step
 from clap.training.meter import Meter
-from clap.training.objective import Objective
+from clap.training.objective import open_objective
 from clap.training.parallel import GlobalStep, average_statistics, seed_rank
 from clap.training.precision import make_autocast
 from clap.training.preflight import check_trainer
@@ -63,7 +64,8 @@ class ClapTrainer:
 
     Args:
         train_loader, val_loader, test_loader: over ClapDatasets; without validation the last checkpoint is the best.
-        criterion: two embeddings, logit scale, clip ids -> loss.
+        clap: or a classifier, whose training clips have labels.
+        criterion: two embeddings, logit scale, clip ids -> loss; of a classifier a `ClassificationLoss`.
         epochs: replaces `settings.max_epochs`.
         scheduler: stepped after each optimizer step.
         evaluators: by name, retrieval if not given; an EvaluationSet evaluates another dataset under its name.
@@ -80,7 +82,7 @@ class ClapTrainer:
         train_loader: DataLoader,
         val_loader: DataLoader | None,
         test_loader: DataLoader | None,
-        clap: Clap,
+        clap: Clap | ClapAudioClassifier,
         optimizer: Optimizer,
         criterion: nn.Module,
         epochs: int | None = None,
@@ -99,15 +101,13 @@ class ClapTrainer:
         self.loaders = dict(zip(SPLITS, (train_loader, val_loader, test_loader), strict=True))
         self.validation = Validation(clap, self.loaders, evaluators or {}, self.settings)
         self.tracker, self.config = tracker, dict(config or {})
-        if not getattr(criterion, "learn_logit_scale", True):
-            clap.logit_scale.requires_grad_(False)
         autocast, self.scaler = make_autocast(self.settings.precision, clap.device)
         self.guard = StepGuard(optimizer, self.scaler, self.named_parameters)
         prepare(clap, self.settings)
-        self.objective = Objective(clap, criterion, self.settings, autocast=autocast, scaler=self.scaler)
+        options = {"autocast": autocast, "scaler": self.scaler}
+        self.objective = open_objective(clap, criterion, train_loader.dataset, self.settings, **options)
         self.frozen = FrozenTowers(self)
-        self.epoch, self.step, self.step_in_epoch = 0, 0, 0
-        self.learning_rate = 0.0
+        self.epoch, self.step, self.step_in_epoch, self.learning_rate = 0, 0, 0, 0.0
         self.meter, self.skipped = Meter(clap, self.settings), SkippedClips(train_loader.dataset)
         self.evaluations = Interval(steps=self.settings.eval_every_steps, minutes=self.settings.eval_every_minutes)
         self.saves = Interval(steps=self.settings.save_every, minutes=self.settings.save_every_minutes)
@@ -118,7 +118,7 @@ class ClapTrainer:
         self.validation_pending = False
         self.after_validation: Callable[..., None] | None = None  # of step, metric and `ended`; it may raise to stop
         self.checkpoints, self.resumed_from = Path("checkpoints"), None
-        if clap.tokenizer.needs_training:
+        if clap.text_encoder is not None and clap.tokenizer.needs_training:
             clap.tokenizer.train(list_captions(train_loader.dataset))
 
     def train_and_eval(self, out_path: str | Path = "outputs/run") -> dict[str, float]:
@@ -138,7 +138,8 @@ class ClapTrainer:
         if self.settings.log_every <= self.settings.num_steps(self.train_loader) - self.step:
             self.meter.utilization.measure_peak()
         reset_peak_memory()
-        self.clap.tokenizer.cache_captions(list_captions(self.train_loader.dataset))
+        if self.clap.text_encoder is not None:
+            self.clap.tokenizer.cache_captions(list_captions(self.train_loader.dataset))
         self.objective.prepare()
         if self.resumed_from is None and not is_main():  # all have built the model with the random numbers of rank 0
             seed_rank(torch.initial_seed())
@@ -209,7 +210,7 @@ class ClapTrainer:
         self.learning_rate = self.optimizer.param_groups[0]["lr"]  # of this step; the logit scale's group is the first
         if self.scheduler is not None:
             self.scheduler.step()
-        self.clap.clamp_logit_scale()
+        self.objective.end_step()
         self.ema.update()
         self.step += 1
         self.meter.add(batch, loss, norm, clips=sum(step.rows), samples=step.samples)
@@ -375,10 +376,9 @@ class ClapTrainer:
     def log_training(self, bar: tqdm) -> None:
         """Log means since the last time, and show the progress."""
         self.guard.check()
-        metrics = self.meter.read()
+        metrics = self.meter.read() | self.objective.read_metrics()
         self.run_log.log_progress(metrics, bar)
         metrics["train/learning_rate"] = self.learning_rate
-        metrics["train/logit_scale"] = self.clap.logit_scale.exp().item()
         self.log_metrics(metrics)
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:

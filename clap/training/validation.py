@@ -7,12 +7,14 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
+from clap.audio_model import AudioModel
+from clap.classifier import ClapAudioClassifier
 from clap.dataset.clips import ClapDataset
+from clap.evaluation.classification import Classification, MultiLabelClassification
 from clap.evaluation.evaluation_set import EvaluationSet, evaluate_sets
-from clap.evaluation.evaluator import Evaluator, is_monitor, name_metrics
+from clap.evaluation.evaluator import Evaluator, check_models, is_monitor, name_metrics
 from clap.evaluation.results import Evaluation, merge_metrics
 from clap.evaluation.retrieval import Retrieval
-from clap.model import Clap
 from clap.process_group import broadcast_object
 from clap.training.trainer_settings import TrainerSettings
 
@@ -22,8 +24,8 @@ class Validation:
 
     Args:
         loaders: split -> loader, None for a split that the dataset does not have.
-        evaluators: of the training corpora, by name, retrieval if there are none; an EvaluationSet, by its name, is
-            another dataset with its own evaluators.
+        evaluators: of the training corpora, by name, those of `choose_evaluators` if there are none; an EvaluationSet,
+            by its name, is another dataset with its own evaluators.
 
     Attributes:
         others: the evaluation sets, by name.
@@ -33,12 +35,12 @@ class Validation:
         since_best: validations since the best one.
 
     Raises:
-        ValueError: an evaluator cannot run on a split, or the monitor is not one of their metrics.
+        ValueError: an evaluator cannot run on a split or with the model, or the monitor is not one of their metrics.
     """
 
     def __init__(
         self,
-        clap: Clap,
+        clap: AudioModel,
         loaders: Mapping[str, DataLoader | None],
         evaluators: Mapping[str, Evaluator | EvaluationSet],
         settings: TrainerSettings,
@@ -46,8 +48,11 @@ class Validation:
         self.clap, self.loaders = clap, loaders
         self.others = {name: item for name, item in evaluators.items() if isinstance(item, EvaluationSet)}
         self.evaluators = {name: item for name, item in evaluators.items() if name not in self.others}
-        self.evaluators = self.evaluators or {"retrieval": Retrieval()}
+        self.evaluators = self.evaluators or choose_evaluators(clap)
         self.sets = [EvaluationSet(loaders, self.evaluators), *self.others.values()]
+        for found in self.sets:
+            for loader in found.loaders.values():
+                check_models(clap, loader.dataset, found.evaluators)
         self.monitors = find_monitors(self.sets, settings)
         self.metric, self.best_metric, self.best_metrics, self.since_best = -math.inf, -math.inf, {}, 0
 
@@ -109,6 +114,13 @@ class Validation:
         corpus, name = result.protocol["dataset"], result.protocol["evaluator"]
         evaluators = self.others[corpus].evaluators if corpus in self.others else self.evaluators
         return name_metrics(result.protocol["split"], [corpus], {name: evaluators[name]})
+
+
+def choose_evaluators(clap: AudioModel) -> dict[str, Evaluator]:
+    """Retrieval, or of a classifier its accuracy or mean average precision."""
+    if not isinstance(clap, ClapAudioClassifier):
+        return {"retrieval": Retrieval()}
+    return {"classification": MultiLabelClassification() if clap.multi_label else Classification()}
 
 
 def find_monitors(sets: Sequence[EvaluationSet], settings: TrainerSettings) -> list[str]:
