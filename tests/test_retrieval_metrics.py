@@ -19,8 +19,7 @@ from clap.evaluation.retrieval_metrics import (
     retrieval_metrics,
     retrieval_scores,
 )
-from clap.proportion import wilson_interval
-from clap.study.statistics import clip_interval
+from clap.proportion import clip_interval, wilson_interval
 
 
 def make_retrieval(num_clips: int = 7, num_texts: int = 25) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from clap.proportion import Interval, wilson_interval
-from clap.study.statistics import Comparison, clip_interval, compare, compare_folds, fold_interval, holm, seed_interval
+from clap.proportion import Interval, clip_interval, wilson_interval
+from clap.study.statistics import Comparison, compare, compare_folds, fold_interval, holm, seed_interval
 from experiments.benchmarks.calibration import calibrate, calibrate_folds
 
 

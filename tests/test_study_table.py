@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from study_store import LEADING, METRICS, make_runs, make_study
 
-from clap.proportion import Interval
-from clap.study.statistics import clip_interval, compare, compare_folds, fold_interval, holm, seed_interval
+from clap.proportion import Interval, clip_interval
+from clap.study.statistics import compare, compare_folds, fold_interval, holm, seed_interval
 from clap.study.table import (
     describe_gaps,
     escape_latex,

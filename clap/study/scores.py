@@ -22,11 +22,11 @@ from clap.evaluation.results import (
     is_earlier,
     label_metric,
 )
+from clap.proportion import clip_interval
 from clap.study.statistics import (
     MIN_SEEDS,
     Comparison,
     Interval,
-    clip_interval,
     compare,
     compare_folds,
     fold_interval,

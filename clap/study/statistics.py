@@ -1,10 +1,10 @@
 """Confidence intervals and tests: intervals within a run, intervals and tests between configurations.
 
-Within a run, `clip_interval` estimates how much the score varies with the clips, but not with the training run. Between
-configurations the unit is the seed: `seed_interval` and `compare` use Student's t over training runs, widened by the
-variance between clips, and return no interval below three seeds. In a cross-validation with fewer seeds the unit is the
-fold: `fold_interval` and `compare_folds` use Student's t corrected for training sets that overlap. `holm` corrects the
-tests of one table. Coverage and false positives are measured in experiments/benchmarks/calibration.py.
+Within a run, `clip_interval` of clap/proportion.py estimates how much the score varies with the clips, but not with the
+training run. Between configurations the unit is the seed: `seed_interval` and `compare` use Student's t over training
+runs, widened by the variance between clips, and return no interval below three seeds. In a cross-validation with fewer
+seeds the unit is the fold: `fold_interval` and `compare_folds` use Student's t corrected for training sets that
+overlap. `holm` corrects the tests of one table. Coverage and false positives are measured in experiments/benchmarks/calibration.py.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtr, stdtrit
 
-from clap.proportion import Interval, check_level, wilson_interval
+from clap.proportion import Interval, as_finite, check_level, weigh_clips
 
 MIN_SEEDS = 3  # two seeds have one degree of freedom, where t is 12.7
 MIN_FOLDS = 3
-MIN_HITS = 10  # the bootstrap covers 60 to 90 % instead of 95 % below three hits, 93 to 96 % at ten
 ROUNDING = 1e-12  # a standard error below this fraction of the largest score is rounding error
 
 
@@ -36,42 +35,6 @@ class Comparison:
     p_value: float | None
 
 
-def clip_interval(
-    totals: ArrayLike, counts: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> Interval:
-    """Interval of the score of one run over the choice of clips; it does not include the variance between seeds.
-
-    Percentile bootstrap of sum(totals) / sum(counts) (Efron & Tibshirani 1993, chapter 13). A clip is drawn with all
-    its queries, since they are not independent (clustering: Miller 2024, "Adding Error Bars to Evals"). Binary scores
-    with fewer than ten hits or ten misses use Wilson's interval. Its number of trials is the effective number of clips
-    if all queries of a clip agree, sum(counts)^2 / sum(counts^2): the number of clips, or less if counts differ. That
-    is conservative if they do not agree: it covers 100 %, not 95 %, with five independent captions per clip.
-
-    Args:
-        totals: (clips,) sum of the scores over the queries of a clip.
-        counts: (clips,) number of queries of a clip, at least one.
-        draws: number of bootstrap samples.
-        seed: of the random generator; equal seeds give equal intervals.
-    """
-    check_level(level)
-    totals, counts = _as_finite(totals, "totals"), _as_finite(counts, "counts")
-    if totals.ndim != 1 or len(totals) < 2:
-        raise ValueError(f"totals has shape {totals.shape}; give (clips,) with at least two clips")
-    if draws < 1:
-        raise ValueError(f"draws={draws}; give at least 1, better 1000 or more")
-    share = _weights(counts, len(totals))
-    hits, count = totals.round(), 1 / (share**2).sum()
-    if np.allclose(totals, hits, rtol=0, atol=1e-6) and np.all((hits >= 0) & (hits <= counts)):
-        proportion = hits.sum() / counts.sum()
-        if count * min(proportion, 1 - proportion) < MIN_HITS:
-            return wilson_interval(proportion, count, level=level)
-    generator = np.random.default_rng(seed)
-    drawn = (generator.integers(len(totals), size=len(totals)) for _ in range(draws))  # one at a time, for memory
-    samples = [totals[clips].sum() / counts[clips].sum() for clips in drawn]
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
-
-
 def seed_interval(scores: ArrayLike, counts: ArrayLike | None = None, *, level: float = 0.95) -> Interval | None:
     """Interval of the score of a configuration over training runs and clips, around the mean over seeds.
 
@@ -86,7 +49,7 @@ def seed_interval(scores: ArrayLike, counts: ArrayLike | None = None, *, level: 
     Returns:
         None below three seeds, and if the scores do not vary, so that the noise cannot be estimated.
     """
-    scores, weights = _check_scores(_as_finite(scores, "scores"), counts, "scores")
+    scores, weights = _check_scores(as_finite(scores, "scores"), counts, "scores")
     return _over_seeds(scores, weights, level).interval
 
 
@@ -106,7 +69,7 @@ def compare(
     Returns:
         No interval and p value below three seeds, and if the difference is equal for all seeds and clips.
     """
-    baseline, other = _as_finite(baseline, "baseline"), _as_finite(other, "other")
+    baseline, other = as_finite(baseline, "baseline"), as_finite(other, "other")
     if baseline.shape != other.shape:
         raise ValueError(
             f"baseline {baseline.shape} and other {other.shape} differ in shape; give the same seeds and clips in the "
@@ -234,7 +197,7 @@ def _make_comparison(mean: np.ndarray | float, half: np.ndarray, p_value: np.nda
 
 
 def _check_folds(scores: ArrayLike, name: str) -> np.ndarray:
-    scores = _as_finite(scores, name)
+    scores = as_finite(scores, name)
     if scores.ndim != 1 or not scores.size:
         raise ValueError(f"{name} has shape {scores.shape}; give (folds,), one number for each fold")
     return scores
@@ -257,28 +220,9 @@ def _check_scores(scores: np.ndarray, counts: ArrayLike | None, name: str) -> tu
             "without per-clip values"
         )
     if scores.ndim == 2:
-        return scores, _weights(counts, scores.shape[1])
+        return scores, weigh_clips(counts, scores.shape[1])
     if counts is not None:
         raise ValueError(
             f"{name} has shape {scores.shape}, one number per seed; do not give counts, which weight clips"
         )
     return scores[:, None], np.ones(1)
-
-
-def _weights(counts: ArrayLike | None, num_clips: int) -> np.ndarray:
-    """Weights (clips,) with sum 1."""
-    counts = np.ones(num_clips) if counts is None else _as_finite(counts, "counts")
-    if counts.shape != (num_clips,):
-        raise ValueError(f"counts has shape {counts.shape}, the scores have {num_clips} clips; give ({num_clips},)")
-    if counts.min() <= 0:
-        raise ValueError(f"counts[{counts.argmin()}] is {counts.min():g}; remove clips without queries")
-    return counts / counts.sum()
-
-
-def _as_finite(values: ArrayLike, name: str) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        index = ", ".join(map(str, bad[0]))
-        raise ValueError(f"{name}[{index}] is {values[tuple(bad[0])]} ({len(bad)} not finite); give finite numbers")
-    return values
