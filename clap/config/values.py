@@ -17,6 +17,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "text_encoder.model": (dict, type(None)),
     "fusion.merge": (dict, type(None)),
     "checkpoint": (str,),
+    "metric": (str, type(None)),
     "dataset.root": (str, type(None)),
     "dataset.train": (str, list, type(None)),
     "dataset.val": (str, list, type(None)),

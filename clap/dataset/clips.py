@@ -4,7 +4,7 @@ import copy
 import functools
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from clap import process_group
 from clap.audio_encoder.base import find_sample_rate
 from clap.config import read_config
-from clap.corpus import SPLITS, Corpus, Part
+from clap.corpus import SPLITS, Clip, Corpus, Part
 from clap.dataset.cache import WaveformCache
 from clap.dataset.clip_table import JoinedClips
 from clap.dataset.dataset_settings import DatasetSettings, read_dataset_settings
@@ -31,7 +31,7 @@ from clap.dataset.keywords import use_keywords
 from clap.dataset.missing import find_missing, name_missing
 from clap.dataset.registry import check_names, check_weights, download_named, find_corpus, open_corpus
 from clap.dataset.rewritings import RewrittenCaptions, read_rewritings
-from clap.waveform import AudioError, AudioHeader
+from clap.waveform import AudioError, AudioHeader, choose_part
 
 if TYPE_CHECKING:  # imports torch
     from clap.dataset.frozen_audio import FrozenAudio
@@ -122,6 +122,7 @@ class ClapDataset(Dataset):
         self.random_parts = True  # of longer clips in training; False: the middle
         self.num_leaked: int | None = None  # clips that the evaluated model was trained on; None: unknown
         self.frozen_audio: FrozenAudio | None = None  # while a frozen audio encoder is cached
+        self.distort: Callable[[np.ndarray, int, str], np.ndarray] | None = None  # waveform, Hz and clip id -> waveform
         clips = [self.list_clips(part) for part in parts]
         if kind == "train":
             clips = select_training_clips(parts, clips, settings, evaluated=evaluated)
@@ -357,7 +358,7 @@ class ClapDataset(Dataset):
             return Item(index, np.empty(0, dtype), caption, group, seed=seed, entry=entry)
         part = rng if self.random_parts else None
         try:
-            samples, scale = corpus.load_samples(clip, sample_rate=self.sample_rate, max_duration=duration, rng=part)
+            samples, scale = self.load_samples(clip, corpus, duration, part)
             if entry is not None:
                 entry = self.frozen_audio.describe_loaded(entry, corpus, clip, duration, samples)
         except (AudioError, MemoryError) as error:
@@ -367,6 +368,18 @@ class ClapDataset(Dataset):
         is_hit = None if corpus.cache is None else corpus.cache.take_hit()
         options = {"seed": seed, "is_hit": is_hit, "entry": entry}
         return Item(index, samples, caption, group, scale=scale, **options)
+
+    def load_samples(
+        self, clip: Clip, corpus: Corpus, duration: float | None, rng: np.random.Generator | None
+    ) -> tuple[np.ndarray, np.float32]:
+        """The samples of a clip and their scale; with `distort`, the part is read from the whole distorted clip."""
+        if self.distort is None:
+            return corpus.load_samples(clip, sample_rate=self.sample_rate, max_duration=duration, rng=rng)
+        limit = corpus.clip_duration
+        samples, scale = corpus.load_samples(clip, sample_rate=self.sample_rate, max_duration=limit, rng=None)
+        waveform = self.distort(samples * scale, self.sample_rate, clip.id)
+        start, count = choose_part(len(waveform), self.sample_rate, duration, rng)
+        return waveform[start : start + count], np.float32(1)
 
 
 def list_captions(dataset: Dataset) -> Iterable[str]:

@@ -4,9 +4,10 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # imports transformers
     from clap.model import Clap
 
 log = logging.getLogger(__name__)
+Distort = Callable[[np.ndarray, int, str], np.ndarray]  # waveform (samples,), Hz and clip id -> waveform, for workers
 
 
 @dataclass
@@ -83,10 +85,13 @@ class Splits:
     Attributes:
         evaluated: the split that the metrics describe.
         others: split -> a function that embeds it; those that the evaluator names in `needs`.
+        embed_distorted: embeds the evaluated clips again, each waveform changed by a function (None: unchanged), with
+            the model's present windows; collective.
     """
 
     evaluated: EmbeddedSplit
     others: Mapping[str, Callable[[], EmbeddedSplit]] = field(default_factory=dict)
+    embed_distorted: Callable[[Distort | None], EmbeddedSplit] | None = None
 
     def __getitem__(self, kind: str) -> EmbeddedSplit:
         if kind == self.evaluated.dataset.kind:
@@ -127,6 +132,26 @@ def embed_split(clap: "Clap", loader: DataLoader) -> EmbeddedSplit:
         )
     index = [found.index[row] for row in rows]
     return EmbeddedSplit(dataset, found.audio_embedding[rows], index, problems, found.is_cached[rows])
+
+
+def embed_distorted(clap: "Clap", split: EmbeddedSplit, loader: DataLoader, distort: Distort | None) -> EmbeddedSplit:
+    """The clips of a split embedded again, from waveforms that the workers change; the rows are those of the split.
+
+    Args:
+        loader: over the split, or over a dataset that has it as a part.
+
+    Raises:
+        ValueError: a clip cannot be read any more.
+    """
+    own = make_evaluation_loader(loader, split.dataset)
+    own.dataset.distort, own.dataset.window, own.dataset.frozen_audio = distort, clap.window, None
+    found = embed_batches(clap, batch_by_length(own, split.index), own.dataset).gather(clap.device)
+    if found.problems:
+        index, problem = next(iter(found.problems.items()))
+        clip_id = own.dataset.clips[index].id
+        raise ValueError(f"{clip_id} was read before and cannot be read again ({problem}); restore it")
+    row_of = {index: row for row, index in enumerate(found.index)}
+    return replace(split, audio_embedding=found.audio_embedding[[row_of[index] for index in split.index]])
 
 
 def embed_batches(clap: "Clap", loader: DataLoader, dataset: ClapDataset) -> EmbeddedSplit:
@@ -195,9 +220,13 @@ def find_duration(header: AudioHeader | AudioError | None) -> float:
     return MINUTE if header is None else header.duration
 
 
-def make_evaluation_loader(loader: DataLoader) -> DataLoader:
-    """A loader of the same clips for evaluation: in order, each with its first caption and middle window."""
-    dataset: ClapDataset = copy.copy(loader.dataset)
+def make_evaluation_loader(loader: DataLoader, dataset: ClapDataset | None = None) -> DataLoader:
+    """A loader of the same clips for evaluation: in order, each with its first caption and middle window.
+
+    Args:
+        dataset: in place of that of the loader.
+    """
+    dataset = copy.copy(loader.dataset if dataset is None else dataset)
     dataset.training = False
     vars(dataset).pop("by_corpus", None)  # cached, and holds the training dataset
     return make_loader(

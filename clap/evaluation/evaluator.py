@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from clap.config.build import build, find_target
 from clap.config.values import CLASSIFIER, check_name, suggest
 from clap.dataset.clips import ClapDataset, list_captions
-from clap.evaluation.embedded_split import EmbeddedSplit, Splits, embed_split
+from clap.evaluation.embedded_split import EmbeddedSplit, Splits, embed_distorted, embed_split
 from clap.evaluation.metric_names import lower_is_better
 from clap.evaluation.protocol import describe_code, describe_other_splits, describe_split
 from clap.evaluation.results import Evaluation, hash_protocol, name_files
@@ -39,6 +39,7 @@ class Evaluator:
         needs_head: whether it evaluates the head of a classifier.
         definition: version of its metrics, part of the protocol; raised by hand when their definition changes, so that
             numbers of the old and the new definition do not share a column.
+        in_training: whether train.py accepts it, for its validations; False: too slow, only for evaluate.py.
     """
 
     metric_names: tuple[str, ...]
@@ -46,6 +47,7 @@ class Evaluator:
     needs_text: bool = True
     needs_head: bool = False
     definition: int = 1
+    in_training: bool = True
 
     def check(self, dataset: ClapDataset) -> None:
         """Refuse a dataset before anything is trained or embedded; called on each split that the evaluator reads."""
@@ -74,6 +76,15 @@ def build_evaluators(config: Mapping[str, Any]) -> dict[str, Evaluator]:
         for part in itertools.chain(*(metric.split("/") for metric in evaluator.metric_names)):
             check_name(part, f"metric_names of evaluation {name}")
     return evaluators
+
+
+def check_training(evaluators: Mapping[str, Evaluator]) -> None:
+    """ValueError if an evaluator is too slow for the validations of a training."""
+    if slow := [name for name, evaluator in evaluators.items() if not evaluator.in_training]:
+        raise ValueError(
+            f"evaluation {slow[0]} is too slow for each validation of a training; train without it, then run "
+            f"`python evaluate.py checkpoint=RUN 'evaluation=[{slow[0]}]'`"
+        )
 
 
 def check_metrics(
@@ -230,7 +241,8 @@ def evaluate_split(
             for name, evaluator in evaluators.items():
                 others = {kind: lambda kind=kind, corpus=corpus: embed(kind)[corpus] for kind in evaluator.needs}
                 key = name if len(parts) == 1 else f"{corpus}/{name}"
-                results[key] = run_evaluator(clap, Splits(split, others), name, evaluator)
+                again = functools.partial(embed_distorted, clap, split, loader)
+                results[key] = run_evaluator(clap, Splits(split, others, again), name, evaluator)
     return results
 
 

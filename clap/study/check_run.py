@@ -95,6 +95,8 @@ def open_evaluators(
 
     evaluators = evaluator.build_evaluators(config)
     others = {name: evaluation_set.EvaluationDataset.build(plan) for name, plan in plans.items()}
+    for own in (evaluators, *(other.evaluators for other in others.values())):
+        evaluator.check_training(own)
     evaluated = {kind: names for kind, names in corpora.items() if kind != "train"}
     metrics = {kind: [name for other in others.values() for name in other.name_metrics(kind)] for kind in SPLITS[1:]}
     evaluator.check_classifier(config, evaluators)

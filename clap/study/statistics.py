@@ -4,7 +4,8 @@ Within a run, `clip_interval` of clap/proportion.py estimates how much the score
 training run. Between configurations the unit is the seed: `seed_interval` and `compare` use Student's t over training
 runs, widened by the variance between clips, and return no interval below three seeds. In a cross-validation with fewer
 seeds the unit is the fold: `fold_interval` and `compare_folds` use Student's t corrected for training sets that
-overlap. `holm` corrects the tests of one table. Coverage and false positives are measured in experiments/benchmarks/calibration.py.
+overlap. `holm` corrects the tests of one table. Coverage and false positives are measured in
+experiments/benchmarks/calibration.py.
 """
 
 from collections.abc import Sequence
