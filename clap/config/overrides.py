@@ -218,6 +218,16 @@ class Configs:
                 is_number = typed != name and typed in self.options(folder)
                 hint = f"; write '{group}=\"{typed}\"'" if is_number else suggest(name, self.options(folder))
                 raise ValueError(f"{line}: {group} has no option {option}{hint}; options: {options}")
+            if group == "experiment":
+                self.check_experiment(line, option)
+
+    def check_experiment(self, line: str, option: str) -> None:
+        """Reject an experiment of the other entry point: those of evaluate.py, and its yaml, have `checkpoint`."""
+        names = (self.name, f"experiment/{option}")
+        own, other = ("checkpoint" in self.loader.repository.load_config(name).config.keys() for name in names)
+        if own != other:
+            script, rest = ("evaluate.py", "sets a checkpoint") if other else ("train.py", "sets no checkpoint")
+            raise ValueError(f"{line}: the experiment {rest} and is run by python {script} {line}")
 
     def check_hydra(self, overrides: list[Override]) -> None:
         """Reject an unknown option of one of Hydra's own groups."""

@@ -36,7 +36,8 @@ def store_recorded(group: str, recorded: Mapping[str, Mapping[str, Any] | None],
         return
     lines = list_overrides(argv)
     keys = [line for line in lines if line.startswith(f"{group}.")]
-    if keys and not any(line.startswith(f"{group}=") for line in lines):
+    chooses = (f"{group}=", "experiment=")  # an experiment chooses the options of evaluate.py
+    if keys and not any(line.startswith(chooses) for line in lines):
         one = f"checkpoint={next(iter(recorded))} records no {group}" if recorded else "no checkpoint is set"
         reason = one if len(recorded) < 2 else f"the {len(recorded)} checkpoints do not record the same {group}"
         raise ValueError(f"{keys[0]}: {reason}; give {group}=OPTION{'' if recorded else ' or checkpoint=PATH'}")
