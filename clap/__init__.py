@@ -17,6 +17,8 @@ __all__ = [
     "export_onnx",
     "load_model",
     "open_loader",
+    "push_to_hub",
+    "write_release",
 ]
 
 _HOMES = {
@@ -32,6 +34,8 @@ _HOMES = {
     "export_onnx": "clap.release.onnx_export",
     "load_model": "clap.classifier",
     "open_loader": "clap.dataset.loader",
+    "push_to_hub": "clap.release.push",
+    "write_release": "clap.release.push",
 }
 
 

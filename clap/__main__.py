@@ -21,6 +21,7 @@ VERBS = {  # verb: module with add_arguments(parser) and run(arguments), and its
     "similarity": ("clap.commands.similarity", "print the cosine similarity of recordings and captions"),
     "export": ("clap.commands.export", "write a model as ONNX graphs that run without torch"),
     "demo": ("clap.commands.demo", "serve a page that searches sounds by text, and labels sounds by text"),
+    "push_to_hub": ("clap.commands.push_to_hub", "push a model with its model card to the Hugging Face hub"),
     "upload": ("clap.commands.upload", "send what a run or a sweep could not log to MLflow"),
     "register": ("clap.commands.register", "register a trained model in the MLflow Model Registry for serving"),
     "report": ("clap.commands.report", "write the table and figures of a study into its note"),

@@ -32,9 +32,9 @@ from clap.parts import (
     read_saved_config,
 )
 from clap.prompts import TEMPLATES, check_prompts, check_texts, fill_templates
+from clap.published.hub import fetch_own
 from clap.published.limits import check_described
 from clap.published.load import apply_overrides, check_keys, load_weights, no_weights, one_line_errors, read_published
-from clap.published.sources import is_published
 from clap.recordings import Recording
 from clap.tokenizer import Tokenizer
 
@@ -122,9 +122,9 @@ class Clap(AudioModel):
             FileNotFoundError, ValueError: it is missing or damaged, or its tensors do not match a known model. No code
                 in it is executed.
         """
-        if is_published(ckpt):
+        if (own := fetch_own(ckpt)) is None:
             return cls.from_published(str(ckpt), settings)
-        folder = checkpoint.find_best(Path(ckpt))
+        folder = checkpoint.find_best(own)
         config = check_has_no_head(read_saved_config(folder), str(folder))
         apply_overrides(config, settings or {})
         weights = checkpoint.read_weights(folder)

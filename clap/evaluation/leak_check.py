@@ -9,7 +9,7 @@ import numpy as np
 from clap import checkpoint
 from clap.dataset.clips import ClapDataset
 from clap.dataset.leaks import UNKNOWN, find_leaks
-from clap.published.sources import is_published
+from clap.published.hub import fetch_own
 
 log = logging.getLogger(__name__)
 
@@ -20,10 +20,10 @@ def read_train_clips(source: str | Path) -> np.ndarray | None:
     Raises:
         ValueError: the file is damaged.
     """
-    if is_published(source):
-        return None
-    path = checkpoint.find_best(Path(source)) / checkpoint.TRAIN_CLIPS
     try:
+        if (own := fetch_own(source)) is None:
+            return None
+        path = checkpoint.find_best(own) / checkpoint.TRAIN_CLIPS
         return np.load(path, allow_pickle=False)
     except FileNotFoundError:
         return None

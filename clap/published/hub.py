@@ -1,4 +1,7 @@
-"""Fetch published checkpoints from paths, URLs and the Hugging Face hub. Imports no torch."""
+"""Fetch published checkpoints, and those that this package pushed, from paths, URLs and the Hugging Face hub.
+
+Imports no torch.
+"""
 
 import hashlib
 import os
@@ -9,11 +12,13 @@ from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from clap import checkpoint
 from clap.config.secrets import hide_secrets
 from clap.fetch import FetchError, fetch
-from clap.published.sources import FOLDER_FILES, is_address
+from clap.published.sources import CONFIG, FOLDER_FILES, is_address, is_published
 
-HUB_FILES = (*FOLDER_FILES, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
+OWN_FILES = (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TRAIN_CLIPS)  # and tokenizer/*, of a pushed checkpoint
+HUB_FILES = (*FOLDER_FILES, *OWN_FILES, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 
 def fetch_source(source: str) -> Path:
@@ -42,6 +47,20 @@ def fetch_source(source: str) -> Path:
             f"{source}: no such file or folder, and not found on the Hugging Face hub or in its cache ({reason})"
         ) from None
     raise FileNotFoundError(f"{source}: no such checkpoint; give a file, a folder or a hub name (owner/repository)")
+
+
+def fetch_own(source: str | os.PathLike) -> Path | None:
+    """Folder of a checkpoint of this package, downloaded if it is a name on the hub; None for one of another project.
+
+    Raises:
+        FileNotFoundError: the source is a name on the hub, and there is no such repository.
+    """
+    if not is_published(source):
+        return Path(source)
+    if is_address(str(source)) or Path(source).exists() or str(source).count("/") != 1:
+        return None
+    folder = fetch_source(str(source))
+    return folder if (folder / checkpoint.CONFIG).is_file() and not (folder / CONFIG).is_file() else None
 
 
 def find_cached(address: str) -> Path:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +15,9 @@ from clap.config.build import find_target
 from clap.config.saved import read_saved_yaml
 from clap.config.secrets import hide_secrets
 from clap.fusion import GlobalAndLocal
+from clap.published.hub import fetch_own
 from clap.published.keys import AUDIO, UNUSED
 from clap.published.load import check_keys, read_audio_tower
-from clap.published.sources import is_published
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +92,9 @@ def load_tower(encoder: nn.Module, fusion: Node, tower: Tower) -> None:
 
 def read_tower(source: str) -> tuple[Node, Node, dict[str, Tensor]]:
     """Config nodes of the audio encoder and its fusion, and weights under keys of `audio_encoder.`."""
-    if is_published(source):
+    if (own := fetch_own(source)) is None:
         return read_audio_tower(source)
-    folder = checkpoint.find_best(Path(source))
+    folder = checkpoint.find_best(own)
     config = read_saved_yaml(checkpoint.find_file(folder, checkpoint.CONFIG))
     weights = {key: value for key, value in checkpoint.read_weights(folder).items() if key.startswith(AUDIO)}
     return config.get("audio_encoder", {}), config.get("fusion", {}), weights
