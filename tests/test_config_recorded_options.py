@@ -53,6 +53,14 @@ def test_keys_that_an_earlier_version_did_not_have_are_overridden(record: Callab
     assert compose(f"checkpoint={record('a')}", "dataset.cache=cache").dataset.cache == "cache"
 
 
+def test_options_that_an_evaluator_did_not_have_are_overridden(record: Callable[..., str], monkeypatch):
+    earlier = {"retrieval": {"_target_": "clap.evaluation.retrieval.Retrieval"}, "own": {"_target_": "own.Evaluator"}}
+    monkeypatch.setitem(globals(), "EVALUATION", earlier)
+    config = compose(f"checkpoint={record('a')}", "evaluation.retrieval.metrics=[recall_at_50]")
+    retrieval = earlier["retrieval"] | {"metrics": ["recall_at_50"], "relevance": None}
+    assert config.evaluation == {"retrieval": retrieval, "own": earlier["own"]}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -1,14 +1,12 @@
 """Retrieval metrics against loops written from their definitions, and stored brute-force values."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
-from retrieval_cases import golden_ranks, make_ties, rank_matrix
+from retrieval_cases import ALL_METRICS, golden_ranks, loop_metrics, make_ties, rank_matrix
 from torch import Tensor
 
-from clap.evaluation.metric_names import DEFAULT_METRICS, define_metric, lower_is_better, parse_metric
+from clap.evaluation.metric_names import define_metric, lower_is_better, parse_metric
 from clap.evaluation.ranks import RetrievalRanks, retrieval_ranks
 from clap.evaluation.retrieval_metrics import (
     MEDIANS,
@@ -28,90 +26,6 @@ def make_retrieval(num_clips: int = 7, num_texts: int = 25) -> tuple[Tensor, Ten
     extra = torch.randint(num_clips, (num_texts - num_clips,), generator=generator)
     text_to_clip = torch.cat([torch.arange(num_clips), extra])[torch.randperm(num_texts, generator=generator)]
     return torch.randn(num_clips, num_texts, generator=generator), text_to_clip
-
-
-VARIANTS = (
-    *(
-        "recall_at_50",
-        "recall_at_1_of_all",
-        "recall_at_5_of_all",
-        "recall_at_10_of_all",
-        "median_rank_floor",
-        "ndcg_at_3",
-        "ndcg_at_16",
-    ),
-    *("mean_average_precision_at_3", "mean_average_precision_at_3_of_all", "mean_average_precision_at_16_of_all"),
-    *("mean_average_precision_at_10_of_found", "mean_average_precision_at_4_unsorted", "mean_reciprocal_rank_at_10"),
-)
-ALL_METRICS = (*DEFAULT_METRICS, *VARIANTS)
-
-
-def loop_query(ordered: list[float], ranks: list[int], metric: str) -> float:
-    """A metric of one query.
-
-    Args:
-        ordered: grade of the candidate at each rank, 0 if it is irrelevant.
-        ranks: of the relevant candidates in the order of the data.
-    """
-    name, _, tail = metric.partition("_at_")
-    k, _, variant = tail.partition("_")
-    first = ordered[: int(k or 0)]
-    total, found = sum(grade > 0 for grade in ordered), sum(grade > 0 for grade in first)
-    if name == "recall":
-        return found / total if variant == "of_all" else float(found > 0)
-    if name == "mean_reciprocal_rank":
-        return next((1 / rank for rank, grade in enumerate(first, 1) if grade > 0), 0.0)
-    if name == "ndcg":
-        highest = sorted(ordered, reverse=True)[: int(k)]
-        gain, best = (sum(g / math.log2(1 + rank) for rank, g in enumerate(own, 1)) for own in (first, highest))
-        return gain / best
-    if name == "mean_average_precision":
-        precisions = [sum(g > 0 for g in first[:rank]) / rank for rank, grade in enumerate(first, 1) if grade > 0]
-        if variant == "unsorted":
-            precisions = [i / rank for i, rank in enumerate((rank for rank in ranks if rank <= int(k)), 1)]
-        divisor = {"": min(total, int(k)), "of_all": total, "of_found": max(found, 1), "unsorted": total}[variant]
-        return sum(precisions) / divisor
-    return min(ranks)  # of median and mean rank
-
-
-def loop_metrics(
-    scores: list[list[float]], pairs: list[tuple[int, int]], grades: list[float], *, once: bool
-) -> dict[str, float]:
-    """All metrics of scores (clips, texts), one query at a time.
-
-    Args:
-        once: whether a text of several clips is one query, instead of one for each clip.
-    """
-    grade_of, place_of = dict(zip(pairs, grades, strict=True)), {pair: place for place, pair in enumerate(pairs)}
-    num_clips, num_texts = len(scores), len(scores[0])
-    texts = range(num_texts) if once else [text for _, text in pairs]
-    queries = {
-        "text_to_audio": [[((clip, text), scores[clip][text]) for clip in range(num_clips)] for text in texts],
-        "audio_to_text": [
-            [((clip, text), scores[clip][text]) for text in range(num_texts)] for clip in range(num_clips)
-        ],
-    }
-    metrics = {}
-    for direction, lists in queries.items():
-        values: dict[str, list[float]] = {metric: [] for metric in ALL_METRICS}
-        for candidates in lists:
-            own = [grade_of.get(pair, 0) for pair, _ in candidates]
-            if not any(own):
-                continue
-            # Of equal scores the irrelevant come first, then the relevant in the order of the data.
-            keys = [(-score, own[item] > 0, place_of.get(pair, -1)) for item, (pair, score) in enumerate(candidates)]
-            order = sorted(range(len(candidates)), key=keys.__getitem__)
-            rank_of = {candidates[item][0]: rank for rank, item in enumerate(order, 1)}
-            ranks = [rank_of[pair] for pair in pairs if pair in rank_of]
-            for metric in ALL_METRICS:
-                values[metric].append(loop_query([own[item] for item in order], ranks, metric))
-        for metric, found in values.items():
-            found = sorted(found) if "median" in metric else found
-            value = sum(found) / len(found)
-            if "median" in metric:
-                value = (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2
-            metrics[f"{direction}/{metric}"] = math.floor(value) if metric == "median_rank_floor" else value
-    return metrics
 
 
 @pytest.mark.parametrize("case", range(6))

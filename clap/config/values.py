@@ -56,6 +56,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "dataset.cache_gigabytes": (float, int, type(None)),
     "dataset.exclude": (str, type(None)),
     "dataset.rewritings": (str, type(None)),
+    "relevance": (str, type(None)),
     "hydra.sweeper.n_jobs": (int, type(None)),
     "hydra.sweeper.storage": (str, type(None)),
     "hydra.sweeper.study_name": (str, type(None)),
