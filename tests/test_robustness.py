@@ -1,6 +1,8 @@
 """A metric on distorted clips: against the evaluator of the metric, with and without workers, and its report."""
 
+import copy
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from conftest import CAPTIONS
 
+from clap.atomic import write_json
 from clap.config import find_conf_dir, read_config
 from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
@@ -19,6 +22,8 @@ from clap.evaluation.results import Evaluation, read_results, write_results
 from clap.evaluation.retrieval import Retrieval
 from clap.evaluation.robustness import Robustness
 from clap.evaluation.zero_shot import ZeroShot
+from clap.run_folder import METRICS
+from experiments import robustness as average_seeds
 
 LEVELS = {"white_noise": [20.0, -20.0], "gain": [-20.0], "middle": [0.25], "windows": ["mean"]}
 NAMES = [f"test/tones/robustness/{name}" for name in (
@@ -186,3 +191,35 @@ def test_report_has_a_figure_of_each_distortion(results, tmp_path: Path):
     assert all(float(row["ci_low"]) <= float(row["value"]) <= float(row["ci_high"]) for row in rows)
     stored = next(found for found in read_results(tmp_path) if found.protocol["evaluator"] == "robustness")
     assert set(stored.scores) == set(NAMES)
+
+
+def write_run(folder: Path, result: Evaluation, *, shift: int) -> Path:
+    """A folder of evaluate.py whose scores are those of a result, moved to other clips."""
+    result = copy.deepcopy(result)
+    for name, scores in result.scores.items():
+        scores.values = np.roll(scores.values, shift)
+        scores.values[0] = shift == 2
+        result.metrics[name] = scores.mean
+    write_results(folder / "evaluation", {"robustness": result})
+    write_json(folder / METRICS, result.metrics)
+    return folder
+
+
+def test_curves_of_three_seeds_are_their_means_with_intervals(results, tmp_path: Path, capsys):
+    runs = [write_run(tmp_path / str(i), results["robustness"], shift=i) for i in range(3)]
+    average_seeds.main([str(tmp_path / "report"), *map(str, runs)])
+    folder = tmp_path / "report" / "test-tones"
+    assert {path.stem for path in folder.glob("*.png")} == {*LEVELS, "overview"}
+    with (folder / "robustness.csv").open(newline="") as file:
+        clean = next(csv.DictReader(file))
+    values = [json.loads((run / METRICS).read_text())[NAMES[0]] for run in runs]
+    assert len(set(values)) > 1
+    assert float(clean["value"]) == pytest.approx(np.mean(values))
+    assert float(clean["ci_low"]) < min(values) < max(values) < float(clean["ci_high"])
+    assert "`white_noise`" in capsys.readouterr().out
+
+
+def test_evaluation_without_robustness_is_refused(results, tmp_path: Path):
+    write_results(tmp_path / "evaluation", {"zero_shot": results["zero_shot"]})
+    with pytest.raises(SystemExit):
+        average_seeds.main([str(tmp_path / "report"), str(tmp_path)])

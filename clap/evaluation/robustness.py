@@ -130,7 +130,7 @@ class Robustness(Evaluator):
             points.pop(CLEAN),
             points,
             metric=label_metric(result.protocol["metric"]),
-            title="Robustness, {dataset} ({split})".format(**result.protocol),
+            data="{dataset} ({split})".format(**result.protocol),
             note=f"{len(result.clip_ids)} clips; error bars: 95 % intervals over clips",
             chance=result.chance.get(f"{prefix}{CLEAN}"),
         )

@@ -48,7 +48,6 @@ class Frame:
 
     clean: Point
     metric: str
-    title: str
     note: str
     chance: float | None
     top: float
@@ -70,7 +69,7 @@ def write_curves(
     points: Mapping[str, Point],
     *,
     metric: str,
-    title: str,
+    data: str,
     note: str,
     chance: float | None = None,
 ) -> None:
@@ -80,7 +79,7 @@ def write_curves(
         clean: the number without distortion.
         points: metric of a condition, such as `white_noise_20_db` -> its number.
         metric, note: see `Frame`.
-        title: of the figures, such as `Robustness, esc50 (test)`.
+        data: in titles, such as `esc50 (test)`.
         chance: chance level of the metric.
     """
     curves = group_points(points)
@@ -89,15 +88,15 @@ def write_curves(
     ends = np.array([point.ends for point in (clean, *points.values())])
     is_share = bool(ends.min() >= 0 and ends.max() <= 1)
     top = float(max(ends.max(), chance or 0) * 1.08)
-    frame = Frame(clean, metric, title, note, chance, min(top, 1.02) if is_share else top, is_share)
+    frame = Frame(clean, metric, note, chance, min(top, 1.02) if is_share else top, is_share)
     for name, curve in curves.items():
-        figure = new_figure(6.4, 4.4, title=f"{DISTORTIONS[name].title}: {title}")
+        figure = new_figure(6.4, 4.4, title=f"{DISTORTIONS[name].title}, {data}")
         axes = figure.add_subplot()
         draw_distortion(axes, name, curve, frame)
         axes.set_ylabel(metric, color=INK)
         add_legend(figure, axes, note)
         save_png(figure, folder / f"{name}.png")
-    save_png(plot_overview(curves, frame), folder / "overview.png")
+    save_png(plot_overview(curves, frame, title=f"Robustness, {data}"), folder / "overview.png")
 
 
 def group_points(points: Mapping[str, Point]) -> dict[str, Curve]:
@@ -169,11 +168,11 @@ def add_legend(figure: Figure, axes: Axes, note: str) -> None:
     legend.get_title().set_color(GREY)
 
 
-def plot_overview(curves: Mapping[str, Curve], frame: Frame) -> Figure:
+def plot_overview(curves: Mapping[str, Curve], frame: Frame, *, title: str) -> Figure:
     """All distortions in one figure, on one axis of the metric."""
     columns = min(COLUMNS, len(curves))
     rows = -(-len(curves) // columns)
-    figure = new_figure(3.3 * columns + 0.6, 2.8 * rows + 1.1, title=frame.title)
+    figure = new_figure(3.3 * columns + 0.6, 2.8 * rows + 1.1, title=title)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     for axes, (name, curve) in zip(panels, curves.items(), strict=False):
         draw_distortion(axes, name, curve, frame)
