@@ -61,8 +61,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     }
     opened = [*loaders.values(), *(other.loaders[cfg.split] for other in sets.values())]
     datasets = [loader.dataset for loader in opened]
-    evaluated = [loader.dataset for loader in opened if loader.dataset.kind == cfg.split]
-    leak_check.check_leaks(cfg.checkpoint, evaluated, allow=cfg.allow_leaks)
+    leak_check.check_leaks(cfg.checkpoint, datasets, split=cfg.split, allow=cfg.allow_leaks)
 
     run = describe_evaluation(cfg.checkpoint, corpus=corpus.name, split=cfg.split)
     tags = run.tags | {"git_commit": git_commit(Path(__file__).parent)}

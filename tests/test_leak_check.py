@@ -38,8 +38,8 @@ def test_training_clips_in_a_test_set_are_refused_with_their_number_and_names(tr
     leaking = relabel(open_scenes(), "test")
     message = r"2 of 4 test clips of synthetic, 2 by their samples \(train-00000, train-00001\), .*allow_leaks=true"
     with pytest.raises(ValueError, match=message):
-        check_leaks(trained, [leaking], allow=False)
-    check_leaks(trained, [open_scenes("test")], allow=False)
+        check_leaks(trained, [leaking], split="test", allow=False)
+    check_leaks(trained, [open_scenes("test"), open_scenes()], split="test", allow=False)
 
 
 def test_allowed_training_clips_are_in_the_protocol_and_its_hash(trained: Path, tiny_clap: Callable):
@@ -47,7 +47,7 @@ def test_allowed_training_clips_are_in_the_protocol_and_its_hash(trained: Path, 
     for check in (None, open_scenes("test"), relabel(open_scenes(), "test")):
         dataset = check or relabel(open_scenes(), "test")
         if check is not None:
-            check_leaks(trained, [dataset], allow=True)
+            check_leaks(trained, [dataset], split="test", allow=True)
         loader = DataLoader(dataset, batch_size=4, collate_fn=clap.collate)
         protocols.append(evaluate_split(clap, loader, {"retrieval": Retrieval()})["retrieval"].protocol)
     unknown, clean, leaking = protocols
@@ -59,23 +59,23 @@ def test_allowed_training_clips_are_in_the_protocol_and_its_hash(trained: Path, 
 
 def test_train_split_is_evaluated_on_purpose(trained: Path, caplog: pytest.LogCaptureFixture):
     dataset = open_scenes()
-    check_leaks(trained, [dataset], allow=False)
+    check_leaks(trained, [dataset], split="train", allow=False)
     assert dataset.num_leaked == 2 and "2 of 4 train clips" in caplog.text
 
 
 def test_checkpoint_without_the_file_is_unknown(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     dataset = open_scenes()
-    check_leaks(tmp_path, [dataset], allow=False)
-    check_leaks("laion/clap-htsat-unfused", [dataset], allow=False)
+    check_leaks(tmp_path, [dataset], split="train", allow=False)
+    check_leaks("laion/clap-htsat-unfused", [dataset], split="train", allow=False)
     assert dataset.num_leaked is None and caplog.text.count("does not record its training clips") == 2
 
 
 def test_weights_of_unknown_origin_leave_the_number_unknown_unless_clips_are_found(trained: Path):
     known = read_train_clips(trained)
     np.save(trained / TRAIN_CLIPS, np.union1d(known, np.array([UNKNOWN], np.uint64)))
-    clean, leaking = open_scenes("test"), open_scenes()
-    check_leaks(trained, [clean, leaking], allow=True)
+    clean, leaking = open_scenes("test"), relabel(open_scenes(), "test")
+    check_leaks(trained, [clean, leaking], split="test", allow=True)
     assert (clean.num_leaked, leaking.num_leaked) == (None, 2)
 
 

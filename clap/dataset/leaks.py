@@ -137,7 +137,7 @@ def find_leaks(dataset: "ClapDataset", trained: np.ndarray) -> Leaks:
     Args:
         trained: of `digest_training_clips`.
     """
-    names = find_sources(list(dataset.clips))
+    names = find_sources(dataset.clips)
     known = np.fromiter((0 if name is None else make_digest("recording", encode(name)) for name in names), np.uint64)
     masks = [np.isin(digests, trained) & (digests != 0) for digests in (known, digest_all_samples(dataset))]
     return Leaks(*map(np.flatnonzero, masks))

@@ -31,10 +31,11 @@ def read_train_clips(source: str | Path) -> np.ndarray | None:
         raise ValueError(f"{path}: damaged or truncated ({error}); restore it, or delete it to evaluate") from None
 
 
-def check_leaks(source: str | Path, datasets: Iterable[ClapDataset], *, allow: bool) -> None:
+def check_leaks(source: str | Path, datasets: Iterable[ClapDataset], *, split: str, allow: bool) -> None:
     """Compare evaluated clips with what a checkpoint was trained on, and mark each dataset (see `mark_leaks`).
 
-    The train split may be evaluated on purpose.
+    Args:
+        split: that is evaluated, `train` on purpose; datasets of other splits, as a linear probe reads, may be trained.
 
     Raises:
         ValueError: the checkpoint was trained on clips of another split, which is not allowed.
@@ -43,9 +44,9 @@ def check_leaks(source: str | Path, datasets: Iterable[ClapDataset], *, allow: b
     if trained is None:
         log.info("%s does not record its training clips: leaks cannot be found", source)
         return
-    for dataset in datasets:
+    for dataset in [dataset for dataset in datasets if dataset.kind == split]:
         for problem in mark_leaks(dataset, trained):
-            if not allow and dataset.kind != "train":
+            if not allow and split != "train":
                 raise ValueError(
                     f"{problem} were in the training set of {source}; evaluate another split, fold or dataset, or set "
                     "allow_leaks=true, and the protocol states their number"

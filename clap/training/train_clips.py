@@ -50,9 +50,10 @@ class TrainClips:
             return
         self.file, process = run_dir / checkpoint.TRAIN_CLIPS, None
         self.file.unlink(missing_ok=True)
-        before = next((run_dir / "checkpoints").glob(f"*/{checkpoint.TRAIN_CLIPS}"), None)  # of this run, resumed
-        if before is not None:
-            checkpoint.link_file(before, self.file)
+        folders = [run_dir / "checkpoints" / name for name in ("last", "best")]  # of this run, if it is resumed
+        before = [folder / checkpoint.TRAIN_CLIPS for folder in folders if (folder / checkpoint.TRAIN_CLIPS).is_file()]
+        if before:
+            checkpoint.link_file(before[0], self.file)
         elif len(self.dataset.clips) <= FEW:
             self.write()
         else:
