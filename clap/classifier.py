@@ -106,7 +106,7 @@ class ClapAudioClassifier(AudioModel):
 
     @property
     def trained_on(self) -> dict[str, Any] | None:
-        """The training clips, of a classifier with a config; see `describe_training` in clap/training."""
+        """The training clips, of a classifier with a config; see clap/training/classifier_objective.py."""
         return None if self.config is None else self.config[CLASSIFIER]["trained_on"]
 
     @trained_on.setter

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from clap.loss import SigmoidLoss, SymmetricCrossEntropyLoss
+from clap.loss import BinaryCrossEntropyLoss, CrossEntropyLoss, SigmoidLoss, SymmetricCrossEntropyLoss
 
 
 def make_embeddings(batch_size: int = 6, *, embed_dim: int = 5) -> tuple[Tensor, Tensor]:
@@ -178,3 +178,19 @@ def test_local_losses_average_to_that_of_the_whole_batch(make: type, rows: tuple
 def test_unknown_gather_is_refused() -> None:
     with pytest.raises(ValueError, match="gather='half' is not one of full, local; set loss.gather"):
         SigmoidLoss(gather="half")
+
+
+def test_cross_entropy_of_one_class_is_that_of_its_index() -> None:
+    logits, classes = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2, 1, 1, 0])
+    targets = F.one_hot(classes, 3).float()
+    assert_close(CrossEntropyLoss()(logits, targets), F.cross_entropy(logits, classes))
+    smoothed = F.cross_entropy(logits, classes, label_smoothing=0.1)
+    assert_close(CrossEntropyLoss(label_smoothing=0.1)(logits, targets), smoothed)
+    with pytest.raises(ValueError, match="loss.label_smoothing=1.0 must be at least 0 and below 1"):
+        CrossEntropyLoss(label_smoothing=1.0)
+
+
+def test_binary_cross_entropy_averages_clips_and_classes() -> None:
+    logits, targets = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]])
+    expected = -(torch.sigmoid(logits[0, 0]).log() + torch.sigmoid(-logits[0, 1]).log()) / 2
+    assert_close(BinaryCrossEntropyLoss()(logits, targets), expected)

@@ -25,9 +25,8 @@ def prepare(clap: AudioModel, settings: TrainerSettings) -> None:
         clap.audio_encoder.to(memory_format=torch.channels_last)  # convolutions follow the layout of their weights
     if is_on(settings.fused_attention, clap):
         clap.audio_encoder.fuse_attention()
-    encoders = ("audio_encoder",) if clap.text_encoder is None else ("audio_encoder", "text_encoder")
     if settings.activation_checkpointing:
-        for name in encoders:
+        for name in list_encoders(clap):
             if name not in clap.frozen or settings.unfreeze_at is not None:  # a frozen part keeps no activations
                 clap.get_submodule(name).checkpoint_activations()
     if settings.compile:
@@ -35,8 +34,13 @@ def prepare(clap: AudioModel, settings: TrainerSettings) -> None:
         torch._dynamo.config.accumulated_recompile_limit = 4 * MAX_RECOMPILATIONS
         if clap.text_encoder is not None:
             clap.text_encoder.length_step = LENGTH_STEP
-        for module in itertools.chain(*(clap.get_submodule(name).parts_to_compile() for name in encoders)):
+        for module in itertools.chain(*(clap.get_submodule(name).parts_to_compile() for name in list_encoders(clap))):
             module.compile(dynamic=False)  # a graph for each shape: with symbolic sizes, compiling takes minutes more
+
+
+def list_encoders(clap: AudioModel) -> list[str]:
+    """The names of the encoders that a model has."""
+    return ["audio_encoder"] if clap.text_encoder is None else ["audio_encoder", "text_encoder"]
 
 
 def is_on(switch: bool | str, clap: AudioModel) -> bool:

@@ -12,7 +12,7 @@ from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import Batch
 from clap.loss import ClassificationLoss
 from clap.model import Clap
-from clap.training.classification import ClassificationObjective
+from clap.training.classifier_objective import ClassificationObjective
 from clap.training.distillation import DistillationLoss
 from clap.training.grad_cache import GradientCache
 from clap.training.parallel import average_gradients, encode_rows, global_loss, wrap_model
