@@ -223,3 +223,15 @@ def test_evaluation_without_robustness_is_refused(results, tmp_path: Path):
     write_results(tmp_path / "evaluation", {"zero_shot": results["zero_shot"]})
     with pytest.raises(SystemExit):
         average_seeds.main([str(tmp_path / "report"), str(tmp_path)])
+
+
+def test_metric_without_scores_has_no_intervals(clap, tones, tmp_path: Path):
+    evaluator = make_evaluator(metric="zero_shot/log_likelihood", distortions=["gain"])
+    results = run(clap, tones, {"robustness": evaluator})
+    assert not results["robustness"].scores
+    write_reports(tmp_path, results, {"robustness": evaluator})
+    with (tmp_path / "test-tones-robustness" / "robustness.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["ci_low"] for row in rows] == ["", ""]
+    assert float(rows[1]["value"]) < 0
+    assert (tmp_path / "test-tones-robustness" / "gain.png").stat().st_size

@@ -131,7 +131,7 @@ class Robustness(Evaluator):
             points,
             metric=label_metric(result.protocol["metric"]),
             data="{dataset} ({split})".format(**result.protocol),
-            note=f"{len(result.clip_ids)} clips; error bars: 95 % intervals over clips",
+            note=f"{len(result.clip_ids)} clips" + "; error bars: 95 % intervals over clips" * bool(result.scores),
             chance=result.chance.get(f"{prefix}{CLEAN}"),
         )
 

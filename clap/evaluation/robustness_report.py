@@ -42,7 +42,7 @@ class Frame:
     Attributes:
         metric: in a reader's words.
         note: what the error bars are.
-        top: upper end of the axis of the metric.
+        top: upper end of the axis of the metric; None: as matplotlib chooses it.
         is_share: whether all values are from 0 to 1, and shown in percent.
     """
 
@@ -50,7 +50,7 @@ class Frame:
     metric: str
     note: str
     chance: float | None
-    top: float
+    top: float | None
     is_share: bool
 
 
@@ -87,8 +87,8 @@ def write_curves(
     write_atomic(folder / "robustness.csv", to_csv(list_rows(clean, curves, chance)).encode())
     ends = np.array([point.ends for point in (clean, *points.values())])
     is_share = bool(ends.min() >= 0 and ends.max() <= 1)
-    top = float(max(ends.max(), chance or 0) * 1.08)
-    frame = Frame(clean, metric, note, chance, min(top, 1.02) if is_share else top, is_share)
+    top = min(float(max(ends.max(), chance or 0)) * 1.08, 1.02) if is_share else None
+    frame = Frame(clean, metric, note, chance, top, is_share)
     for name, curve in curves.items():
         figure = new_figure(6.4, 4.4, title=f"{DISTORTIONS[name].title}, {data}")
         axes = figure.add_subplot()
@@ -156,8 +156,8 @@ def draw_distortion(axes: Axes, name: str, curve: Curve, frame: Frame) -> None:
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(places, [format_level(level) for level, _ in curve])
-    axes.set_ylim(0 if frame.is_share else None, frame.top)
     if frame.is_share:
+        axes.set_ylim(0, frame.top)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
 
