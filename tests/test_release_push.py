@@ -20,10 +20,10 @@ from clap.evaluation.query_scores import QueryScores
 from clap.evaluation.results import Evaluation, hash_protocol, write_results
 from clap.model import Clap
 from clap.parts import read_saved_config
+from clap.proportion import clip_interval
 from clap.release.push import push_to_hub
 from clap.release.run_facts import hide_path, read_run
 from clap.run_folder import COST, METRICS, RECORD
-from clap.study.statistics import clip_interval
 
 REPO = "someone/small-clap"
 RECALL = "test/clotho/text_to_audio/recall_at_1"
