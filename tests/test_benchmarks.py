@@ -1,4 +1,4 @@
-"""The benchmarks of training, with tiny models: that they run, and what they compute."""
+"""The benchmarks of training and retrieval, with tiny models and galleries: that they run, and what they compute."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clap.config.compose import compose_config
-from experiments.benchmarks import scaling, soak, steps, training
+from experiments.benchmarks import retrieval, scaling, soak, steps, training
 
 CPU = torch.device("cpu")
 
@@ -82,3 +82,12 @@ def test_soak_distinguishes_leak_from_noise_and_linear_from_faster_growth():
     assert soak.judge("open files", count, leak[::-1]).startswith("falls, -1000")
     assert soak.judge("MLflow store, kB", count, leak).startswith("linear, ")
     assert soak.judge("MLflow store, kB", count, [float(step**2) for step in count]).startswith("NOT LINEAR, ")
+
+
+def test_part_of_the_blocks_is_extrapolated(tmp_path: Path):
+    sizes = retrieval.Sizes(clips=40, dim=8, growing=(), largest=1200, part=2, repeats=1)
+    row = retrieval.compare_with_sorting(tmp_path, 40, sizes)
+    assert row[:2] == ["40", "200"] and float(row[-1]) > 0
+    clips, captions, blocks, *_, minutes = retrieval.rank_part(tmp_path, sizes)
+    assert (clips, captions, blocks) == ("1,200", "6,000", "2 of 36") and minutes.endswith(" (extrapolated)")
+    assert retrieval.ranks.score_blocks is retrieval.score_blocks

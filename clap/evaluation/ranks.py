@@ -88,7 +88,7 @@ def retrieval_ranks(
     by_clip = [_BlockPairs(pair_clips, own, chosen) for chosen in _group_by_block(pair_clips, len(audio_embedding))]
     by_text = [_BlockPairs(pair_texts, own, chosen) for chosen in _group_by_block(pair_texts, len(text_embedding))]
     text_to_audio, audio_to_text = torch.zeros_like(pair_clips), torch.zeros_like(pair_clips)
-    for i, j, scores in _score_blocks(audio_embedding, text_embedding, device):
+    for i, j, scores in score_blocks(audio_embedding, text_embedding, device):
         by_text[j].count(scores.T, text_to_audio)
         by_clip[i].count(scores, audio_to_text)
     # A pair counts itself, so that 1 is the best rank. Relevant items with equal scores do not hurt one another.
@@ -164,7 +164,7 @@ def _count_at_least(scores: Tensor, own: Tensor) -> Tensor:
     return torch.ge(scores, own, out=torch.empty_like(scores, dtype=torch.float32)).sum(dim=1).long()
 
 
-def _score_blocks(
+def score_blocks(
     audio_embedding: Tensor | np.ndarray, text_embedding: Tensor | np.ndarray, device: torch.device
 ) -> Iterator[tuple[int, int, Tensor]]:
     """The cosines (clips, texts) of every block of clips and block of texts, with the numbers of both."""
