@@ -77,6 +77,7 @@ def test_run_folder_holds_what_the_design_promises(finished: Path):
         ".hydra/config.yaml", ".hydra/overrides.yaml", "train.log", "metrics.json", "cost.json",
         "checkpoints/best/config.yaml", "checkpoints/best/model.safetensors",
         "checkpoints/best/tokenizer/tokenizer.json", "checkpoints/last/trainer.pt",
+        "checkpoints/best/train_clips.npy", "checkpoints/last/train_clips.npy",
         "evaluation/protocol.json", "evaluation/test-synthetic-retrieval.npz", "evaluation/val-synthetic-retrieval.npz",
         "plots/training.png", "plots/quality.png", "plots/similarity.png",
         "plots/retrieved.png",
@@ -143,6 +144,8 @@ def test_evaluate_gives_the_same_numbers_from_the_checkpoint_alone(finished: Pat
     run("evaluate.py", *arguments, cwd=tmp_path)
     expected = {name: value for name, value in read_metrics(finished).items() if name.startswith("test/")}
     assert read_metrics(tmp_path) == expected
+    protocols = json.loads((tmp_path / "evaluation" / "protocol.json").read_text())
+    assert protocols["test-synthetic-retrieval"]["leak_check"] == "complete"
 
 
 def test_evaluate_on_another_dataset(finished: Path, tmp_path: Path):

@@ -57,21 +57,30 @@ def test_interrupted_run_does_not_wait_and_its_resume_completes_the_file(
     assert read_files(tmp_path).keys() == {"best", "last"}
 
 
-@pytest.mark.parametrize("has_file", [True, False])
+@pytest.mark.parametrize(
+    ("key", "has_file", "added"),
+    [
+        ("init_from", True, {7, 9}),
+        ("init_from", False, {UNKNOWN}),
+        ("pretrained", True, {7, 9}),
+        ("pretrained", False, set()),
+    ],
+)
 def test_clips_of_the_initial_weights_are_among_those_of_the_run(
-    has_file: bool, make_trainer: Callable, tmp_path: Path
+    key: str, has_file: bool, added: set[int], make_trainer: Callable, tmp_path: Path
 ):
     source = tmp_path / "source"
     source.mkdir()
     if has_file:
         np.save(source / TRAIN_CLIPS, np.array([7, 9], np.uint64))
     trainer = make_trainer(1)
-    recorder = train_clips.TrainClips(trainer.train_loader.dataset, str(source))
+    config = {"init_from": str(source)} if key == "init_from" else {"audio_encoder": {"pretrained": str(source)}}
+    recorder = train_clips.TrainClips(trainer.train_loader.dataset, config)
     recorder.file = tmp_path / TRAIN_CLIPS
     recorder.write()
     digests = set(np.load(tmp_path / TRAIN_CLIPS).tolist())
     own = set(digest_training_clips(trainer.train_loader.dataset).tolist())
-    assert digests - own == ({7, 9} if has_file else {UNKNOWN})
+    assert digests - own == added
 
 
 def share_a_recording(trainer: object, *kinds: str) -> None:

@@ -4,10 +4,10 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -35,11 +35,13 @@ class TrainClips:
     for it. A checkpoint that is written before has no such file until training ends, which waits for it.
 
     Args:
-        init_from: checkpoint with the initial weights, whose training clips are those of the run too.
+        config: the composed config of the run. The training clips of `init_from`, and of `audio_encoder.pretrained` if
+            it is a checkpoint that records them, are those of the run too.
     """
 
-    def __init__(self, dataset: Dataset, init_from: str | None) -> None:
-        self.dataset, self.init_from, self.parent = dataset, init_from, os.getpid()
+    def __init__(self, dataset: Dataset, config: Mapping[str, Any]) -> None:
+        self.dataset, self.init_from, self.parent = dataset, config.get("init_from"), os.getpid()
+        self.pretrained = (config.get("audio_encoder") or {}).get("pretrained")
         self.file: Path | None = None
 
     @contextmanager
@@ -71,11 +73,12 @@ class TrainClips:
                 process.join()
 
     def write(self) -> None:
-        """Write the digests of the dataset and of the clips of `init_from`."""
+        """Write the digests of the dataset and of the clips of the initial weights."""
         digests = digest_training_clips(self.dataset, is_stopped=self.is_orphan)
-        if self.init_from is not None:
-            before = read_train_clips(self.init_from)
-            digests = np.union1d(digests, np.array([UNKNOWN], np.uint64) if before is None else before)
+        for source in filter(lambda source: isinstance(source, str), (self.init_from, self.pretrained)):
+            before = read_train_clips(source)
+            unknown = np.array([UNKNOWN] if source == self.init_from else [], np.uint64)
+            digests = np.union1d(digests, unknown if before is None else before)
         if not self.is_orphan():
             with atomic_path(self.file) as partial, partial.open("wb") as file:
                 np.save(file, digests)

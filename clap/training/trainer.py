@@ -112,7 +112,7 @@ class ClapTrainer:
         self.evaluations = Interval(steps=self.settings.eval_every_steps, minutes=self.settings.eval_every_minutes)
         self.saves = Interval(steps=self.settings.save_every, minutes=self.settings.save_every_minutes)
         self.kept, self.ema = KeptCheckpoints(self.settings), WeightAverage(clap, self.settings.ema_decay)
-        self.train_clips = TrainClips(train_loader.dataset, self.config.get("init_from"))
+        self.train_clips = TrainClips(train_loader.dataset, self.config)
         self.run_log = RunLog(self)
         self.origin: dict[str, list[str]] = {}  # commits and machines, more than one if the run was resumed with others
         self.validation_pending = False
