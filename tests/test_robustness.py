@@ -11,10 +11,12 @@ import torch
 from conftest import CAPTIONS
 
 from clap.atomic import write_json
+from clap.classifier import ClapAudioClassifier
 from clap.config import find_conf_dir, read_config
 from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import make_loader
+from clap.evaluation.classification import Classification
 from clap.evaluation.distortions import DISTORTIONS, Condition
 from clap.evaluation.embedded_split import embed_distorted, embed_split
 from clap.evaluation.evaluator import check_training, evaluate_split, write_reports
@@ -235,3 +237,14 @@ def test_metric_without_scores_has_no_intervals(clap, tones, tmp_path: Path):
     assert [row["ci_low"] for row in rows] == ["", ""]
     assert float(rows[1]["value"]) < 0
     assert (tmp_path / "test-tones-robustness" / "gain.png").stat().st_size
+
+
+def test_classifiers_are_evaluated_by_their_own_metric(tiny_clap, tones):
+    classifier = ClapAudioClassifier(tiny_clap(), ["dog", "rain"]).eval()
+    torch.nn.init.normal_(classifier.head.weight)
+    evaluator = make_evaluator(metric="classification/accuracy", distortions=["gain"])
+    results = run(classifier, tones, {"classification": Classification(), "robustness": evaluator})
+    plain = results["classification"].metrics["test/tones/classification/accuracy"]
+    assert results["robustness"].metrics[NAMES[0]] == plain
+    with pytest.raises(ValueError, match="robustness compares clips with text, and a classifier has no text encoder"):
+        run(classifier, tones, {"robustness": make_evaluator()})

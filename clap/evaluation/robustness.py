@@ -21,7 +21,7 @@ from clap.evaluation.robustness_report import Point, draw_interval, write_curves
 from clap.progress import progress_bar
 
 if TYPE_CHECKING:  # imports transformers
-    from clap.model import Clap
+    from clap.audio_model import AudioModel
 
 log = logging.getLogger(__name__)
 KEY = "evaluation.robustness"
@@ -72,7 +72,8 @@ class Robustness(Evaluator):
         self.metric_names = tuple(f"robustness/{name}" for name in (CLEAN, *(own.metric for own in self.conditions)))
         self.metric, self.options, self.seed = metric, dict(options), seed
         if metric is not None:
-            self.needs = find_evaluator(metric, self.options)[1].needs
+            evaluator = find_evaluator(metric, self.options)[1]
+            self.needs, self.needs_text, self.needs_head = evaluator.needs, evaluator.needs_text, evaluator.needs_head
 
     def check(self, dataset: ClapDataset) -> None:
         metric, _, evaluator = self.choose(dataset)
@@ -86,15 +87,18 @@ class Robustness(Evaluator):
     def check_splits(self, dataset: ClapDataset, others: Mapping[str, ClapDataset]) -> None:
         self.choose(dataset)[2].check_splits(dataset, others)
 
+    def check_model(self, clap: "AudioModel", dataset: ClapDataset) -> None:
+        check_windows(clap, self.conditions)
+        self.choose(dataset)[2].check_model(clap, dataset)
+
     def choose(self, dataset: ClapDataset) -> tuple[str, str, Evaluator]:
         """The metric for a dataset, and name and object of its evaluator."""
         is_labelled = self.metric is None and all(clip.label is not None for clip in dataset.clips)
         metric = self.metric or (LABELLED if is_labelled else CAPTIONED)
         return metric, *find_evaluator(metric, self.options)
 
-    def __call__(self, clap: "Clap", splits: Splits) -> Evaluation:
+    def __call__(self, clap: "AudioModel", splits: Splits) -> Evaluation:
         metric, name, evaluator = self.choose(splits.evaluated.dataset)
-        check_windows(clap, self.conditions)
         log.info("robustness of %s: the split is embedded %d times more", metric, len(self.conditions))
         values, scores, clean = {}, {}, None
         with embed_texts_once(clap):
@@ -161,7 +165,7 @@ def find_evaluator(metric: str, options: Mapping[str, Any]) -> tuple[str, Evalua
     )
 
 
-def check_windows(clap: "Clap", conditions: Sequence[Condition]) -> None:
+def check_windows(clap: "AudioModel", conditions: Sequence[Condition]) -> None:
     """ValueError if the audio encoder does not have a policy for windows, before anything is embedded."""
     for condition in conditions:
         if condition.name == "windows":
@@ -172,7 +176,7 @@ def check_windows(clap: "Clap", conditions: Sequence[Condition]) -> None:
                 raise ValueError(f"{error}, or remove windows from {KEY}.distortions") from None
 
 
-def embed_under(clap: "Clap", splits: Splits, condition: Condition) -> EmbeddedSplit:
+def embed_under(clap: "AudioModel", splits: Splits, condition: Condition) -> EmbeddedSplit:
     """The evaluated clips embedded under a condition."""
     if condition.name != "windows":
         return splits.embed_distorted(condition)
@@ -181,7 +185,7 @@ def embed_under(clap: "Clap", splits: Splits, condition: Condition) -> EmbeddedS
 
 
 @contextlib.contextmanager
-def using_windows(clap: "Clap", windows: str) -> Iterator[None]:
+def using_windows(clap: "AudioModel", windows: str) -> Iterator[None]:
     """Set the policy for windows within the block."""
     before = clap.windows
     try:
@@ -192,8 +196,11 @@ def using_windows(clap: "Clap", windows: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def embed_texts_once(clap: "Clap") -> Iterator[None]:
+def embed_texts_once(clap: "AudioModel") -> Iterator[None]:
     """Keep the text embeddings that are requested within the block: they do not depend on the audio."""
+    if clap.text_encoder is None:
+        yield
+        return
     embed, known = clap.get_text_embeddings, {}
 
     def find(captions: Sequence[str], **options: Any) -> Tensor:
