@@ -61,6 +61,11 @@ def test_bad_text_is_a_message(answers: Answers, text: str | None, expected: str
     assert "clap-error" in page and expected in page and "<audio" not in page
 
 
+def test_text_that_is_cut_gets_a_note(answers: Answers):
+    assert "at most 77 tokens" in answers.find_sounds("a dog barks and " * 30, 1)
+    assert "tokens" not in answers.find_sounds("a dog barks", 1)
+
+
 def test_search_without_sounds_is_a_message(answers: Answers):
     page = Answers(answers.clap, None, answers.folder).find_sounds("a dog barks", 10)
     assert "start the demo with --index DIR or --folder FOLDER" in page
@@ -140,12 +145,12 @@ def test_short_sound_gets_the_similarity_of_each_label(answers: Answers, tones: 
     audio = answers.clap.get_audio_embeddings([tones[0]])
     scores = (answers.clap.get_text_embeddings(LABELS.split("\n")) @ audio[0]).tolist()
     assert read_numbers(page) == pytest.approx(sorted(scores, reverse=True), abs=6e-4)
-    assert "polyline" not in page and "data-seek" not in page
+    assert "polygon" not in page and "data-seek" not in page
 
 
 def test_long_sound_gets_scores_over_time(answers: Answers, tones: list[Path]):
     page = answers.score_sound(None, str(tones[7]), LABELS, "the sound of {}")
-    assert page.count("<polyline") == page.count("data-seek") == 2
+    assert page.count("<polygon") == page.count("data-seek") == 2
     assert "tone 7.wav" in page and str(tones[7].parent) not in page
 
 

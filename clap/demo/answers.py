@@ -55,7 +55,14 @@ class Answers:
             raise ValueError("there are no sounds to search; start the demo with --index DIR or --folder FOLDER")
         (embedding,) = self.clap.get_text_embeddings([text])
         found = [self.cut(match) for match in self.index.search(embedding.cpu(), top=int(top))]
-        return cards.show_sounds(found, text)
+        return cards.show_sounds(found, text, self.note_length(text))
+
+    def note_length(self, text: str) -> list[str]:
+        """A note if the tokenizer may cut the text."""
+        tokenizer = self.clap.tokenizer
+        _, mask = tokenizer([text])
+        limit = f"the model reads at most {tokenizer.max_length} tokens; the end of this text is not used"
+        return [limit] if int(mask.sum()) >= tokenizer.max_length else []
 
     def cut(self, match: Match) -> FoundSound:
         """A match with an excerpt: the whole recording if it is short, else the segment and seconds around it."""

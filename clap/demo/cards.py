@@ -2,7 +2,7 @@
 
 import html
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -10,10 +10,9 @@ from urllib.parse import quote
 import numpy as np
 
 from clap.demo.excerpt import Excerpt
-from clap.plotting import PALETTE
 
-LINES = 6  # labels in the plot over time, by their highest score; the first colors are readable on white and black
-WIDTH, HEIGHT = 1000, 140  # of the plot, in units of its own
+TRACKS = 12  # labels in the plot over time, those with the highest scores
+WIDTH, HEIGHT = 1000, 100  # of a track, in units of its own
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,17 @@ def message(text: str, *, is_error: bool = True) -> str:
     return f'<div class="clap-message{" clap-error" if is_error else ""}" role="status">{escape(text)}</div>'
 
 
-def show_sounds(sounds: Sequence[FoundSound], query: str) -> str:
+def show_notes(notes: Sequence[str]) -> str:
+    return "".join(message(note, is_error=False) for note in notes)
+
+
+def show_sounds(sounds: Sequence[FoundSound], query: str, notes: Sequence[str] = ()) -> str:
     """Results of a search, best first."""
     scores = [sound.score for sound in sounds]
     cards = "".join(show_sound(rank, sound, scores) for rank, sound in enumerate(sounds, start=1))
     count = f"{len(sounds)} sound{'' if len(sounds) == 1 else 's'}"
-    return f'<p class="clap-note">{count} closest to “{escape(query)}”</p><div class="clap-grid">{cards}</div>'
+    heading = f'<p class="clap-note">{count} closest to “{escape(query)}”</p>'
+    return show_notes(notes) + heading + f'<div class="clap-grid">{cards}</div>'
 
 
 def show_sound(rank: int, sound: FoundSound, scores: Sequence[float]) -> str:
@@ -66,12 +70,11 @@ def show_sound(rank: int, sound: FoundSound, scores: Sequence[float]) -> str:
     )
 
 
-def show_bar(score: float, scores: Sequence[float], color: str = "") -> str:
+def show_bar(score: float, scores: Sequence[float]) -> str:
     """A bar from the lowest of the scores, or 0 if all are positive, to the highest."""
     low, high = min(0.0, *scores), max(scores)
     width = 100 * (score - low) / (high - low) if high > low else 0.0
-    style = f"width:{width:.1f}%" + (f";background:{color}" if color else "")
-    return f'<div class="clap-bar"><div style="{style}"></div></div>'
+    return f'<div class="clap-bar"><div style="width:{width:.1f}%"></div></div>'
 
 
 def show_player(excerpt: Excerpt, *, segment: tuple[float, float] | None = None, plot: str = "") -> str:
@@ -98,52 +101,45 @@ def show_scores(
 
     times (n, 2) in seconds, scores (n, labels).
     """
-    highest = scores.max(axis=0)
-    order = np.argsort(-highest, kind="stable")
-    colors = dict(zip(order.tolist(), PALETTE[:LINES], strict=False)) if len(times) > 1 else {}
-    plot = draw_lines(times, scores, colors, excerpt.end) if colors else ""
+    is_long, highest = len(times) > 1, scores.max(axis=0)
+    order = np.argsort(-highest, kind="stable").tolist()
+    shown = order[:TRACKS]
+    plot = draw_tracks(times, scores[:, shown], [labels[label] for label in shown], excerpt.end) if is_long else ""
     rows = ""
-    for label in order.tolist():
+    for label in order:
         start = times[scores[:, label].argmax(), 0]
-        seek = f'<button class="clap-seek" data-seek="{start:.2f}">▶ {clock(start)}</button>' if len(times) > 1 else ""
-        dot = f'<i style="background:{colors[label]}"></i>' if label in colors else ""
+        seek = f'<button class="clap-seek" data-seek="{start:.2f}">▶ {clock(start)}</button>' if is_long else ""
         rows += (
-            f'<tr><td class="clap-label">{dot}{escape(labels[label])}</td>'
-            f"<td>{show_bar(highest[label], highest, colors.get(label, ''))}</td>"
+            f'<tr><td class="clap-label">{escape(labels[label])}</td><td>{show_bar(highest[label], highest)}</td>'
             f'<td class="clap-number">{highest[label]:.3f}</td><td class="clap-number">{seek}</td></tr>'
         )
-    what = "highest score and its window" if len(times) > 1 else "score"
+    what = "highest score over time, and where" if is_long else "score"
     return (
-        "".join(message(note, is_error=False) for note in notes)
-        + f'<article class="clap-card clap-sound"><header><div class="clap-name"><strong>{escape(name)}</strong>'
-        f'<div class="clap-folder">{clock(excerpt.end)}, {len(times)} window{"s" if len(times) > 1 else ""}</div></div>'
+        f'{show_notes(notes)}<article class="clap-card clap-sound"><header>'
+        f'<div class="clap-name"><strong>{escape(name)}</strong>'
+        f'<div class="clap-folder">{clock(excerpt.end)}, {len(times)} window{"s" if is_long else ""}</div></div>'
         f"</header>{show_player(excerpt, plot=plot)}"
         f'<table class="clap-table"><caption>{what}, cosine similarity</caption>{rows}</table></article>'
     )
 
 
-def draw_lines(times: np.ndarray, scores: np.ndarray, colors: dict[int, str], duration: float) -> str:
-    """SVG of scores over time, as wide as the spectrogram above it; a point is in the middle of its window."""
-    shown = scores[:, list(colors)]
-    low, high = float(shown.min()), float(shown.max())
-    low, high = low - 0.05 * (high - low) - 1e-6, high + 0.05 * (high - low) + 1e-6
+def draw_tracks(times: np.ndarray, scores: np.ndarray, names: Sequence[str], duration: float) -> str:
+    """An SVG of each label's score over time, one below the other, as wide as the spectrogram above them.
+
+    scores (n, labels) at the middle of their windows; all labels have the same scale.
+    """
+    low, high = float(scores.min()), float(scores.max())
     x = times.mean(axis=1) / duration * WIDTH
-    lines = "".join(
-        f'<polyline points="{" ".join(points(x, (high - scores[:, label]) / (high - low) * HEIGHT))}" '
-        f'style="stroke:{color}"/>'
-        for label, color in reversed(colors.items())
-    )
-    zero = high / (high - low) * HEIGHT
-    axis = f'<line x1="0" x2="{WIDTH}" y1="{zero:.1f}" y2="{zero:.1f}"/>' if 0 < zero < HEIGHT else ""
-    return (
-        f'<div class="clap-plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" '
-        f'aria-label="scores over time">{axis}{lines}</svg><span>{high:.2f}</span><span>{low:.2f}</span></div>'
-    )
-
-
-def points(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
-    """Coordinates of an SVG polyline."""
-    return (f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    heights = (scores - low) / max(high - low, 1e-6) * HEIGHT
+    tracks = ""
+    for name, height in zip(names, heights.T, strict=True):
+        corners = [(0.0, 0.0), (0.0, height[0]), *zip(x, height, strict=True), (WIDTH, height[-1]), (WIDTH, 0.0)]
+        points = " ".join(f"{across:.1f},{HEIGHT - up:.1f}" for across, up in corners)
+        tracks += (
+            f'<div class="clap-track"><svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none">'
+            f'<polygon points="{points}"/></svg><span>{escape(name)}</span></div>'
+        )
+    return tracks
 
 
 def address(path: Path) -> str:
@@ -152,9 +148,9 @@ def address(path: Path) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 0:07.5, 1:02 or 1:00:05; tenths below a minute, of which the last digits are dropped if zero."""
+    """Seconds as 7.5 s, 1:02 or 1:00:05."""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, whole = divmod(round(seconds), 60)
+    minutes, whole = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"

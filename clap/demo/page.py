@@ -39,7 +39,7 @@ def build_page(answers: Answers, *, title: str, sounds: str) -> gradio.Blocks:
             with gradio.Row():
                 with gradio.Column(scale=1):
                     upload = gradio.File(
-                        label=f"Recording, up to {clock(LONGEST_SOUND)}", type="filepath", height=110,
+                        label=f"Recording, up to {clock(LONGEST_SOUND)}", type="filepath", height=140,
                         elem_id="clap-upload",
                     )  # fmt: skip
                     recorded = gradio.Audio(

@@ -49,7 +49,11 @@ def serve_demo(
         index = SoundIndex.open(folder / "index")
     shown = folder / "shown"
     shown.mkdir()
-    sounds = "no sounds to search" if index is None else f"{index.num_files:,} recordings of {index.record.folder}"
+    sounds = (
+        "no sounds to search"
+        if index is None
+        else f"{index.num_files:,} recordings in {Path(index.record.folder).name}"
+    )
     with serve_page(
         build_page(Answers(clap, index, shown), title=checkpoint, sounds=sounds),
         shown,
