@@ -39,6 +39,14 @@ def test_jobs_are_sorted_best_first_and_without_a_result_last(tmp_path: Path):
     assert names(make_board(tmp_path)) == ["b", "c", "a", "0"]
 
 
+@pytest.mark.parametrize(("metric", "order"), [("mean_rank", ["a", "b"]), ("recall_at_1", ["b", "a"])])
+def test_lower_ranks_come_first(tmp_path: Path, metric: str, order: list[str]):
+    for name, value in {"b": 0.9, "a": 0.1}.items():
+        job = add_job(tmp_path, name, 0.0)
+        (job.folder / "metrics.json").write_text(json.dumps({f"test/x/text_to_audio/{metric}": value}))
+    assert names(make_board(tmp_path, f"test/x/text_to_audio/{metric}")) == order
+
+
 def test_ties_are_sorted_by_name(tmp_path: Path):
     for name in ("b", "c", "a"):
         add_job(tmp_path, name, 0.5)

@@ -251,6 +251,17 @@ def test_one_run_is_compared_with_chance_over_its_clips(chance: float | None, is
     assert bool(describe_chance([(column, [["id0"]])])) == (is_above is False)
 
 
+@pytest.mark.parametrize(("chance", "is_better"), [(15.0, True), (2.0, False)])
+def test_mean_rank_is_better_than_chance_where_it_is_lower(chance: float, is_better: bool) -> None:
+    metric = "test/synthetic/text_to_audio/mean_rank"
+    found = make_results(0.5, seed=0)["retrieval"]
+    found.protocol["chance"] = {metric: chance}
+    column = make_column(metric, {"id0": RunScores("a-s0", found.metrics[metric], [record(found)])})
+    assert column.is_above_chance([["id0"]]) is is_better
+    warning = "is not below chance in text-to-audio mean rank: every 95 % interval ends at or above the chance level"
+    assert (warning in describe_chance([(column, [["id0"]])])) is not is_better
+
+
 def test_runs_of_one_name_are_compared() -> None:
     same, other = make_scores("from-model-s0", 0), make_scores("from-model-s0", 1)
     assert len(make_column(LEADING, {"id0": same, "id1": other}).scores) == 2
