@@ -94,6 +94,7 @@ def test_rendered_scenes_leak_if_their_seed_and_split_are_those_of_training(seed
     assert len(find_leaks(open_split(corpus, "test"), trained).clips) == 0
 
 
+@pytest.mark.slow
 def test_published_splits_of_audiocaps_share_no_recording(published_index: Callable, monkeypatch: pytest.MonkeyPatch):
     from clap.dataset.audiocaps import AudioCaps
 
