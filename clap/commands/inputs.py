@@ -19,6 +19,7 @@ from clap.published.hub import fetch_source
 if TYPE_CHECKING:
     from clap.commands.embedder import Embedder
 
+CHECKPOINT_HELP = "run folder, checkpoint, or published weights"
 # Of a checkpoint of this package, a Hugging Face model, and a run.
 CHECKPOINT_FILES = ("config.yaml", "config.json", "checkpoints")
 
@@ -33,13 +34,16 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, files: str = "+") ->
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the arguments of `load_embedder`."""
-    parser.add_argument(
-        "--checkpoint", required=required, metavar="PATH_OR_NAME", help="run folder, checkpoint, or published weights"
-    )
+    parser.add_argument("--checkpoint", required=required, metavar="PATH_OR_NAME", help=CHECKPOINT_HELP)
+    parser.add_argument("--windows", choices=["mean"], help="average the embeddings of all windows of longer clips")
+    add_device_arguments(parser)
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `load_embedder` that do not depend on its inputs."""
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="tokenizer of the text encoder, if the checkpoint does not contain one"
     )
-    parser.add_argument("--windows", choices=["mean"], help="average the embeddings of all windows of longer clips")
     parser.add_argument("--device", choices=CHOICES["device"], default="auto", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
 
@@ -51,11 +55,15 @@ def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_model_arguments(args: argparse.Namespace) -> list[str]:
     """Check the arguments that need no model, and return the recordings."""
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size} is too small; give 1 or more")
+    check_at_least_one("--batch-size", args.batch_size)
     files = find_files(args.files)
     check_checkpoint(args.checkpoint)
     return files
+
+
+def check_at_least_one(option: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{option} {value} is too small; give 1 or more")
 
 
 def find_files(names: Sequence[str]) -> list[str]:

@@ -37,12 +37,7 @@ def choose_format(output: Path | None, chosen: str | None) -> str:
         OSError: the path is a folder, or its folder does not exist or is not writable.
     """
     if output is not None:
-        if output.is_dir():
-            raise IsADirectoryError(f"--output {output} is a folder; give the path of a file")
-        if not os.access(output.parent, os.W_OK):
-            raise FileNotFoundError(
-                f"--output {output}: {output.parent} is not a writable folder; create it or give another"
-            )
+        check_writable(output)
         if chosen is None and output.suffix.lower() not in SUFFIXES:
             raise ValueError(
                 f"--output {output}: the suffix is not one of {', '.join(SUFFIXES)}; rename it, or set --format"
@@ -50,6 +45,20 @@ def choose_format(output: Path | None, chosen: str | None) -> str:
     if chosen == "npz" and output is None:
         raise ValueError("--format npz is not written to stdout; add --output FILE")
     return chosen or ("table" if output is None else SUFFIXES[output.suffix.lower()])
+
+
+def check_writable(output: Path) -> None:
+    """Reject a path to which no file can be written.
+
+    Raises:
+        OSError: it is a folder, or its folder does not exist or is not writable.
+    """
+    if output.is_dir():
+        raise IsADirectoryError(f"--output {output} is a folder; give the path of a file")
+    if not os.access(output.parent, os.W_OK):
+        raise FileNotFoundError(
+            f"--output {output}: {output.parent} is not a writable folder; create it or give another"
+        )
 
 
 def check_output_arguments(args: argparse.Namespace) -> None:
@@ -72,12 +81,17 @@ def write_ranking(args: argparse.Namespace, files: Sequence[str], texts: Sequenc
         content = to_table(files, ranking, name)
     else:
         content = to_json([{"file": file, name: best} for file, best in zip(files, ranking, strict=True)], form)
-    if args.output is None:
+    write_content(args.output, content, f"{name} of {len(files)} files, {len(texts)} texts")
+
+
+def write_content(output: Path | None, content: bytes, summary: str) -> None:
+    """Write to stdout, or to a file and print its summary."""
+    if output is None:
         sys.stdout.buffer.write(content)  # UTF-8 in any locale, so that no character fails to print
         sys.stdout.buffer.flush()
     else:
-        write_atomic(args.output, content)
-        print(f"{args.output}: {name} of {len(files)} files, {len(texts)} texts")
+        write_atomic(output, content)
+        print(f"{output}: {summary}")
 
 
 def to_table(files: Sequence[str], ranking: Sequence[Mapping[str, float]], name: str) -> bytes:
@@ -100,6 +114,13 @@ def to_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
+
+
+def format_time(seconds: float) -> str:
+    """`1:02:03.5`, or `02:03.5` within the first hour."""
+    tenths = round(seconds * 10)
+    hours, minutes = divmod(tenths // 600, 60)
+    return f"{f'{hours}:' if hours else ''}{minutes:02}:{tenths % 600 / 10:04.1f}"
 
 
 def encode_utf8(text: str) -> bytes:

@@ -16,7 +16,7 @@ from clap.audio_folder import list_folder
 from clap.model import Clap
 from clap.progress import progress_bar
 from clap.sound_index.journal import FileResult, Journal
-from clap.sound_index.record import RECORD, IndexRecord, check_weights, locate_checkpoint
+from clap.sound_index.record import RECORD, REPLACE, IndexRecord, check_folder, check_weights, locate_checkpoint
 from clap.sound_index.vectors import TABLE, gather_rows, open_table, read_errors, write_errors, write_table
 from clap.sound_index.weights import digest_weights
 from clap.sound_index.windows import WindowPolicy, embed_recording
@@ -29,7 +29,7 @@ Version = tuple[int, int]  # size in bytes and modification time in ns of a file
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What a run of `build_index` has done: numbers of files, and of rows of the index."""
+    """What a run of `build_index` has done: numbers of files, of which `failed` cannot be read; rows of the index."""
 
     added: int
     changed: int
@@ -59,7 +59,7 @@ def build_index(
         folder: recordings, also in subfolders.
         output: folder of the index.
         checkpoint: where `clap` comes from; `search` loads it from there.
-        window, hop: seconds, see `WindowPolicy.choose`.
+        window, hop: seconds, see `WindowPolicy.choose`; None for those of an index that exists.
         rebuild: discard an index of another model, folder or other windows instead of refusing it.
         retry: read files again that could not be read, even if they are unchanged.
 
@@ -67,16 +67,6 @@ def build_index(
         ValueError: the index is of another model, folder or other windows. BlockingIOError: another process writes it.
     """
     folder, output = Path(folder).absolute(), Path(output)
-    policy = WindowPolicy.choose(clap, window=window, hop=hop)
-    record = IndexRecord(
-        folder=str(folder),
-        checkpoint=locate_checkpoint(checkpoint),
-        weights=digest_weights(clap),
-        embed_dim=clap.embed_dim,
-        sample_rate=clap.sample_rate,
-        window=policy.window,
-        hop=policy.hop,
-    )
     output.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(output / ".lock").acquire(timeout=LOCK_SECONDS)
@@ -85,8 +75,21 @@ def build_index(
     with lock:
         if rebuild:
             discard(output)
-        if (output / RECORD).exists():
-            check_record(IndexRecord.read(output), record, output)
+        old = IndexRecord.read(output) if (output / RECORD).exists() else None
+        if old is not None:
+            window, hop = window or old.window, hop or old.hop
+        policy = WindowPolicy.choose(clap, window=window, hop=hop)
+        record = IndexRecord(
+            folder=str(folder),
+            checkpoint=locate_checkpoint(checkpoint),
+            weights=digest_weights(clap),
+            embed_dim=clap.embed_dim,
+            sample_rate=clap.sample_rate,
+            window=policy.window,
+            hop=policy.hop,
+        )
+        if old is not None:
+            check_record(old, record, output)
         record.write(output)
         return update(folder, output, clap, policy, record=record, batch_size=batch_size, retry=retry)
 
@@ -104,15 +107,13 @@ def check_record(old: IndexRecord, new: IndexRecord, output: Path) -> None:
     Raises:
         ValueError: they differ; or the folder is another one, while the old one still exists.
     """
-    advice = "give another --output, or --rebuild to discard the index"
-    check_weights(old, new.weights, new.checkpoint, advice=f"{output} keeps one model; {advice}")
+    check_weights(old, new.weights, new.checkpoint, advice=f"{output} keeps one model; {REPLACE}")
     if (old.window, old.hop) != (new.window, new.hop):
         raise ValueError(
             f"{output} has {old.describe_windows()}, and {new.describe_windows()} is asked for; "
-            f"set --window {old.window:g} --hop {old.hop:g}, or {advice}"
+            f"set --window {old.window:g} --hop {old.hop:g}, or {REPLACE}"
         )
-    if old.folder != new.folder and Path(old.folder).exists():
-        raise ValueError(f"{output} is the index of {old.folder}, and {new.folder} is given; {advice}")
+    check_folder(old, Path(new.folder), output)
 
 
 def update(
@@ -142,12 +143,12 @@ def update(
         merge(output, facts, vectors, journal, latest, present, record)
         write_errors(output, [error_entry(file) for file in failed])
     journal.delete()
-    num_changed = len(latest.keys() & known.keys())
+    readable = {path for path, file in latest.items() if not file.error}
     return IndexSummary(
-        added=len(latest) - num_changed,
-        changed=num_changed,
+        added=len(readable - known.keys()),
+        changed=len(readable & known.keys()),
         deleted=len(deleted),
-        unchanged=len(present) - len(latest),
+        unchanged=len(present) - len(readable) - len(failed),
         failed=len(failed),
         windows=len(open_table(output, clap.embed_dim)[0]),
     )

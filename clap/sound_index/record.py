@@ -6,6 +6,7 @@ from pathlib import Path
 from clap.atomic import read_json, write_json
 
 RECORD = "index.json"
+REPLACE = "give another --output, or --rebuild to discard the index"
 FORMAT = 1  # of the files of an index
 
 
@@ -60,6 +61,16 @@ class IndexRecord:
 
     def describe_windows(self) -> str:
         return f"window {self.window:g} s, hop {self.hop:g} s"
+
+
+def check_folder(record: IndexRecord, folder: Path, index: Path) -> None:
+    """Refuse another folder than that of the index, unless that has moved.
+
+    Raises:
+        ValueError: the folder differs, and that of the index exists.
+    """
+    if record.folder != str(folder) and Path(record.folder).exists():
+        raise ValueError(f"{index} is the index of {record.folder}, and {folder} is given; {REPLACE}")
 
 
 def check_weights(record: IndexRecord, weights: str, checkpoint: str, *, advice: str) -> None:
