@@ -45,6 +45,12 @@ WRONG = {
     "text weights": ("text_encoder.pretrained=/nowhere", FileNotFoundError, "text_encoder.pretrained=/nowhere: no"),
     "tokenizer": ("text_encoder.tokenizer=./nowhere", FileNotFoundError, "text_encoder.tokenizer=./nowhere: no"),
     "exclusions": ("dataset.exclude=nowhere.txt", FileNotFoundError, "dataset.exclude=nowhere.txt is missing"),
+    "loss": ("loss=cross_entropy", ValueError, "CrossEntropyLoss does not train a model without a classifier"),
+    "classifier": (
+        "experiment=fine_tune_classifier dataset=synthetic evaluation=[retrieval]",
+        ValueError,
+        "evaluation retrieval compares clips with text, and a classifier has no text encoder",
+    ),
     "resume": ("resume=/nowhere", FileNotFoundError, "/nowhere: no such checkpoint folder"),
     "name": ("dataset=csv dataset.root=. dataset.metadata=m.csv dataset.name=x/y", ValueError, "dataset.name: 'x/y'"),
 }
