@@ -10,8 +10,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from clap.audio_encoder.base import AudioEncoder
+from clap.audio_encoder.cnn14 import Cnn14
 from clap.audio_encoder.timm_backbone import TimmBackbone
 from clap.model import MLPProjection
+from clap.published.frontends import TorchaudioLogMel, TransformersLogMel
 from clap.release.onnx_export import trace
 from clap.release.towers import AudioTower, TextTower
 from clap.text_encoder import TextEncoder
@@ -90,6 +92,21 @@ def test_audio_graph_equals_the_model(cls: type, fusion: str, tmp_path):
         waveform, length = make_batch(lengths)
         (found,) = session.run(None, {"waveform": waveform.numpy(), "lengths": length.numpy()})
         np.testing.assert_allclose(found, embed(clap, waveform, length), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [TransformersLogMel, TorchaudioLogMel])
+def test_frontend_of_published_models_is_exported(cls: type, tmp_path):
+    """In double precision, or with another Hann window, and an n_fft that is not a power of two."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    frontend = cls(16_000, window=1.0, n_fft=400, hop_length=160, n_mels=32, f_max=8000.0, int16=True)
+    clap = make_clap(make_encoder(Cnn14, frontend=frontend))
+    shapes = {"waveform": {0: "batch", 1: "samples"}, "lengths": {0: "batch"}}
+    trace(AudioTower(clap), make_batch([40000, 12000, 16050]), shapes, "audio_embedding", tmp_path / "audio.onnx")
+    waveform, length = make_batch(BATCHES[0])
+    session = onnxruntime.InferenceSession(tmp_path / "audio.onnx")
+    (found,) = session.run(None, {"waveform": waveform.numpy(), "lengths": length.numpy()})
+    np.testing.assert_allclose(found, embed(clap, waveform, length), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -167,9 +167,10 @@ def describe_evaluation(facts: RunFacts) -> str:
     header = ("split", "metric", "value", "95 % interval", "chance", "clips", "protocol")
     return (
         f"## Evaluation\n\n{to_markdown([header, *rows])}\n"
-        "The interval is over the choice of clips, by bootstrap, of this one training run: it does not include the "
-        "variance between seeds. Chance is the expected value for a random order. Numbers are comparable if their "
-        "protocols have the same hash. Scores of each clip are in `evaluation/`, with the protocols in full.\n\n"
+        "The interval is over the choice of clips (bootstrap; Wilson's for few hits) of this one training run: it does "
+        "not include the variance between seeds. Chance is the expected value for a random order. Numbers are "
+        "comparable if their protocols have the same hash. Scores of each clip are in `evaluation/`, with the "
+        "protocols in full.\n\n"
         + "\n".join(describe_protocol(name, protocol) for name, protocol in facts.protocols.items())
     )
 
