@@ -13,6 +13,7 @@ from conftest import CAPTIONS
 from clap.atomic import write_json
 from clap.classifier import ClapAudioClassifier
 from clap.config import find_conf_dir, read_config
+from clap.config.overrides import check_overrides
 from clap.corpus import Clip, Corpus
 from clap.dataset.clips import ClapDataset
 from clap.dataset.loader import make_loader
@@ -248,3 +249,8 @@ def test_classifiers_are_evaluated_by_their_own_metric(tiny_clap, tones):
     assert results["robustness"].metrics[NAMES[0]] == plain
     with pytest.raises(ValueError, match="robustness compares clips with text, and a classifier has no text encoder"):
         run(classifier, tones, {"robustness": make_evaluator()})
+
+
+def test_options_of_the_metric_are_set_on_the_command_line():
+    overrides = ["checkpoint=x", "evaluation=[robustness]", 'evaluation.robustness.options={templates: ["{}"]}']
+    assert check_overrides(overrides, config_dir=find_conf_dir(), config_name="evaluate")

@@ -62,9 +62,9 @@ TYPES: dict[str, tuple[type, ...]] = {
     "hydra.sweeper.study_name": (str, type(None)),
     "hydra.sweeper.params": (dict, type(None)),
 }
-# Mappings {name: options of a corpus}, whose names are the user's own: overrides may add names and options, which the
-# class that receives them checks.
-OPEN_MAPPINGS = ("dataset.corpora", "evaluation_datasets")
+# Mappings {name: options of a corpus}, whose names are the user's own, and options of an evaluator: overrides may add
+# names and options, which the class that receives them checks.
+OPEN_MAPPINGS = ("dataset.corpora", "evaluation_datasets", "evaluation.robustness.options")
 # Keys that set where a run reads, writes and computes; they do not change its result.
 LOCAL_KEYS = (
     "dataset.root",
