@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clap.atomic import PARTIAL, atomic_path, name_file, read_json_lines, write_atomic
+from clap.atomic import PARTIAL, atomic_path, name_file, read_json_lines, remove_partial_files, write_atomic
 
 TABLE, ERRORS = "embeddings.parquet", "errors.jsonl"
 BLOCK = 2**15  # rows in memory at once
@@ -45,6 +45,8 @@ def write_table(index: Path, facts: pa.Table, blocks: Iterable[np.ndarray], *, e
         blocks: embeddings (n, embed_dim) float32 of consecutive rows.
         record: JSON text that becomes the metadata `clap` of the Parquet file.
     """
+    for path in index.glob(f"{TABLE}.*{PARTIAL}"):
+        path.unlink()  # of a writer that was killed: only the owner of the index writes the table
     vectors = write_vectors(index, blocks, shape=(len(facts), embed_dim))
     schema = COLUMNS.append(pa.field("embedding", pa.list_(pa.float32(), embed_dim)))
     schema = schema.with_metadata({"clap": record, "vectors": vectors})
@@ -59,13 +61,14 @@ def write_table(index: Path, facts: pa.Table, blocks: Iterable[np.ndarray], *, e
             embedding = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), embed_dim)
             columns = facts.slice(start, BLOCK).combine_chunks().columns
             writer.write_table(pa.table([*columns, embedding], schema=schema))
-    for path in index.glob("vectors*"):
+    for path in index.glob("vectors-*"):
         if path.name != vectors:
             path.unlink()  # a process that has mapped it can still read it
 
 
 def write_vectors(index: Path, blocks: Iterable[np.ndarray], *, shape: tuple[int, int]) -> str:
     """Write the matrix of all blocks; returns its name, which contains a digest of its content."""
+    remove_partial_files(index, name="vectors")
     digest, partial = hashlib.sha256(), index / f"vectors.{os.getpid()}{PARTIAL}"
     with name_file(partial), partial.open("wb") as file:
         header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
