@@ -103,7 +103,7 @@ def test_loaded_model_gives_the_same_embeddings(
 
 def test_registered_folder_contains_no_pickle(version: ModelVersion):
     suffixes = {path.suffix for path in Path(version.source).rglob("*") if path.is_file()}
-    assert suffixes <= {"", ".json", ".py", ".safetensors", ".txt", ".yaml"}
+    assert suffixes <= {"", ".css", ".js", ".json", ".py", ".safetensors", ".txt", ".yaml"}
 
 
 def test_command_line_prints_the_serve_command(store: str, run_dir: Path, capsys: pytest.CaptureFixture):
