@@ -8,7 +8,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,16 +128,23 @@ def resample_blocks(blocks: Iterator[np.ndarray], count: int, file_rate: int, sa
     first = next(blocks)
     if len(first) == count:
         return soxr.resample(first, file_rate, sample_rate) if file_rate != sample_rate else first
-    resampler = soxr.ResampleStream(file_rate, sample_rate, num_channels=1, dtype="float32")
     waveform = np.empty(math.ceil(count * sample_rate / file_rate) + 1, dtype=np.float32)
-    read = filled = 0
-    for block in itertools.chain([first], blocks):
-        read += len(block)
-        if file_rate != sample_rate:
-            block = resampler.resample_chunk(block, last=read == count)
+    filled = 0
+    for block in resample_stream(itertools.chain([first], blocks), count, file_rate, sample_rate):
         waveform[filled : filled + len(block)] = block
         filled += len(block)
     return waveform[:filled]
+
+
+def resample_stream(blocks: Iterable[np.ndarray], count: int, file_rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+    """Blocks (samples,) with `count` samples in all, resampled one by one; the last one has what the others delayed."""
+    if file_rate == sample_rate:
+        yield from blocks
+        return
+    resampler, read = soxr.ResampleStream(file_rate, sample_rate, num_channels=1, dtype="float32"), 0
+    for block in blocks:
+        read += len(block)
+        yield resampler.resample_chunk(block, last=read == count)
 
 
 def read_header(path: str | os.PathLike | Member) -> AudioHeader:

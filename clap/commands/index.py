@@ -59,9 +59,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Check everything that needs no model."""
     inputs.check_at_least_one("--batch-size", args.batch_size)
     for option in ("hop", "window"):
-        value = getattr(args, option)
-        if value is not None and not value > 0:
-            raise ValueError(f"--{option} {value:g} is not a positive number of seconds; change it")
+        inputs.check_seconds(f"--{option}", getattr(args, option))
     if not args.folder.is_dir():
         raise FileNotFoundError(f"{args.folder} is not a folder; give a folder of recordings")
     inputs.find_files([str(args.folder)])

@@ -66,6 +66,11 @@ def check_at_least_one(option: str, value: int) -> None:
         raise ValueError(f"{option} {value} is too small; give 1 or more")
 
 
+def check_seconds(option: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise ValueError(f"{option} {value:g} is not a positive number of seconds; change it")
+
+
 def find_files(names: Sequence[str]) -> list[str]:
     """Recordings given by path, folder or pattern, without duplicates, in the order given.
 

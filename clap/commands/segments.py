@@ -66,11 +66,9 @@ def check_arguments(args: argparse.Namespace) -> list[str]:
     if not texts:
         raise ValueError("no texts given; give --text or --captions")
     if args.softmax and len(texts) < 2:
-        raise ValueError("--softmax compares texts, and one is given; add another --text, or leave --softmax out")
+        raise ValueError("--softmax compares texts, and one is given; add another --text, or remove --softmax")
     for option in ("hop", "window"):
-        value = getattr(args, option)
-        if value is not None and not value > 0:
-            raise ValueError(f"--{option} {value:g} is not a positive number of seconds; change it")
+        inputs.check_seconds(f"--{option}", getattr(args, option))
     for path in args.output:
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"--output {path}: the suffix is not one of {', '.join(SUFFIXES)}; rename it")

@@ -1,20 +1,19 @@
 """A part of a recording for a browser: a FLAC file that it plays and a picture of the spectrogram, in flat memory."""
 
+import itertools
 import math
 import os
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 import torch
 from matplotlib.image import imsave
 
 from clap.audio import LogMelSpectrogram
-from clap.waveform import open_recording, read_mono
+from clap.waveform import open_recording, read_mono, resample_stream
 
 MAX_RATE = 48000  # Hz of the FLAC file; a browser's limit is near 96000
 LONG_RATE = 16000  # Hz of an excerpt longer than LONG, about 60 MB an hour
@@ -94,25 +93,15 @@ def write_excerpt(recording: str | os.PathLike, folder: Path, *, start: float = 
         count = min(num_frames, math.ceil(min(end * rate, num_frames))) - first
         target_rate = min(rate, LONG_RATE if count > LONG * rate else MAX_RATE)
         picture, peak = Picture(count, rate), 0.0
+        blocks, copies = itertools.tee(read_mono(path, file, first, count))
         with soundfile.SoundFile(folder / f"{name}.flac", "w", target_rate, 1, subtype="PCM_16") as player:
-            for block, resampled in resample_each(read_mono(path, file, first, count), count, rate, target_rate):
+            for block, resampled in zip(blocks, resample_stream(copies, count, rate, target_rate), strict=True):
                 picture.add(block)
                 peak = max(peak, float(np.abs(block).max()))
                 player.write(resampled.clip(-1, 1))
     picture.save(folder / f"{name}.png")
     drop_oldest(folder)
     return Excerpt(folder / f"{name}.flac", folder / f"{name}.png", first / rate, (first + count) / rate, peak)
-
-
-def resample_each(
-    blocks: Iterator[np.ndarray], count: int, file_rate: int, sample_rate: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each block (samples,) of `count` samples in all, and its part of the waveform at `sample_rate`."""
-    resampler = soxr.ResampleStream(file_rate, sample_rate, num_channels=1, dtype="float32")
-    read = 0
-    for block in blocks:
-        read += len(block)
-        yield block, resampler.resample_chunk(block, last=read == count) if file_rate != sample_rate else block
 
 
 def drop_oldest(folder: Path) -> None:

@@ -40,11 +40,6 @@ class RetrievalRanks:
     text_clips: Tensor | None = None
 
     @property
-    def best_clip(self) -> Tensor:
-        """(texts,) rank of the best clip of a text, for the text as query."""
-        return best_of_each(self.text_to_audio, self.pair_texts)
-
-    @property
     def best_text(self) -> Tensor:
         """(clips,) rank of the best text of a clip, for the clip as query; of the clips that have a text."""
         return best_of_each(self.audio_to_text, self.pair_clips.unique(return_inverse=True)[1])

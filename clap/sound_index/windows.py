@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soxr
 import torch
 from torch import Tensor
 
 from clap.model import Clap
-from clap.waveform import SHORTEST, open_recording, read_mono
+from clap.waveform import SHORTEST, open_recording, read_mono, resample_stream
 
 SLACK = 1.05  # a recording that is longer than a window by less than this factor is not divided
 
@@ -53,10 +52,6 @@ class WindowPolicy:
         """Whether a recording of that many seconds has several windows."""
         return duration > SLACK * self.window
 
-    def count(self, duration: float) -> int:
-        """Number of windows of a recording."""
-        return 1 + int(np.ceil((duration - self.window) / self.hop)) if self.divides(duration) else 1
-
 
 def read_windows(path: str | os.PathLike, sample_rate: int, policy: WindowPolicy) -> Iterator[tuple[int, np.ndarray]]:
     """First sample and waveform (samples,) at `sample_rate` Hz of each window of a long recording, read in blocks.
@@ -79,17 +74,6 @@ def read_windows(path: str | os.PathLike, sample_rate: int, policy: WindowPolicy
                 buffer, offset = np.concatenate([buffer[done:], block]), offset + done
             waveform = buffer[start - offset : start - offset + size]
             yield start, np.pad(waveform, (0, size - len(waveform)))  # the resampler's length may differ by a sample
-
-
-def resample_stream(blocks: Iterator[np.ndarray], count: int, file_rate: int, sample_rate: int) -> Iterator[np.ndarray]:
-    """Blocks (samples,) with `count` samples in all, resampled one by one."""
-    if file_rate == sample_rate:
-        yield from blocks
-        return
-    resampler, read = soxr.ResampleStream(file_rate, sample_rate, num_channels=1, dtype="float32"), 0
-    for block in blocks:
-        read += len(block)
-        yield resampler.resample_chunk(block, last=read == count)
 
 
 def embed_recording(
