@@ -1,4 +1,4 @@
-"""Serves the page with Gradio, until it is told to stop."""
+"""Serves the page with Gradio, as a context: the server stops at its end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -17,7 +17,7 @@ DEFAULT_METRICS = (
     "mean_rank",
 )
 PRECISIONS = "mean over queries of the sum of the precisions at the relevant items among the first K, divided by"
-DEFINITIONS = {  # K stands for a number
+DEFINITIONS = {  # K is a number from 1 on
     "recall_at_K": "share of queries with a relevant item among the first K",
     "recall_at_K_of_all": "mean over queries of the share of all relevant items that are among the first K",
     "mean_average_precision_at_K": f"{PRECISIONS} the number of all relevant items, at most K",

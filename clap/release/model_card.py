@@ -19,7 +19,7 @@ RETRIEVAL = "audio-text-retrieval"
 TASKS = {"zero_shot": "zero-shot-audio-classification", "text_to_audio": RETRIEVAL, "audio_to_text": RETRIEVAL}
 WIDEST = 300  # characters of a value of a protocol in the card
 MANIFESTS = ("clip_manifest", "audio_manifest")
-# Recorded keys of the training table; those that are not set are left out.
+# Recorded keys of the training table; those that are not set are skipped.
 SETTINGS = (
     *("init_from", "audio_encoder.pretrained", "text_encoder.pretrained", "freeze", "lora.audio_encoder"),
     *("lora.text_encoder", "loss", "augmentation", "dataset.batch_size", "trainer.max_epochs", "trainer.max_steps"),

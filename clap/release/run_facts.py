@@ -1,4 +1,4 @@
-"""What a run folder or a checkpoint records about a model, for its model card. Paths of this machine are left out."""
+"""What a run folder or a checkpoint records about a model, for its model card. Without paths of this machine."""
 
 import re
 from collections.abc import Mapping

@@ -44,7 +44,7 @@ def find_events(segments: SegmentScores, *, threshold: float, median: int = 3) -
     """Events in order of their start.
 
     The scores of a text are smoothed by a running median over `median` windows; consecutive windows with a smoothed
-    score of `threshold` or more are one event. A window stands for the time around its center that is closer to it than
+    score of `threshold` or more are one event. A window covers the time around its center that is closer to it than
     to the centers of its neighbors; the first one from its start, the last one to its end. The peak is the highest
     unsmoothed score in the event.
     """
