@@ -57,6 +57,19 @@ def test_interrupted_run_does_not_wait_and_its_resume_completes_the_file(
     assert read_files(tmp_path).keys() == {"best", "last"}
 
 
+def test_resume_writes_a_damaged_file_again(make_trainer: Callable, tmp_path: Path):
+    make_trainer(save_every=1, max_steps=1).fit(tmp_path)
+    (tmp_path / TRAIN_CLIPS).unlink()
+    for path in read_files(tmp_path).values():
+        path.unlink()
+        path.write_bytes(b"\x93NUMPY")
+    resumed = make_trainer()
+    resumed.resume(tmp_path / "checkpoints" / "last")
+    resumed.fit(tmp_path)
+    for path in read_files(tmp_path).values():
+        np.testing.assert_array_equal(np.load(path), digest_training_clips(resumed.train_loader.dataset))
+
+
 @pytest.mark.parametrize(
     ("key", "has_file", "added"),
     [

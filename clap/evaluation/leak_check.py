@@ -23,10 +23,21 @@ def read_train_clips(source: str | Path) -> np.ndarray | None:
     try:
         if (own := fetch_own(source)) is None:
             return None
-        path = checkpoint.find_best(own) / checkpoint.TRAIN_CLIPS
-        return np.load(path, allow_pickle=False)
+        return read_digests(checkpoint.find_best(own) / checkpoint.TRAIN_CLIPS)
     except FileNotFoundError:
         return None
+
+
+def read_digests(path: Path) -> np.ndarray:
+    """The digests of a file, sorted uint64.
+
+    Raises:
+        ValueError: the file is damaged. FileNotFoundError: it is missing.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path}: damaged or truncated ({error}); restore it, or delete it to evaluate") from None
 

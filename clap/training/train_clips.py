@@ -18,7 +18,7 @@ from clap.dataset.clips import ClapDataset
 from clap.dataset.leaks import UNKNOWN, digest_training_clips
 from clap.dataset.loader import START_METHOD
 from clap.dataset.sources import find_recordings, find_sources
-from clap.evaluation.leak_check import mark_leaks, read_train_clips
+from clap.evaluation.leak_check import mark_leaks, read_digests, read_train_clips
 from clap.process_group import is_main
 
 if TYPE_CHECKING:  # the trainer imports this module
@@ -53,7 +53,7 @@ class TrainClips:
         self.file, process = run_dir / checkpoint.TRAIN_CLIPS, None
         self.file.unlink(missing_ok=True)
         folders = [run_dir / "checkpoints" / name for name in ("last", "best")]  # of this run, if it is resumed
-        before = [folder / checkpoint.TRAIN_CLIPS for folder in folders if (folder / checkpoint.TRAIN_CLIPS).is_file()]
+        before = [file for folder in folders if is_complete(file := folder / checkpoint.TRAIN_CLIPS)]
         if before:
             checkpoint.link_file(before[0], self.file)
         elif len(self.dataset.clips) <= FEW:
@@ -108,6 +108,16 @@ class TrainClips:
             checkpoint.link_file(self.file, target)
 
 
+def is_complete(file: Path) -> bool:
+    """Whether a checkpoint has the file; a damaged one is deleted, to be written again."""
+    try:
+        return file.is_file() and read_digests(file) is not None
+    except ValueError as error:
+        log.warning("%s; it is written again", error)
+        file.unlink()
+        return False
+
+
 def check_test_recordings(trainer: "ClapTrainer") -> None:
     """Compare the recordings of test clips with those of training clips; their samples are compared by the final test.
 
@@ -138,6 +148,6 @@ def mark_test_clips(trainer: "ClapTrainer") -> None:
     """Set how many clips of the test splits the training has used, for their protocols, and warn of any."""
     file = trainer.checkpoints / "best" / checkpoint.TRAIN_CLIPS
     if is_main() and file.is_file():
-        trained = np.load(file)
+        trained = read_digests(file)
         for problem in [problem for dataset in list_tested(trainer) for problem in mark_leaks(dataset, trained)]:
             log.warning("%s were in the training set; the protocol states their number", problem)
