@@ -62,13 +62,25 @@ def test_search_equals_sorting_all_scores(tmp_path, monkeypatch):
         assert found == expected[:top]
 
 
-def test_matrix_is_written_again_if_it_is_missing(tmp_path):
+@pytest.mark.parametrize("size", [None, 0, 60, 150])
+def test_matrix_is_written_again_if_it_is_missing_or_truncated(tmp_path, size):
     folder = write_index(tmp_path / "index", [1, 1], unit([[1, 2, 3, 4], [4, 3, 2, 1]]))
     [path] = folder.glob("vectors-*.npy")
     before = path.read_bytes()
-    path.unlink()
+    if size is None:
+        path.unlink()
+    else:
+        path.write_bytes(before[:size])
     _, vectors = open_table(folder, 4)
     assert path.read_bytes() == before and vectors.shape == (2, 4)
+
+
+def test_damaged_table_is_named(tmp_path):
+    folder = write_index(tmp_path / "index", [1], unit([[1, 2, 3, 4]]))
+    table = folder / "embeddings.parquet"
+    table.write_bytes(table.read_bytes()[:500])
+    with pytest.raises(ValueError, match="embeddings.parquet: damaged .* --rebuild"):
+        SoundIndex.open(folder)
 
 
 def test_missing_unfinished_and_empty_indexes_are_refused(tmp_path):

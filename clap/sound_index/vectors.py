@@ -4,8 +4,8 @@
     vectors-DIGEST.npy     the embeddings again, (windows, embed_dim) float32; it is named in the metadata of the table
     errors.jsonl           files that cannot be read: path, size, mtime_ns, error
 
-A kill leaves either the old or the new table. A matrix that is missing is written again from the table. Imports no
-torch.
+A kill leaves either the old or the new table. A matrix that is missing or truncated is written again from the
+table. Imports no torch.
 """
 
 import hashlib
@@ -87,19 +87,29 @@ def map_vectors(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
+def is_complete(path: Path, shape: tuple[int, int]) -> bool:
+    """Whether a matrix exists, and is not truncated."""
+    try:
+        return map_vectors(path).shape == shape
+    except (FileNotFoundError, ValueError, EOFError):
+        return False
+
+
 def open_table(index: Path, embed_dim: int) -> tuple[pa.Table, np.ndarray]:
     """File facts, the COLUMNS, and embeddings (windows, embed_dim) of an index; no rows if there is no table yet."""
     if not (index / TABLE).exists():
         return COLUMNS.empty_table(), np.empty((0, embed_dim), np.float32)
-    with pq.ParquetFile(index / TABLE) as file:
-        facts = file.read(columns=COLUMNS.names).replace_schema_metadata(None)
-        name = file.schema_arrow.metadata[b"vectors"].decode()
-        if not (index / name).exists():
+    try:
+        with pq.ParquetFile(index / TABLE) as file:
+            facts = file.read(columns=COLUMNS.names).replace_schema_metadata(None)
+            name = file.schema_arrow.metadata[b"vectors"].decode()
             shape = (len(facts), file.schema_arrow.field("embedding").type.list_size)
-            batches = file.iter_batches(BLOCK, columns=["embedding"])
-            name = write_vectors(
-                index, (batch["embedding"].flatten().to_numpy().reshape(-1, shape[1]) for batch in batches), shape=shape
-            )
+            if not is_complete(index / name, shape):
+                batches = file.iter_batches(BLOCK, columns=["embedding"])
+                blocks = (batch["embedding"].flatten().to_numpy().reshape(-1, shape[1]) for batch in batches)
+                name = write_vectors(index, blocks, shape=shape)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{index / TABLE}: damaged ({error}); restore it, or index again with --rebuild") from None
     return facts, map_vectors(index / name)
 
 
