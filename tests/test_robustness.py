@@ -247,7 +247,7 @@ def test_classifiers_are_evaluated_by_their_own_metric(tiny_clap, tones):
     results = run(classifier, tones, {"classification": Classification(), "robustness": evaluator})
     plain = results["classification"].metrics["test/tones/classification/accuracy"]
     assert results["robustness"].metrics[NAMES[0]] == plain
-    with pytest.raises(ValueError, match="robustness compares clips with text, and a classifier has no text encoder"):
+    with pytest.raises(ValueError, match="has no text encoder; set evaluation.robustness.metric=classification/acc"):
         run(classifier, tones, {"robustness": make_evaluator()})
 
 

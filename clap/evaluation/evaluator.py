@@ -37,6 +37,7 @@ class Evaluator:
         needs: further splits that it reads, such as ("train",) for a linear probe. They are opened only if needed.
         needs_text: whether it compares clips with text, which a classifier cannot embed.
         needs_head: whether it evaluates the head of a classifier.
+        classifier_options: what evaluates a classifier in its place, if it needs text.
         definition: version of its metrics, part of the protocol; raised by hand when their definition changes, so that
             numbers of the old and the new definition do not share a column.
         in_training: whether train.py accepts it, for its validations; False: too slow, only for evaluate.py.
@@ -46,6 +47,7 @@ class Evaluator:
     needs: tuple[str, ...] = ()
     needs_text: bool = True
     needs_head: bool = False
+    classifier_options: str = "evaluation=[classification], or with several labels [multi_label_classification]"
     definition: int = 1
     in_training: bool = True
 
@@ -170,7 +172,7 @@ def check_kind(evaluators: Mapping[str, Evaluator], *, is_classifier: bool) -> N
         if is_classifier and evaluator.needs_text:
             raise ValueError(
                 f"evaluation {name} compares clips with text, and a classifier has no text encoder; set "
-                "evaluation=[classification], or for clips with several labels [multi_label_classification]"
+                f"{evaluator.classifier_options}"
             )
         if evaluator.needs_head and not is_classifier:
             raise ValueError(

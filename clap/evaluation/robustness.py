@@ -50,6 +50,7 @@ class Robustness(Evaluator):
     """
 
     in_training = False
+    classifier_options = f"{KEY}.metric=classification/accuracy"
 
     def __init__(
         self,
