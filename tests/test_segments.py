@@ -99,3 +99,5 @@ def test_command_prints_events_and_writes_plot_and_scores(tiny_checkpoint, recor
     assert files[0].read_bytes().startswith(b"\x89PNG")
     assert files[1].read_text().startswith("start,end,text,peak\n0.0,7.0,rain,")
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 8
+    with pytest.raises(SystemExit, match="--threshold nan is not a number"):
+        run_command("segments", *arguments, "--threshold", "nan")

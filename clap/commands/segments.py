@@ -1,6 +1,7 @@
 """`python -m clap segments FILE --checkpoint PATH --text TEXT...`: when the sounds of texts occur in a recording."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
     threshold = args.threshold if args.threshold is not None else PROBABLE if args.softmax else THRESHOLD
     events = find_events(segments, threshold=threshold, median=args.median)
     output.write_content(None, make_events(events, "json" if args.json else "table"), "")
+    if args.threshold is not None and math.isnan(args.threshold):
+        raise ValueError("--threshold nan is not a number; change it")
     for path in args.output:
         if path.suffix.lower() == ".png":
             embedder.plot_segments(args.file, segments, events, path, threshold=threshold)
