@@ -197,3 +197,12 @@ def test_every_value_of_a_sweep_is_in_a_returned_config(conf: Path) -> None:
     assert {config["seed"] for config in configs} == {0, 1, 2} and len(configs) == 3
     assert {"momentum" in config["optimizer"] for config in configs} == {True, False}
     assert {config["optimizer"]["lr"] for config in configs} == {1, 2} and configs[0]["embed_dim"] == 4
+
+
+def test_misspelt_row_is_suggested_with_its_folder():
+    with pytest.raises(ValueError, match="did you mean reference/msclap_2023_esc50[?]; options: .*, reference/"):
+        check_overrides(
+            ["experiment=reference/msclap_2023_esc5"],
+            config_dir=Path(__file__).parents[1] / "conf",
+            config_name="evaluate",
+        )

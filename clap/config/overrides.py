@@ -212,12 +212,14 @@ class Configs:
         if not choices:
             raise ValueError(f"{line}: no option of {group} matches; options: {options}")
         for option in choices:
-            folder, _, name = f"{group}/{option}".rpartition("/")
+            prefix, _, name = str(option).rpartition("/")
+            folder = f"{group}/{prefix}".rstrip("/")
             if name not in self.options(folder):
                 typed = dict(zip(map(str, list_values(override)), _typed_values(override), strict=True)).get(name)
                 is_number = typed != name and typed in self.options(folder)
-                hint = f"; write '{group}=\"{typed}\"'" if is_number else suggest(name, self.options(folder))
-                raise ValueError(f"{line}: {group} has no option {option}{hint}; options: {options}")
+                known = self.options(group) + [f"{prefix}/{row}" for row in self.options(folder) if prefix]
+                hint = f"; write '{group}=\"{typed}\"'" if is_number else suggest(str(option), known)
+                raise ValueError(f"{line}: {group} has no option {option}{hint}; options: {', '.join(known)}")
             if group == "experiment":
                 self.check_experiment(line, option)
 
