@@ -44,7 +44,8 @@ def fetch_source(source: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = hide_secrets(str(error).splitlines()[0])
         raise FileNotFoundError(
-            f"{source}: no such file or folder, and not found on the Hugging Face hub or in its cache ({reason})"
+            f"{source}: no such file or folder, and not found on the Hugging Face hub or in its cache ({reason}); "
+            "without a network, download it elsewhere and give its file or folder instead, such as checkpoint=FILE"
         ) from None
     raise FileNotFoundError(f"{source}: no such checkpoint; give a file, a folder or a hub name (owner/repository)")
 
