@@ -1,6 +1,7 @@
 """Similarity over time: windows of a stream, events, and `python -m clap segments`."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,11 @@ def test_command_prints_events_and_writes_plot_and_scores(tiny_checkpoint, recor
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 8
     with pytest.raises(SystemExit, match="--threshold nan is not a number"):
         run_command("segments", *arguments, "--threshold", "nan")
+
+
+def test_command_without_events_names_the_highest_score(tiny_checkpoint, recording, capsys):
+    run_command("segments", recording, "--checkpoint", tiny_checkpoint, "--text", "rain", "--threshold", "2")
+    assert re.fullmatch(
+        r"no events: the highest score is -?0\.\d{3} before smoothing; set --threshold, now 2\n",
+        capsys.readouterr().out,
+    )

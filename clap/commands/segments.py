@@ -48,9 +48,11 @@ def run(args: argparse.Namespace) -> None:
         segments = segments.softmax(embedder.clap.logit_scale.exp().item())
     threshold = args.threshold if args.threshold is not None else PROBABLE if args.softmax else THRESHOLD
     events = find_events(segments, threshold=threshold, median=args.median)
-    output.write_content(None, make_events(events, "json" if args.json else "table"), "")
-    if args.threshold is not None and math.isnan(args.threshold):
-        raise ValueError("--threshold nan is not a number; change it")
+    content = make_events(events, "json" if args.json else "table")
+    if not events and not args.json:
+        highest = f"{segments.scores.max():.3f} before smoothing"
+        content = output.encode_utf8(f"no events: the highest score is {highest}; set --threshold, now {threshold:g}\n")
+    output.write_content(None, content, "")
     for path in args.output:
         if path.suffix.lower() == ".png":
             embedder.plot_segments(args.file, segments, events, path, threshold=threshold)
@@ -65,6 +67,8 @@ def check_arguments(args: argparse.Namespace) -> list[str]:
     """Check everything that needs no model; returns the texts without duplicates."""
     inputs.check_at_least_one("--batch-size", args.batch_size)
     check_median(args.median)
+    if args.threshold is not None and math.isnan(args.threshold):
+        raise ValueError("--threshold nan is not a number; change it")
     texts = list(dict.fromkeys(inputs.read_texts(args.text, args.captions, "text")))
     if not texts:
         raise ValueError("no texts given; give --text or --captions")
