@@ -41,6 +41,7 @@ def run_dir(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     (best / "config.yaml").write_text(yaml.safe_dump(config | {"dataset": {"root": SECRET}}))
     np.save(best / TRAIN_CLIPS, np.arange(5, dtype=np.uint64))
     protocol = {"dataset": "clotho", "split": "test", "clips": "40 of 41", "left_out": {"x": "missing"}, "ties": "lose"}
+    protocol |= {"leak_check": "unknown"}
     protocol |= {"hash": hash_protocol(protocol), "audio_manifest": "0", "chance": {RECALL: 0.025}}
     evaluation = Evaluation(
         {RECALL: HITS.mean(), "test/clotho/text_to_audio/median_rank": 3.0},
@@ -174,14 +175,15 @@ def test_dry_run_writes_the_card(run_dir: Path, tmp_path: Path, capsys):
         f'Clap.from_ckpt("{REPO}")',
         "clips that an evaluated corpus has too",
         "the clips of the list list.txt",
-        "- left_out: 1 clip\n- ties: lose\n",
-        "The weights: cc-by-nc-4.0.",
+        "- ties: lose\n- skipped clips: 1\n- comparison with the training clips: not possible",
+        "Evaluated on clotho only",
+        "The weights: cc-by-nc-4.0, ",
     ):
         assert text in body, text
     settings = dict(line.strip("| ").split("|", 1) for line in body.splitlines() if line.count("|") == 3)
     settings = {key.strip(): value.strip() for key, value in settings.items()}
-    assert settings["init_from"] == "start" and settings["loss"] == "sigmoid" and "freeze" not in settings
-    assert settings["hours"] == "2" and settings["machine"] == "1 GPU" and settings["commit"] == "0123abc"
+    assert settings["initial weights"] == "start" and settings["loss"] == "sigmoid" and "frozen parts" not in settings
+    assert settings["hours"] == "2" and settings["machine"] == "1 GPU" and settings["commit"] == "`0123abc`"
 
 
 def test_metrics_are_those_of_the_best_checkpoint(run_dir: Path):
