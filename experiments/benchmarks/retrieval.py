@@ -10,6 +10,16 @@ temporary folder. Two tables:
   extrapolated from them. The other seconds, which are measured, check the embeddings and score the relevant pairs.
 
 --small is a quick check of the script. Seconds do not transfer to other machines.
+
+Two CPU cores, two threads, nothing else running, torch 2.11:
+
+    clips    captions   seconds   ns a pair   memory, MB   seconds by sorting   ratio
+    1,045    5,225        0.106       19.49            3                0.358    0.30
+    2,048    10,240       0.233       11.11            0                2.136    0.11
+    4,096    20,480       0.791        9.43            0               10.186    0.08
+    8,192    40,960       3.119        9.30            0
+    16,384   81,920      11.800        8.79            0
+    100,000  500,000  7 minutes        8.29           89       extrapolated from 2,000 of 191,492 blocks
 """
 
 import argparse
