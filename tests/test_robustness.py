@@ -158,6 +158,7 @@ def test_metric_and_options_of_its_evaluator_are_chosen():
         ({"distortions": ["mp4"]}, "'mp4' is not one of"),
         ({"distortions": []}, "must name one distortion or more"),
         ({"levels": {"gain": ["loud"]}}, "evaluation.robustness.levels.gain: 'loud'"),
+        ({"levels": {"gain": [900]}}, "evaluation.robustness.levels.gain: 900 must be a number from -120 to 120"),
     ],
 )
 def test_wrong_options_are_refused(options: dict, message: str):

@@ -30,6 +30,7 @@ MPEG_RATES = {  # Hz -> bitrates
     **dict.fromkeys((16000, 22050, 24000), MPEG2_BITRATES),
     **dict.fromkeys((8000, 11025, 12000), MPEG2_BITRATES[:8]),
 }
+MOST_DB = 120.0  # of a level; float32 has 150 dB between full scale and its rounding error
 Apply = Callable[[np.ndarray, float, int, np.random.Generator], np.ndarray]
 
 
@@ -177,6 +178,8 @@ DISTORTIONS = {
         definition="Gaussian white noise; its mean power is the mean power of the clip's frames of 20 ms within 40 dB "
         "of the loudest one, divided by 10^(SNR / 10)",
         apply=white_noise,
+        low=-MOST_DB,
+        high=MOST_DB,
         is_falling=True,
     ),
     "pink_noise": Distortion(
@@ -185,6 +188,8 @@ DISTORTIONS = {
         metric="pink_noise_{}_db",
         definition="as white_noise, with a power spectrum of 1 / f from 20 Hz up",
         apply=pink_noise,
+        low=-MOST_DB,
+        high=MOST_DB,
         is_falling=True,
     ),
     "gain": Distortion(
@@ -193,6 +198,8 @@ DISTORTIONS = {
         metric="gain_{}_db",
         definition="samples times 10^(gain / 20), without clipping",
         apply=gain,
+        low=-MOST_DB,
+        high=MOST_DB,
         neutral=0.0,
     ),
     "clipping": Distortion(
@@ -201,6 +208,8 @@ DISTORTIONS = {
         metric="clipping_{}_db",
         definition="samples times 10^(gain / 20), limited to [-1, 1]",
         apply=clipping,
+        low=-MOST_DB,
+        high=MOST_DB,
     ),
     "low_pass": Distortion(
         title="Low-pass",
