@@ -12,8 +12,9 @@ import soundfile
 import torch
 from conftest import CAPTIONS, make_tone
 from numpy.testing import assert_array_equal
+from retrieval_cases import Tones
 
-from clap.corpus import Clip, Corpus
+from clap.corpus import Clip
 from clap.dataset.cache import WaveformCache
 from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
@@ -28,16 +29,6 @@ from clap.evaluation.zero_shot import ZeroShot
 from clap.waveform import load_waveform
 
 NAMES = {Retrieval: "retrieval", ZeroShot: "zero_shot"}
-
-
-class Tones(Corpus):
-    name = "tones"
-
-    def __init__(self, clips: list[Clip]) -> None:
-        self.listed = clips
-
-    def clips(self, split: str) -> list[Clip]:
-        return self.listed
 
 
 @pytest.fixture(scope="module")

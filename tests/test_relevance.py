@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from conftest import CAPTIONS
-from retrieval_cases import ALL_METRICS, loop_metrics
+from retrieval_cases import ALL_METRICS, Tones, loop_metrics
 
-from clap.corpus import Clip, Corpus
+from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
 from clap.dataset.dataset_settings import DatasetSettings
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits
@@ -18,16 +18,6 @@ from clap.evaluation.retrieval import Retrieval
 
 LISTED = {0: [3, 1], 2: [2], 5: [0, 4, 5, 6], 7: [7, 1]}  # caption -> relevant clips, as DCASE 2025 annotates them
 GRADES = {0: {0: 96, 3: 71, 5: 0}, 2: {2: 40.5}, 5: {1: 1, 4: 100, 5: 100}, 6: {0: 0}}
-
-
-class Tones(Corpus):
-    name = "tones"
-
-    def __init__(self, clips: list[Clip]) -> None:
-        self.listed = clips
-
-    def clips(self, split: str) -> list[Clip]:
-        return self.listed
 
 
 @pytest.fixture(scope="module")
