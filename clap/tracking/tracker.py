@@ -137,7 +137,7 @@ class Tracker:
     def url_hint(self) -> str:
         """How to view the run: the command that opens the UI, or the address of the run on its server."""
         if self.uri is None:
-            return "MLflow is off (tracking.uri=null)"
+            return "off (tracking.uri=null)"
         if self.uri.startswith("sqlite:"):
             return shlex.join(["mlflow", "ui", "--backend-store-uri", self.uri])
         return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{WORKFLOW}"
@@ -146,7 +146,7 @@ class Tracker:
     def view_hint(self) -> str:
         """How to open the views of `log_view`: addresses of the table, the charts and the means, one per line."""
         if self.uri is None:
-            return self.url_hint
+            return f"MLflow is {self.url_hint}"
         local, view = self.uri.startswith("sqlite:"), self._record["view"]
         server = "http://127.0.0.1:5000/" if local else f"{self.uri}/"
         means = has_repeats(view["swept"], view.get("configurations", ()))
