@@ -25,7 +25,7 @@ from clap.demo.answers import Answers
 from experiments.screenshots import BROWSERS, open_browser
 
 if importlib.util.find_spec("gradio") is None:
-    pytest.skip('needs gradio: pip install "clap[demo]"', allow_module_level=True)
+    pytest.skip("needs gradio", allow_module_level=True)
 needs_browser = pytest.mark.skipif(
     not (any(map(shutil.which, BROWSERS)) and shutil.which("chromedriver")),
     reason="needs Chromium and its chromedriver: apt-get install chromium chromium-driver",

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C."""
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError('the demo requires gradio, which is not installed; run: pip install "clap[demo]"')
+        raise ValueError("the demo requires gradio, which is not installed; run: pip install gradio")
     port = find_port(args.host, args.port)
     index = None if args.index is None else SoundIndex.open(args.index)
     if args.folder is not None:

@@ -14,7 +14,7 @@ def check_packages() -> None:
     """ValueError if a package of the extra `onnx` is not installed."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ValueError(
-            f"{', '.join(missing)} not installed; install the packages of export: pip install 'clap[onnx]'"
+            f"{', '.join(missing)} not installed; install the packages of export: pip install {' '.join(PACKAGES)}"
         )
 
 

@@ -19,7 +19,9 @@ from clap.waveform import SHORTEST
 try:
     from onnxruntime import InferenceSession
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"{error}; install the packages of ONNX export: pip install 'clap[onnx]'") from None
+    raise ModuleNotFoundError(
+        f"{error}; install the packages of ONNX export: pip install onnx onnxscript onnxruntime"
+    ) from None
 
 TOLERANCE = 1e-4  # largest absolute difference between values of unit-norm embeddings
 DURATIONS = (0.04, 0.55, 1.0, 1.003, 1.4, 2.7)  # of the compared sounds, in windows of the model
