@@ -86,8 +86,10 @@ def wait_until(condition: Callable[[], bool], processes: Sequence[Script]) -> bo
 
 
 def last_write(folder: Path) -> float:
-    last = folder / "checkpoints" / "last" / "trainer.pt"
-    return last.stat().st_mtime if last.exists() else 0.0
+    try:
+        return (folder / "checkpoints" / "last" / "trainer.pt").stat().st_mtime
+    except FileNotFoundError:  # not yet written, or just being replaced
+        return 0.0
 
 
 @pytest.mark.parametrize("count", [1, 2])
