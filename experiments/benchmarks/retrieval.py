@@ -77,7 +77,7 @@ class PeakMemory:
 
 
 def read_memory() -> int:
-    """Anonymous memory of this process in bytes; 0 where the system does not tell."""
+    """Anonymous memory of this process in bytes; 0 where the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
