@@ -10,13 +10,18 @@ from torch import Tensor
 
 from clap.corpus import Clip
 from clap.dataset.clips import ClapDataset
-from clap.evaluation.chance import expected_average_precision
 from clap.evaluation.class_report import write_class_report
 from clap.evaluation.embedded_split import EmbeddedSplit, Splits
 from clap.evaluation.evaluator import Evaluator
 from clap.evaluation.labelled_split import require_labels
 from clap.evaluation.metrics import accuracy, predict_classes, ranked_precisions
-from clap.evaluation.multi_label import digest_labels, find_positives, require_any_label, write_precision_report
+from clap.evaluation.multi_label import (
+    average_classes,
+    digest_labels,
+    find_positives,
+    require_any_label,
+    write_precision_report,
+)
 from clap.evaluation.query_scores import QueryScores
 from clap.evaluation.results import Evaluation
 
@@ -102,16 +107,10 @@ class MultiLabelClassification(Evaluator):
             "the logit of the class; classes without a clip are skipped",
             "ties": "count against the model",
         }
-        return Evaluation(
-            {MEAN_AVERAGE_PRECISION: precisions.mean().item()},
-            [clip.id for clip in clips],
-            per_query={
-                "class_names": np.array(clap.class_names)[columns.numpy()],
-                "average_precision": precisions.cpu().numpy(),
-                "clips_of_class": num_positive,
-            },
-            protocol=describe_classifier(clap, clips) | protocol,
-            chance={MEAN_AVERAGE_PRECISION: expected_average_precision(num_positive, len(clips), len(clips))},
+        class_names = [clap.class_names[column] for column in columns.tolist()]
+        protocol = describe_classifier(clap, clips) | protocol
+        return average_classes(
+            MEAN_AVERAGE_PRECISION, precisions, class_names, num_positive, clips=clips, protocol=protocol
         )
 
     def write_report(self, result: Evaluation, folder: Path) -> None:

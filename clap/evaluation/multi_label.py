@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -68,17 +68,7 @@ class MultiLabel(Evaluator):
             "share of clips of the class among those up to its rank; classes without a clip are skipped",
             "ties": "count against the model",
         }
-        return Evaluation(
-            {METRIC: precisions.mean().item()},
-            [clip.id for clip in clips],
-            per_query={
-                "class_names": np.array(class_names),
-                "average_precision": precisions.cpu().numpy(),
-                "clips_of_class": num_positive,
-            },
-            protocol=protocol,
-            chance={METRIC: expected_average_precision(num_positive, len(clips), len(clips))},
-        )
+        return average_classes(METRIC, precisions, class_names, num_positive, clips=clips, protocol=protocol)
 
     def write_report(self, result: Evaluation, folder: Path) -> None:
         write_precision_report(result, folder, title="Multi-label, {dataset} ({split})".format(**result.protocol))
@@ -97,6 +87,34 @@ def find_positives(clips: Sequence[Clip], class_names: Sequence[str]) -> Tensor:
     for row, clip in enumerate(clips):
         is_positive[row, [number[label] for label in clip.all_labels]] = True
     return is_positive
+
+
+def average_classes(
+    metric: str,
+    precisions: Tensor,
+    class_names: Sequence[str],
+    num_positive: np.ndarray,
+    *,
+    clips: Sequence[Clip],
+    protocol: Mapping[str, Any],
+) -> Evaluation:
+    """The evaluation whose metric is the mean of the average precisions (classes,), see `write_precision_report`.
+
+    Args:
+        num_positive: (classes,) clips of each class.
+        clips: that each class ranks.
+    """
+    return Evaluation(
+        {metric: precisions.mean().item()},
+        [clip.id for clip in clips],
+        per_query={
+            "class_names": np.array(class_names),
+            "average_precision": precisions.cpu().numpy(),
+            "clips_of_class": num_positive,
+        },
+        protocol=dict(protocol),
+        chance={metric: expected_average_precision(num_positive, len(clips), len(clips))},
+    )
 
 
 def write_precision_report(result: Evaluation, folder: Path, *, title: str) -> None:
